@@ -1,0 +1,112 @@
+"""What a core asks its shell to do. Plain data: built by core/, carried out in order by runtime/.
+
+An effect is made per message or per process, never per task: a batch of 256 tasks is one Send.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from zmesh.wire.ids import PeerID
+
+
+@dataclass(slots=True)
+class Send:
+    """Send `message` to `to`. A peer that is gone is no error: its death is told separately."""
+
+    to: PeerID
+    message: Any
+
+
+@dataclass(slots=True)
+class Connect:
+    """Open a link to the client `peer` (a worker to its victim)."""
+
+    peer: PeerID
+
+
+@dataclass(slots=True)
+class Disconnect:
+    """Close the link to `peer`; what was sent before still goes out."""
+
+    peer: PeerID
+
+
+@dataclass(slots=True)
+class Resolved:
+    """Entries somebody waits for have their value or error now."""
+
+    entries: list[Any]
+
+
+@dataclass(slots=True)
+class Recycle:
+    """Segments of this process have no reader left: they may be written again."""
+
+    segments: list[int]
+
+
+@dataclass(slots=True)
+class Interrupt:
+    """Raise KeyboardInterrupt in the running task, if it is still `(owner, seq, attempt)`."""
+
+    owner: PeerID
+    seq: int
+    attempt: int
+
+
+@dataclass(slots=True)
+class Spawn:
+    """Fork a worker under this PeerID, with the black box `slot`."""
+
+    peer: PeerID
+    slot: int
+
+
+@dataclass(slots=True)
+class KillProcess:
+    """SIGKILL the worker `peer` now."""
+
+    peer: PeerID
+
+
+@dataclass(slots=True)
+class DropSegments:
+    """Close the node's descriptors of these segments; their pages go with the last mapping."""
+
+    segments: list[int]
+
+
+@dataclass(slots=True)
+class Exit:
+    """Leave the loop: this process has nothing more to do."""
+
+
+@dataclass(slots=True)
+class Show:
+    """Print a worker's output for the user. `stream` is 1 (stdout) or 2 (stderr); `text` ends with a newline."""
+
+    stream: int
+    text: str
+
+
+@dataclass(slots=True)
+class Warn:
+    """Log a line somebody should act on: there is no caller to raise it to."""
+
+    text: str
+
+
+Effect = (
+    Send
+    | Connect
+    | Disconnect
+    | Resolved
+    | Recycle
+    | Interrupt
+    | Spawn
+    | KillProcess
+    | DropSegments
+    | Exit
+    | Show
+    | Warn
+)

@@ -1,0 +1,1 @@
+"""The deeds: sockets, memory, processes and clocks of this machine."""

@@ -1,0 +1,1 @@
+"""Other interfaces, built on the face alone."""

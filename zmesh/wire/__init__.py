@@ -1,0 +1,1 @@
+"""The words two processes may say to each other."""
