@@ -139,7 +139,7 @@ class Kill:
 class WorkerDied:
     """Node to every client the worker ever served: it is gone.
 
-    `owner`, `seq`, `attempt` name the task it was executing (seq 0: none); `reason` is "", "timeout", "cancel" or "oom".
+    `owner`, `seq`, `attempt` name the task it was executing (seq 0: none); `reason` is "", "timeout" or "cancel".
     `status` is what waitpid gave.
     """
 
@@ -272,7 +272,7 @@ class Trim:
 
 @dataclass(slots=True)
 class Steal:
-    """Thief to victim: I am free for about `credit_s` seconds of work of this shape. Stays parked until there is some."""
+    """Thief to victim: I am free for about `credit_s` seconds of this shape. Stays parked until there is work."""
 
     epoch: int
     shape: Shape
