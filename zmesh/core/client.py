@@ -1,0 +1,384 @@
+"""A client: whoever submits tasks. Wires what it owns (tasks), whom it serves (victim), what it holds (references).
+
+Drivers and workers both are one. The shell calls the inputs under one lock and carries out the effects before it
+releases it. Holds no rule of its own beyond which machine hears of what.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, Warn
+from zmesh.core.records import LEASED, QUEUED, RESOLVED, Entry, Inputs, Queue, Spec, Task, Thief, shape_key
+from zmesh.core.references import References
+from zmesh.core.tasks import Tasks
+from zmesh.core.timers import Timers
+from zmesh.core.victim import Victim
+from zmesh.wire.ids import NODE_ID_BYTES, PeerID, node_peer
+from zmesh.wire.messages import (
+    ERROR,
+    INLINE,
+    ITEM,
+    STORED,
+    Ack,
+    Done,
+    Fetched,
+    GiveBack,
+    Infeasible,
+    Log,
+    RecycleSegments,
+    StatusReply,
+    StatusRequest,
+    Steal,
+    Trim,
+    Unpin,
+    Unsteal,
+    Unstolen,
+    Welcome,
+    WorkerDied,
+)
+
+DRAIN_S = 0.05  # after a worker's death, what it had sent may still arrive for so long
+INFEASIBLE_GRACE_S = 1.0  # work that no node can run fails after this time, so that one may still join
+
+
+class ClientCore:
+    """The state of one client and all its inputs.
+
+    Args:
+        me: PeerID of this process.
+        effects: where effects are appended, in order; the shell empties it.
+        describe_status: turns a waitpid status into (exit code, signal name, text).
+    """
+
+    def __init__(
+        self,
+        me: PeerID,
+        effects: list[Effect],
+        timers: Timers,
+        describe_status: Callable[[int], tuple[int | None, str | None, str]],
+    ) -> None:
+        self.me = me
+        self.node = node_peer(me[:NODE_ID_BYTES])
+        self.effects = effects
+        self.timers = timers
+        self.welcome: Welcome | None = None
+        self.lost: Any = None  # the failure every call gets once the node is gone
+        self.specs: list[Spec] = []
+        self.current: Any = None  # (owner, seq) of the task this process runs, if it is a worker
+        self._describe_status = describe_status
+        self._seq = 0
+        self._waited: list[Entry] = []
+        self._impossible: dict[Any, str] = {}  # {shape key: why no node can run it}
+        self.references = References(me, self.node, effects)
+        self.victim = Victim(self.node, effects, timers, self._arguments, self._limit_time)
+        self.tasks = Tasks(
+            self.node,
+            effects,
+            timers,
+            push=self._push,
+            forget=self.victim.forget,
+            drop=self.references.drop,
+            fetch=self.references.fetch,
+            settled=self.references.resolved,
+            free=self.references.free_segment,
+            inside=self.references.inside,
+            waited=self._waited,
+        )
+        self._inputs: dict[type[Any], Callable[[PeerID, Any, float], None]] = {
+            Done: self._done,
+            Steal: self._steal,
+            GiveBack: self._give_back,
+            Unsteal: self._unsteal,
+            Unpin: lambda peer, message, now: self.references.unpinned(peer, message.objects),
+            Welcome: self._welcome,
+            WorkerDied: self._worker_died,
+            Infeasible: self._infeasible,
+            Log: self._log,
+            StatusReply: lambda _, message, now: self.references.answered(message.request, INLINE, message.status),
+            Ack: lambda _, message, now: self.references.acknowledged(message.request, message.error),
+            Fetched: self._fetched,
+            RecycleSegments: lambda _, message, now: self.effects.append(Recycle(list(message.segments))),
+            Trim: lambda _, message, now: self.effects.append(Recycle([])),
+        }
+
+    # Inputs from the user's threads.
+
+    def submit(self, spec: Spec, args: Any, inputs: Inputs | None, depth: int, now: float) -> Task:
+        """Make a task of this call; returns it with one reference counted for each of its results."""
+        self._seq += 1
+        task = Task(self._seq, spec, args, depth)
+        if inputs is None and spec.num_returns == 1 and self.current is None and self.lost is None:
+            self.tasks.open += 1
+            self.victim.push(task, now)
+            return task
+        task.inputs = inputs
+        task.parent = self.current
+        if self.lost is not None:
+            task.inputs = None
+            task.parent = None
+            self.tasks.open += 1
+            if spec.num_returns != 1:
+                task.outputs = [Entry(task.seq, index) for index in range(max(spec.num_returns, 0))]
+            self.tasks.resolve(task, ERROR, self.lost)
+        else:
+            self.tasks.submit(task, now)
+        self._flush()
+        return task
+
+    def put(self, status: int, value: Any, inside: list[Entry]) -> Entry:
+        """Own a value the user put; `inside` are the references in it, promoted before."""
+        self._seq += 1
+        entry = Entry(self._seq, 0, status, value)
+        if inside:
+            for inner in inside:
+                inner.refs += 1
+            self.references.share(entry).inside = list(inside)
+        return entry
+
+    def new_spec(self, job: PeerID, name: str, shape: dict[str, int], **options: Any) -> Spec:
+        """Register one function with one set of options."""
+        spec = Spec(len(self.specs), job, name, shape, **options)
+        self.specs.append(spec)
+        return spec
+
+    def cancel(self, task: Task, now: float, *, force: bool = False, recursive: bool = True) -> None:
+        """Cancel one task; see Tasks.cancel."""
+        self.tasks.cancel(task, now, force=force, recursive=recursive)
+        self._flush()
+
+    def cancel_all(self, now: float) -> None:
+        """Cancel every unresolved task: the user pressed Ctrl-C."""
+        for task in self.unresolved():
+            self.tasks.cancel(task, now, force=False, recursive=True)
+        self._flush()
+
+    def ask_status(self) -> Entry:
+        """Ask the node what is going on; the entry resolves with a dict."""
+        ticket = self.references.ask()
+        self.effects.append(Send(self.node, StatusRequest(ticket.seq)))
+        return ticket
+
+    def unresolved(self) -> list[Task]:
+        """Return all tasks without an outcome: leased, queued, waiting."""
+        leased = [task for thief in self.victim.thieves.values() for task in thief.leased.values()]
+        levels = [level for queue in self.victim.queues.values() for level in queue.levels.values()]
+        queued = [task for level in levels for task in level if task.state == QUEUED]
+        return leased + queued + self.tasks.waiting()
+
+    # Inputs from the network.
+
+    def receive(self, peer: PeerID, message: Any, now: float) -> None:
+        """Take one message from the node or a thief. What makes no sense here is dropped with a warning."""
+        handle = self._inputs.get(type(message))
+        if handle is None:
+            self.effects.append(Warn(f"{type(message).__name__} from {peer.hex()} is not for a client: dropped"))
+            return
+        handle(peer, message, now)
+        self._flush()
+
+    def node_lost(self, text: str, now: float) -> None:
+        """The node is gone: everything unresolved fails, as its workers died with it."""
+        if self.lost is not None:
+            return
+        self.lost = ("NodeDiedError", text, {})
+        for task in self.unresolved():
+            if task.state == QUEUED:
+                self.victim.forget(task)
+            elif task.state == LEASED:
+                assert task.thief is not None
+                self.victim.returned(task.thief, task)
+            if task.state != RESOLVED:
+                self.tasks.resolve(task, ERROR, self.lost)
+            self.tasks.entry_resolved(task, now)
+        for entry in self.references.lose_node(self.lost):
+            self.tasks.entry_resolved(entry, now)
+        self._flush()
+
+    # How the machines meet.
+
+    def _push(self, task: Task, now: float, front: bool) -> None:
+        self.victim.push(task, now, front=front)
+        if task.spec.shape_key in self._impossible:
+            self.timers.set(now + INFEASIBLE_GRACE_S, self._fail_impossible)
+
+    def _limit_time(self, task: Task, now: float) -> None:
+        self.tasks.limit_time(task, now)
+
+    def _flush(self) -> None:
+        if self._waited:
+            self.effects.append(Resolved(self._waited[:]))
+            self._waited.clear()
+
+    def _arguments(self, task: Task, thief: Thief) -> tuple[Any, list[Any]]:
+        """Return the arguments and dependencies of a task as Work carries them."""
+        del thief  # dependencies are named alike to every thief of the host
+        deps = []
+        if task.inputs is not None:
+            for entry in task.inputs.deps:
+                key = self.references.lend(entry) if entry.status == STORED else None
+                deps.append((entry.status, entry.value, key))
+            for entry in task.inputs.held:
+                if entry.status == STORED:
+                    self.references.lend(entry)
+        return task.args, deps
+
+    def _welcome(self, peer: PeerID, message: Welcome, now: float) -> None:
+        del peer
+        self.welcome = message
+        self.victim.total = dict(message.total)
+        self.victim.serve(now)
+
+    def _steal(self, peer: PeerID, message: Steal, now: float) -> None:
+        key = shape_key(message.shape)
+        queue = self.victim.queues.get(key)
+        if queue is None:
+            queue = self.victim.queues[key] = Queue(key, dict(message.shape))
+        self.victim.steal(peer, message.epoch, queue, message.credit_s, now)
+
+    def _done(self, peer: PeerID, message: Done, now: float) -> None:
+        """Results of a thief: the hot path."""
+        if message.kept:
+            self.references.kept(peer, message.kept)
+        thief = self.victim.thieves.get(peer)
+        if thief is None:
+            for result in message.results:
+                self._late(peer, result, now)
+            return
+        victim, tasks, leased = self.victim, self.tasks, thief.leased
+        victim.timed(self.specs, message.timings)
+        for result in message.results:
+            task = leased.get(result[0])
+            if task is None:
+                self._late(peer, result, now)
+            elif result[2] == INLINE and len(result) == 4 and not task.attempt and task.inputs is None:
+                victim.returned(thief, task)
+                tasks.resolve(task, INLINE, result[3])
+                tasks.entry_resolved(task, now)
+            elif result[2] == ITEM:
+                tasks.item(task, result[3])
+            else:
+                victim.returned(thief, task)
+                tasks.outcome(task, result, now)
+        victim.refill(thief, now)
+        if thief.closing and not leased:
+            victim.gone(thief, now)
+
+    def _late(self, peer: PeerID, result: Any, now: float) -> None:
+        """A result nobody leases: the success of an earlier attempt still counts, all else is dropped."""
+        task = self.tasks.retried.get(result[0])
+        if task is not None and result[2] in (INLINE, STORED):
+            if task.state == QUEUED:
+                self.victim.forget(task)
+            elif task.state == LEASED:
+                return  # the attempt under way will resolve it; both give the same
+            self.tasks.outcome(task, result, now)
+        elif result[2] == STORED:
+            self.references.free_segment(result[3])
+
+    def _give_back(self, peer: PeerID, message: GiveBack, now: float) -> None:
+        thief = self.victim.thieves.get(peer)
+        if thief is None:
+            return
+        thief.paused = True
+        thief.queue.idle.pop(peer, None)
+        given = [thief.leased[seq] for seq, attempt in message.tasks if seq in thief.leased]
+        self._requeue(thief, given, now)
+        self.victim.serve(now)
+
+    def _requeue(self, thief: Thief, tasks: list[Task], now: float) -> None:
+        """Put tasks a thief did not start back in front, in their old order."""
+        for task in sorted(tasks, key=lambda task: task.seq, reverse=True):
+            self.victim.returned(thief, task)
+            if task.timer:
+                self.timers.cancel(task.timer)
+                task.timer = 0
+            if task.cancelled:
+                task.state = QUEUED  # never started: nothing to interrupt
+                self.tasks.resolve(task, ERROR, ("TaskCancelledError", f"{task.spec.name} was cancelled", {}))
+                self.tasks.entry_resolved(task, now)
+            else:
+                self._push(task, now, True)
+
+    def _unsteal(self, peer: PeerID, message: Unsteal, now: float) -> None:
+        thief = self.victim.thieves.get(peer)
+        if thief is not None and thief.epoch == message.epoch:
+            self.victim.close(thief)
+            if not thief.leased:
+                self.victim.gone(thief, now)
+        self.effects.append(Send(peer, Unstolen(message.epoch)))
+
+    def _worker_died(self, peer: PeerID, message: WorkerDied, now: float) -> None:
+        """Wait a moment for what the worker sent before it died, then charge one task and requeue the rest."""
+        del peer
+        thief = self.victim.thieves.get(message.worker)
+        if thief is not None:
+            self.victim.close(thief)
+        self.timers.set(now + DRAIN_S, lambda then: self._bury(message, then))
+
+    def _bury(self, message: WorkerDied, now: float) -> None:
+        self.references.reader_died(message.worker)
+        self.references.victim_died(message.worker)
+        thief = self.victim.thieves.get(message.worker)
+        if thief is None:
+            self._flush()
+            return
+        charged = thief.leased.get(message.seq) if message.owner == self.me else None
+        self._requeue(thief, [task for task in thief.leased.values() if task is not charged], now)
+        if charged is not None:
+            self.victim.returned(thief, charged)
+            how = self._describe_status(message.status)
+            self.tasks.worker_died(charged, message.pid, how, message.reason, message.tail, now)
+        self.victim.gone(thief, now)
+        self.victim.serve(now)
+        self._flush()
+
+    def _fetched(self, peer: PeerID, message: Fetched, now: float) -> None:
+        del peer
+        for entry in self.references.fetched(message.objects):
+            self.tasks.entry_resolved(entry, now)
+
+    def _infeasible(self, peer: PeerID, message: Infeasible, now: float) -> None:
+        del peer
+        key = shape_key(message.shape)
+        self._impossible[key] = message.text
+        self.timers.set(now + INFEASIBLE_GRACE_S, self._fail_impossible)
+
+    def _fail_impossible(self, now: float) -> None:
+        for key, text in self._impossible.items():
+            queue = self.victim.queues.get(key)
+            if queue is None:
+                continue
+            for task in [task for level in queue.levels.values() for task in level if task.state == QUEUED]:
+                self.victim.forget(task)
+                self.tasks.resolve(task, ERROR, ("TaskUnschedulableError", f"{task.spec.name}: {text}", {}))
+                self.tasks.entry_resolved(task, now)
+        self._flush()
+
+    def _log(self, peer: PeerID, message: Log, now: float) -> None:
+        del peer, now
+        label = f"({message.name or 'worker'} pid={message.pid}) "
+        text = "".join(f"{label}{line}\n" for line in message.text.splitlines())
+        self.effects.append(Show(message.stream, text))
+
+    # Outputs for users.
+
+    def waits_for(self, entry: Entry) -> str:
+        """Say why an entry has no value yet."""
+        if not isinstance(entry, Task):
+            return "the object belongs to another process, which has not made it yet"
+        text = self.tasks.waits_for(entry)
+        if entry.state == QUEUED:
+            queue = self.victim.queues[entry.spec.shape_key]
+            impossible = self._impossible.get(queue.key)
+            text += f" behind {queue.count - 1} others for {Victim.describe(queue.shape)}"
+            text += f"; {len(queue.thieves)} workers are attached for that"
+            if impossible:
+                text += f"; {impossible}"
+        return text
+
+    def check(self) -> None:
+        """Verify the tables; for tests and the simulator."""
+        self.victim.check()
+        self.references.check()
+        unresolved = self.unresolved()
+        assert len(unresolved) == self.tasks.open, (len(unresolved), self.tasks.open)

@@ -1,0 +1,208 @@
+"""What the machines of a client talk about: specs, entries, tasks, thieves. Plain slotted data, no rules.
+
+A million queued tasks must fit in 700 MB, so a task with one result *is* that result's entry, and everything rare
+(dependencies, outputs, sharing) hangs on one slot that is None in the common case.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from zmesh.wire.ids import ObjectID, PeerID
+from zmesh.wire.messages import PENDING, Shape
+
+# States of a task at its owner.
+WAITING, QUEUED, LEASED, RESOLVED = 0, 1, 2, 3
+
+ShapeKey = tuple[tuple[str, int], ...]
+
+
+def shape_key(shape: Shape) -> ShapeKey:
+    """Return the shape as a key: sorted, without zeros."""
+    return tuple(sorted((name, amount) for name, amount in shape.items() if amount))
+
+
+class Spec:
+    """One function with one set of options, as a client calls it; sent to each thief once.
+
+    `peak_s` is the decayed maximum of its run time in seconds, None before the first result.
+    """
+
+    __slots__ = (
+        "alone",
+        "blob",
+        "digest",
+        "held",
+        "index",
+        "job",
+        "max_retries",
+        "name",
+        "num_returns",
+        "options",
+        "peak_s",
+        "priority",
+        "shape",
+        "shape_key",
+        "timeout_s",
+    )
+
+    def __init__(
+        self,
+        index: int,
+        job: PeerID,
+        name: str,
+        shape: Shape,
+        *,
+        num_returns: int = 1,
+        options: dict[str, Any] | None = None,
+        digest: bytes = b"",
+        blob: bytes = b"",
+        max_retries: int = 3,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        held: tuple[Any, ...] = (),
+    ) -> None:
+        self.index = index
+        self.job = job
+        self.name = name
+        self.num_returns = num_returns
+        self.options = options or {}
+        self.digest = digest
+        self.blob = blob
+        self.shape = shape
+        self.shape_key = shape_key(shape)
+        self.max_retries = max_retries
+        self.timeout_s = timeout_s
+        self.priority = priority
+        self.alone = max_retries == 0 or timeout_s is not None
+        self.peak_s: float | None = None
+        self.held = held  # entries of refs the function captured: held as long as the spec
+
+
+class Share:
+    """What an entry needs once more than this process has to do with it."""
+
+    __slots__ = ("clean", "holds", "inside", "oid", "pins", "promoted", "readers", "sent")
+
+    def __init__(self, oid: ObjectID | None = None) -> None:
+        self.oid = oid  # of a borrowed entry; an own one has its seq and index
+        self.promoted = oid is not None  # the node counts it
+        self.holds = 0  # how often the node counts this process as a holder
+        self.pins = 0  # live views in this process
+        self.readers: dict[PeerID, bool] = {}  # {thief: True} that kept the object after its task
+        self.inside: list[Entry] = []  # entries of refs inside the value, held until this one is freed
+        self.clean = True  # no reader ever died: its segment may be written again
+        self.sent = False  # a Fetch for it is under way
+
+
+class Entry:
+    """One object this process holds a reference to: its own or a borrowed one."""
+
+    __slots__ = ("__weakref__", "index", "refs", "seq", "share", "status", "value", "waiter")
+
+    def __init__(self, seq: int, index: int = 0, status: int = PENDING, value: Any = None, refs: int = 1) -> None:
+        self.seq = seq
+        self.index = index
+        self.status = status
+        self.value = value
+        self.refs = refs  # ObjectRefs in this process, tasks that need it, values that contain it
+        self.waiter: Any = None  # not None: somebody wants to hear when it resolves
+        self.share: Share | None = None
+
+
+@dataclass(slots=True)
+class Inputs:
+    """What a task needs besides its inline arguments."""
+
+    deps: list[Entry] = field(default_factory=list)  # top-level refs, in the order of their placeholders
+    held: list[Entry] = field(default_factory=list)  # nested refs, and the entry of large arguments
+    missing: int = 0  # deps that are still PENDING
+
+
+class Task(Entry):
+    """A call this process submitted and owns, which is also the entry of its only result (num_returns=1)."""
+
+    __slots__ = (
+        "args",
+        "attempt",
+        "cancelled",
+        "depth",
+        "inputs",
+        "outputs",
+        "parent",
+        "spec",
+        "state",
+        "thief",
+        "timer",
+    )
+
+    def __init__(self, seq: int, spec: Spec, args: Any, depth: int) -> None:
+        self.seq = seq
+        self.index = 0
+        self.status = PENDING
+        self.value = None
+        self.refs = 1
+        self.waiter = None
+        self.share = None
+        self.spec = spec
+        self.args = args  # INLINE bytes, or (segment, nbytes, producer, seq of its entry)
+        self.depth = depth
+        self.attempt = 0
+        self.state = QUEUED
+        self.cancelled = False
+        self.thief: Thief | None = None
+        self.inputs: Inputs | None = None
+        self.outputs: list[Entry] | None = None  # of num_returns other than 1; grows while a stream runs
+        self.parent: Any = None  # (owner, seq) of the task that submitted it, in a worker
+        self.timer = 0  # of timeout=, 0 if none
+
+
+class Thief:
+    """A worker attached to this client, for one shape."""
+
+    __slots__ = ("alone", "closing", "credit_s", "epoch", "leased", "load_s", "paused", "peer", "queue", "specs")
+
+    def __init__(self, peer: PeerID, epoch: int, queue: "Queue", credit_s: float) -> None:
+        self.peer = peer
+        self.epoch = epoch
+        self.queue = queue
+        self.credit_s = credit_s
+        self.leased: dict[int, Task] = {}  # {seq: task} sent and not answered, in the order sent
+        self.load_s = 0.0  # expected seconds of work leased
+        self.alone = False  # the only lease must stay the only one
+        self.paused = False  # gave work back: it gets nothing before its next Done
+        self.closing = False  # withdrew its steal, or died
+        self.specs: dict[int, bool] = {}  # {spec index: True} it already has
+
+
+class Queue:
+    """Tasks of one shape that may start now, by priority, and the thieves attached for them."""
+
+    __slots__ = (
+        "count",
+        "idle",
+        "key",
+        "levels",
+        "order",
+        "peak",
+        "shape",
+        "spec",
+        "thieves",
+        "timer",
+        "told",
+        "told_depth",
+    )
+
+    def __init__(self, key: ShapeKey, shape: Shape) -> None:
+        self.key = key
+        self.shape = shape
+        self.levels: dict[int, deque[Task]] = {}  # {priority: tasks}; cancelled ones stay until they come up
+        self.order: list[int] = []  # priorities, highest first
+        self.count = 0  # tasks in state QUEUED in all levels
+        self.thieves: dict[PeerID, Thief] = {}
+        self.idle: dict[PeerID, Thief] = {}  # those with nothing leased and open for more; last in is first served
+        self.told = 0  # workers of the last Demand
+        self.told_depth = 0
+        self.peak = 0  # most workers that were of use since the timer was set
+        self.timer = 0  # set while told may be too high
+        self.spec: Spec | None = None  # of the last task pushed, for its job

@@ -1,0 +1,362 @@
+"""Who in this process holds which object, and when its bytes may go (docs/design.md, "Objects").
+
+An own entry is freed when no ObjectRef, task, containing value, live view or reader is left; the node only hears of it
+if it was promoted. A borrowed entry is counted by the node: this process owes it as many releases as it was given
+holds. Knows entries; never looks at tasks (core/tasks.py does).
+"""
+
+from typing import Any
+
+from zmesh.core.effects import Effect, Recycle, Resolved, Send
+from zmesh.core.records import Entry, Share
+from zmesh.wire.ids import ObjectID, PeerID, object_id, split_object_id
+from zmesh.wire.messages import (
+    ERROR,
+    INLINE,
+    PENDING,
+    STORED,
+    Fetch,
+    FreeSegments,
+    Hold,
+    Promote,
+    Release,
+    Resolve,
+    Unpin,
+)
+
+Key = Any  # of a dependency a thief reads: an ObjectID the node counts, or (victim, seq, index)
+
+
+class View:
+    """A dependency with live views in this process, read for a victim."""
+
+    __slots__ = ("count", "kept", "victim")
+
+    def __init__(self, victim: PeerID) -> None:
+        self.victim = victim
+        self.count = 0  # live views
+        self.kept = 0  # how many of our Dones listed it
+
+
+class References:
+    """Counts of one client.
+
+    Args:
+        me: PeerID of this process; objects it makes carry it.
+        node: PeerID of this host's node.
+        effects: where messages and recycling are appended, in order.
+    """
+
+    def __init__(self, me: PeerID, node: PeerID, effects: list[Effect]) -> None:
+        self._me = me
+        self._node = node
+        self._effects = effects
+        self._requests = 0
+        self._tickets: dict[int, Entry] = {}  # {request: entry that resolves when the node answers}
+        self._lent: dict[tuple[int, int], Entry] = {}  # {(seq, index): own entry somebody else may name}
+        self._borrowed: dict[ObjectID, Entry] = {}
+        self._uncounted: dict[ObjectID, Entry] = {}  # borrowed for the running task; its victim holds them meanwhile
+        self._views: dict[Key, View] = {}
+
+    # References and views in this process.
+
+    def drop(self, entry: Entry) -> None:
+        """One reference to the entry is gone; free it if it was the last."""
+        entry.refs -= 1
+        assert entry.refs >= 0, "an entry lost more references than it had"
+        if not entry.refs:
+            self.settle(entry)
+
+    def pin(self, entry: Entry) -> None:
+        """A view of the entry's segment was made in this process."""
+        self.share(entry).pins += 1
+
+    def unpin(self, entry: Entry) -> None:
+        """The last array of such a view died."""
+        assert entry.share is not None
+        entry.share.pins -= 1
+        assert entry.share.pins >= 0
+        self.settle(entry)
+
+    def share(self, entry: Entry) -> Share:
+        """Return the entry's share, made if need be."""
+        if entry.share is None:
+            entry.share = Share()
+        return entry.share
+
+    def settle(self, entry: Entry) -> None:
+        """Free the entry, and what its value contained, unless somebody still needs it."""
+        todo = [entry]
+        while todo:
+            entry = todo.pop()
+            share = entry.share
+            if entry.refs or (entry.status == PENDING and (share is None or share.oid is None)):
+                continue
+            if share is not None and (share.pins or share.readers):
+                continue
+            self._free(entry, share)
+            if share is not None:
+                for inner in share.inside:
+                    inner.refs -= 1
+                    todo.append(inner)
+                share.inside = []
+
+    def _free(self, entry: Entry, share: Share | None) -> None:
+        status, value = entry.status, entry.value
+        entry.value = None
+        if share is not None and share.oid is not None:
+            self._borrowed.pop(share.oid, None)
+            self._uncounted.pop(share.oid, None)
+            if share.holds:
+                self._effects.append(Send(self._node, Release([(share.oid, share.holds, share.clean)])))
+                share.holds = 0
+            return
+        self._lent.pop((entry.seq, entry.index), None)
+        if share is not None and share.promoted:
+            if share.holds:
+                oid = object_id(self._me, entry.seq, entry.index)
+                self._effects.append(Send(self._node, Release([(oid, share.holds, share.clean)])))
+                share.holds = 0
+        elif status == STORED:
+            self.free_segment(value, clean=share is None or share.clean)
+
+    def free_segment(self, location: Any, *, clean: bool = True) -> None:
+        """Nobody reads what lies at (segment, nbytes, producer): let its producer write there again."""
+        segment, _, producer = location
+        if producer == self._me and clean:
+            self._effects.append(Recycle([segment]))
+        else:
+            self._effects.append(Send(self._node, FreeSegments([(producer, segment, clean)])))
+
+    # What others hold of ours.
+
+    def lend(self, entry: Entry) -> Key:
+        """Return the key under which a thief names this dependency in Done.kept."""
+        if entry.share is not None and entry.share.oid is not None:
+            return entry.share.oid
+        self._lent[entry.seq, entry.index] = entry
+        return (entry.seq, entry.index)
+
+    def kept(self, peer: PeerID, keys: list[Any]) -> None:
+        """A thief's Done listed these: it goes on holding them. Called before its tasks let go of them."""
+        holders = []
+        for key in keys:
+            if isinstance(key, bytes):
+                holders.append((key, peer))
+            else:
+                entry = self._lent.get(tuple(key))
+                if entry is not None:
+                    self.share(entry).readers[peer] = True
+        if holders:
+            self._effects.append(Send(self._node, Hold(0, holders)))
+
+    def unpinned(self, peer: PeerID, keys: list[Any]) -> None:
+        """A thief's views of own entries ended."""
+        for key in keys:
+            entry = self._lent.get(tuple(key))
+            if entry is not None and entry.share is not None and entry.share.readers.pop(peer, False):
+                self.settle(entry)
+
+    def reader_died(self, peer: PeerID) -> None:
+        """A worker is gone: what it read is never written again, as a child of its own may still map it."""
+        for entry in list(self._lent.values()):
+            if entry.share is not None and entry.share.readers.pop(peer, False):
+                entry.share.clean = False
+                self.settle(entry)
+
+    # Promotion: the node keeps what leaves this process inside a value.
+
+    def promote(self, entries: list[Entry]) -> Entry | None:
+        """Hand these to the node, if it does not know them; None if there is nothing to wait for.
+
+        Returns an entry that resolves with the node's answer: what carries the references may leave after it.
+        """
+        objects = []
+        for entry in entries:
+            share = self.share(entry)
+            if share.promoted:
+                continue
+            share.promoted = True
+            share.holds = 1
+            self._lent[entry.seq, entry.index] = entry
+            inside = [self.oid(inner) for inner in share.inside]
+            objects.append((self.oid(entry), entry.status, entry.value, inside))
+        if not objects:
+            return None
+        ticket = self._ticket()
+        self._effects.append(Send(self._node, Promote(ticket.seq, objects)))
+        return ticket
+
+    def hold_for(self, peer: PeerID, entries: list[Entry]) -> Entry:
+        """Count `peer` as a holder of these promoted entries, before a value that contains them is sent to it."""
+        ticket = self._ticket()
+        self._effects.append(Send(self._node, Hold(ticket.seq, [(self.oid(entry), peer) for entry in entries])))
+        return ticket
+
+    def _ticket(self) -> Entry:
+        self._requests += 1
+        ticket = self._tickets[self._requests] = Entry(self._requests)
+        return ticket
+
+    def ask(self) -> Entry:
+        """Return a ticket for a request to the node that the caller sends; its seq is the request."""
+        return self._ticket()
+
+    def answered(self, request: int, status: int, value: Any) -> None:
+        """The node answered a request; an unknown one is ignored: its asker gave up."""
+        ticket = self._tickets.pop(request, None)
+        if ticket is not None:
+            self._set(ticket, status, value)
+
+    def acknowledged(self, request: int, error: str) -> None:
+        """The node carried out a Promote or Hold, or says why not."""
+        if error:
+            self.answered(request, ERROR, ("StoreFullError", error, {}))
+        else:
+            self.answered(request, INLINE, None)
+
+    def oid(self, entry: Entry) -> ObjectID:
+        """Return the ObjectID of an own or borrowed entry."""
+        if entry.share is not None and entry.share.oid is not None:
+            return entry.share.oid
+        return object_id(self._me, entry.seq, entry.index)
+
+    def resolved(self, entry: Entry) -> None:
+        """An own entry got its value: tell the node if others wait there, free it if nobody wants it."""
+        share = entry.share
+        if share is not None and share.promoted:
+            inside = [self.oid(inner) for inner in share.inside]
+            self._effects.append(Send(self._node, Resolve([(self.oid(entry), entry.status, entry.value, inside)])))
+        if not entry.refs:
+            self.settle(entry)
+
+    # What we hold of others.
+
+    def borrow(self, oid: ObjectID, *, counted: bool = False) -> Entry:
+        """Return the entry of a reference that arrived inside a value, with one reference more.
+
+        Args:
+            counted: the sender had the node count this process as a holder.
+        """
+        owner, seq, index = split_object_id(oid)
+        entry = self._lent.get((seq, index)) if owner == self._me else self._borrowed.get(oid)
+        if entry is None:
+            entry = self._borrowed.get(oid)
+        if entry is None:
+            entry = self._borrowed[oid] = Entry(seq, index, refs=0)
+            entry.share = Share(oid)
+            if not counted:
+                self._uncounted[oid] = entry
+        entry.refs += 1
+        if counted:
+            assert entry.share is not None
+            entry.share.holds += 1
+            self._uncounted.pop(oid, None)
+        return entry
+
+    def inside(self, entry: Entry, oids: list[ObjectID]) -> None:
+        """The value of `entry`, just arrived, contains these references, each counted for this process."""
+        self.share(entry).inside += [self.borrow(oid, counted=True) for oid in oids]
+
+    def fetch(self, entry: Entry) -> None:
+        """Ask the node for the value of a borrowed entry, once."""
+        share = entry.share
+        if share is not None and share.oid is not None and entry.status == PENDING and not share.sent:
+            share.sent = True
+            self._effects.append(Send(self._node, Fetch([share.oid])))
+
+    def fetched(self, objects: list[Any]) -> list[Entry]:
+        """The node told values; returns the entries that have one now."""
+        found = []
+        for oid, status, value in objects:
+            entry = self._borrowed.get(oid)
+            if entry is not None and entry.status == PENDING:
+                self._set(entry, status, value)
+                found.append(entry)
+        return found
+
+    def _set(self, entry: Entry, status: int, value: Any) -> None:
+        entry.status = status
+        entry.value = value
+        if entry.waiter is not None:
+            self._effects.append(Resolved([entry]))
+
+    def lose_node(self, error: Any) -> list[Entry]:
+        """The node is gone: nothing borrowed or asked will ever be answered. Returns the entries that failed."""
+        pending = [entry for entry in (*self._tickets.values(), *self._borrowed.values()) if entry.status == PENDING]
+        self._tickets.clear()
+        for entry in pending:
+            self._set(entry, ERROR, error)
+        return pending
+
+    # A thief's views of its victims' objects.
+
+    def view_opened(self, victim: PeerID, key: Any) -> Key:
+        """A view of a dependency was made; returns the key to hand to `view_closed`."""
+        full: Key = key if isinstance(key, bytes) else (victim, *key)
+        view = self._views.get(full)
+        if view is None:
+            view = self._views[full] = View(victim)
+        view.count += 1
+        return full
+
+    def view_closed(self, full: Key) -> None:
+        """The last array of that view died: tell who counts it, if it was told that we keep it."""
+        view = self._views[full]
+        view.count -= 1
+        if view.count:
+            return
+        del self._views[full]
+        if not view.kept:
+            return
+        if isinstance(full, bytes):
+            self._effects.append(Send(self._node, Release([(full, view.kept, True)])))
+        else:
+            self._effects.append(Send(view.victim, Unpin([full[1:]])))
+
+    def keeps(self, victim: PeerID) -> list[Any]:
+        """Return the keys for Done.kept, as a task for `victim` ends: live views, and references borrowed by it."""
+        keys: list[Any] = []
+        for full, view in self._views.items():
+            if isinstance(full, bytes):
+                if not view.kept:
+                    view.kept = 1
+                    keys.append(full)
+            elif view.victim == victim:
+                view.kept = 1
+                keys.append(full[1:])
+        for oid, entry in self._uncounted.items():
+            assert entry.share is not None
+            entry.share.holds += 1
+            keys.append(oid)
+        self._uncounted.clear()
+        return keys
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether `keeps` would return nothing: asked once per task, so it is cheap."""
+        return not self._views and not self._uncounted
+
+    @property
+    def watched(self) -> list[PeerID]:
+        """Victims whose link must stay open, as an Unpin to them is due."""
+        return list(dict.fromkeys(view.victim for key, view in self._views.items() if not isinstance(key, bytes)))
+
+    def victim_died(self, victim: PeerID) -> None:
+        """Nobody will hear an Unpin any more; the views stay valid as long as they live."""
+        for full, view in self._views.items():
+            if view.victim == victim and not isinstance(full, bytes):
+                view.kept = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether this process could end without anybody missing an object."""
+        return not self._lent and not self._tickets
+
+    def check(self) -> None:
+        """Verify the tables; for tests and the simulator."""
+        for oid, entry in self._borrowed.items():
+            assert entry.share is not None
+            assert entry.share.oid == oid
+            assert entry.refs or entry.share.pins or entry.share.readers, "a borrowed entry that nobody holds"
+        assert all(view.count > 0 for view in self._views.values())

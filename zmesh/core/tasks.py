@@ -1,0 +1,378 @@
+"""The life of the tasks this process owns: from submission to exactly one accepted outcome.
+
+    WAITING --inputs there--> QUEUED --sent--> LEASED --result, error, cancel--> RESOLVED
+                                 ^------------- given back, retried ----'
+
+A success of any attempt resolves an unresolved task; a failure counts only from the current attempt; a give-back is
+no attempt. Which thief runs what is core/victim.py's business, who holds the results core/references.py's.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from zmesh.core.effects import Effect, Send
+from zmesh.core.records import LEASED, QUEUED, RESOLVED, WAITING, Entry, Inputs, Spec, Task, Thief
+from zmesh.core.timers import Timers
+from zmesh.wire.ids import PeerID
+from zmesh.wire.messages import (
+    CANCELLED,
+    END,
+    ERROR,
+    FAILED,
+    INLINE,
+    MANY,
+    PENDING,
+    RETRYABLE,
+    STORED,
+    Cancel,
+    Consumed,
+    Kill,
+)
+
+Failure = tuple[str, str, dict[str, Any]]  # (class in zmesh.exceptions, text, attributes): an ERROR value
+
+
+def death_text(name: str, how: str, attempts: int, pid: int, tail: str) -> str:
+    """Return the text of a WorkerDiedError."""
+    text = f"the worker (pid {pid}) that ran {name} {how}; the task was started {attempts} time(s)"
+    if "SIGKILL" in how:
+        text += ". A SIGKILL that nobody sent is often the kernel's out-of-memory killer: see dmesg"
+    return f"{text}. Last of its stderr:\n{tail}" if tail else f"{text}. It wrote nothing to stderr."
+
+
+class Tasks:
+    """Tasks of one client.
+
+    Args:
+        node: PeerID of this host's node, which kills workers for us.
+        push: queues a task whose inputs are there: (task, now, front).
+        forget: a queued task was cancelled.
+        drop: lets go of one reference to an entry.
+        fetch: asks for the value of a borrowed entry.
+        settled: an own entry got its value.
+        free: frees the segment of a result nobody accepts.
+        inside: notes the references inside a value that arrived.
+        waited: collects resolved entries that somebody waits for.
+    """
+
+    def __init__(
+        self,
+        node: PeerID,
+        effects: list[Effect],
+        timers: Timers,
+        *,
+        push: Callable[[Task, float, bool], None],
+        forget: Callable[[Task], None],
+        drop: Callable[[Entry], None],
+        fetch: Callable[[Entry], None],
+        settled: Callable[[Entry], None],
+        free: Callable[[Any], None],
+        inside: Callable[[Entry, list[bytes]], None],
+        waited: list[Entry],
+    ) -> None:
+        self._node = node
+        self._effects = effects
+        self._timers = timers
+        self._push = push
+        self._forget = forget
+        self._drop = drop
+        self._fetch = fetch
+        self._settled = settled
+        self._free = free
+        self._inside = inside
+        self._waited = waited
+        self._dependents: dict[int, list[Task]] = {}  # {id() of a pending entry: tasks that wait for it}
+        self.retried: dict[int, Task] = {}  # {seq: task} charged at least once and unresolved
+        self.parents: dict[Any, list[Task]] = {}  # {parent task: its unresolved children}, in a worker
+        self.open = 0  # unresolved tasks
+
+    # Submission.
+
+    def submit(self, task: Task, now: float) -> None:
+        """Take a new task; it is queued when none of its dependencies is pending."""
+        self.open += 1
+        spec = task.spec
+        if spec.num_returns != 1:
+            count = max(spec.num_returns, 0)
+            task.outputs = [Entry(task.seq, index) for index in range(count)]
+        if task.parent is not None:
+            self.parents.setdefault(task.parent, []).append(task)
+        inputs = task.inputs
+        if inputs is not None:
+            for entry in inputs.deps:
+                entry.refs += 1
+            for entry in inputs.held:
+                entry.refs += 1
+            self._await_inputs(task, inputs)
+            if task.state == RESOLVED or inputs.missing:
+                return
+        self._push(task, now, False)
+
+    def _await_inputs(self, task: Task, inputs: Inputs) -> None:
+        for entry in inputs.deps:
+            if entry.status == PENDING:
+                task.state = WAITING
+                inputs.missing += 1
+                self._dependents.setdefault(id(entry), []).append(task)
+                self._fetch(entry)
+        for entry in inputs.deps:
+            if entry.status in (FAILED, ERROR):
+                self._fail_dependent(task, entry)
+                return
+
+    def entry_resolved(self, entry: Entry, now: float) -> None:
+        """An entry got its value or error: tasks that waited for it go on."""
+        if not self._dependents:
+            return
+        for task in self._dependents.pop(id(entry), ()):
+            if task.state != WAITING:
+                continue  # cancelled, or failed by another of its inputs
+            assert task.inputs is not None
+            task.inputs.missing -= 1
+            if entry.status in (FAILED, ERROR):
+                self._fail_dependent(task, entry)
+                self.entry_resolved(task, now)
+            elif not task.inputs.missing:
+                self._push(task, now, False)
+
+    def _fail_dependent(self, task: Task, entry: Entry) -> None:
+        """A task whose input failed fails with the same error."""
+        self.resolve(task, entry.status, entry.value)
+
+    # Outcomes.
+
+    def outcome(self, task: Task, result: Any, now: float) -> None:
+        """Take the result that ended a lease of a task, or the late success of an earlier one."""
+        attempt, status, value = result[1], result[2], result[3]
+        if status in (INLINE, STORED):
+            if len(result) > 4:
+                self._inside(task, result[4])
+            self.resolve(task, status, value)
+        elif attempt != task.attempt and status not in (MANY, END):
+            return  # a failure of an attempt that no longer counts
+        elif status == MANY:
+            self._many(task, value)
+        elif status == END:
+            self._end(task, value)
+        elif task.cancelled or status == CANCELLED:
+            self._cancelled(task)
+        elif status == RETRYABLE and self._may_retry(task):
+            self._retry(task, now)
+            return
+        else:
+            self.resolve(task, FAILED if status == RETRYABLE else status, value)
+        self.entry_resolved(task, now)
+        for output in task.outputs or ():
+            self.entry_resolved(output, now)
+
+    def _many(self, task: Task, values: list[Any]) -> None:
+        assert task.outputs is not None
+        for output, (status, value, inside) in zip(task.outputs, values, strict=True):
+            if inside:
+                self._inside(output, inside)
+            self._set(output, status, value)
+        self.resolve(task, INLINE, None)
+
+    def item(self, task: Task, item: Any) -> None:
+        """A running stream yielded: [index, status, value, references inside]. The task goes on."""
+        index, status, value, inside = item
+        assert task.outputs is not None
+        if index < len(task.outputs):  # replayed by a retry
+            if status == STORED:
+                self._free(value)
+            return
+        assert index == len(task.outputs), "the items of a stream arrive in order"
+        output = Entry(task.seq, index)
+        if inside:
+            self._inside(output, inside)
+        task.outputs.append(output)
+        if not task.refs:
+            output.refs = 0  # the generator is gone: nobody will take it
+        self._set(output, status, value)
+        if task.waiter is not None:
+            self._waited.append(task)
+
+    def _end(self, task: Task, count: int) -> None:
+        assert task.outputs is not None
+        if count != len(task.outputs):
+            text = f"{task.spec.name} gave {len(task.outputs)} items, but {count} when it was retried"
+            self.resolve(task, ERROR, ("StreamReplayError", text, {}))
+        else:
+            self.resolve(task, INLINE, None)
+
+    def _set(self, entry: Entry, status: int, value: Any) -> None:
+        entry.status = status
+        entry.value = value
+        if entry.waiter is not None:
+            self._waited.append(entry)
+        self._settled(entry)
+
+    def resolve(self, task: Task, status: int, value: Any) -> None:
+        """Give the task its one outcome; an error also goes to each of its outputs that has none."""
+        assert task.state != RESOLVED, "a task is resolved once"
+        task.state = RESOLVED
+        self.open -= 1
+        task.status = status
+        task.value = value
+        task.args = None
+        if task.attempt:
+            self.retried.pop(task.seq, None)
+        if task.timer:
+            self._timers.cancel(task.timer)
+        if task.parent is not None:
+            children = self.parents[task.parent]
+            children.remove(task)
+            if not children:
+                del self.parents[task.parent]
+        if task.outputs is not None and status in (FAILED, ERROR):
+            self._fail_outputs(task, status, value)
+        if task.waiter is not None:
+            self._waited.append(task)
+        if task.share is not None or (status == STORED and not task.refs):
+            self._settled(task)
+        inputs = task.inputs
+        if inputs is not None:
+            task.inputs = None
+            for entry in inputs.deps:
+                self._drop(entry)
+            for entry in inputs.held:
+                self._drop(entry)
+
+    def _fail_outputs(self, task: Task, status: int, value: Any) -> None:
+        assert task.outputs is not None
+        if task.spec.num_returns < 0:
+            task.outputs.append(Entry(task.seq, len(task.outputs), refs=1 if task.refs else 0))
+        for output in task.outputs:
+            if output.status == PENDING:
+                self._set(output, status, value)
+
+    # Retries, deaths, time limits.
+
+    def _may_retry(self, task: Task) -> bool:
+        return task.spec.max_retries < 0 or task.attempt < task.spec.max_retries
+
+    def _retry(self, task: Task, now: float) -> None:
+        if task.timer:
+            self._timers.cancel(task.timer)
+            task.timer = 0
+        task.attempt += 1
+        self.retried[task.seq] = task
+        self._push(task, now, True)
+
+    def worker_died(
+        self, task: Task, pid: int, how: tuple[int | None, str | None, str], reason: str, tail: str, now: float
+    ) -> None:
+        """The worker died while it executed this task: charge it, and retry or fail it.
+
+        Args:
+            how: (exit code, signal name, text).
+            reason: why the node killed it, "" if it did not.
+        """
+        if task.cancelled:
+            self._cancelled(task)
+        elif self._may_retry(task):
+            self._retry(task, now)
+            return
+        else:
+            exit_code, signal_name, text = how
+            attempts = task.attempt + 1
+            name = "WorkerDiedError"
+            if reason == "timeout":
+                name = "TaskTimeoutError"
+                text = f"was killed, as the task ran longer than timeout={task.spec.timeout_s:g} s"
+            elif reason == "oom":
+                name = "OutOfMemoryError"
+                text = "was killed by the kernel for want of memory"
+            attributes = {
+                "exit_code": exit_code,
+                "signal_name": signal_name,
+                "stderr_tail": tail,
+                "attempts": attempts,
+                "pid": pid,
+            }
+            message = death_text(task.spec.name, text, attempts, pid, tail)
+            self.resolve(task, ERROR, (name, message, attributes))
+        self.entry_resolved(task, now)
+        for output in task.outputs or ():
+            self.entry_resolved(output, now)
+
+    def limit_time(self, task: Task, now: float) -> None:
+        """A task with timeout= was sent, alone: it starts now."""
+        timeout_s = task.spec.timeout_s
+        assert timeout_s is not None
+        attempt = task.attempt
+
+        def expire(then: float) -> None:
+            task.timer = 0
+            if task.state == LEASED and task.attempt == attempt and task.thief is not None:
+                self._effects.append(Send(self._node, Kill(task.thief.peer, task.seq, attempt, "timeout")))
+                # The worker may not have entered the task yet when the node looks: ask again.
+                task.timer = self._timers.set(then + max(0.05, timeout_s / 10), expire)
+
+        task.timer = self._timers.set(now + timeout_s, expire)
+
+    # Cancellation.
+
+    def cancel(self, task: Task, now: float, *, force: bool, recursive: bool) -> None:
+        """Ask that a task end without a result; one that is resolved is left alone."""
+        if task.state == RESOLVED:
+            return
+        if task.state == LEASED:
+            assert task.thief is not None
+            task.cancelled = True
+            self._effects.append(Send(task.thief.peer, Cancel(task.seq, task.attempt, recursive)))
+            if force:
+                self._effects.append(Send(self._node, Kill(task.thief.peer, task.seq, task.attempt, "cancel")))
+            return
+        if task.state == QUEUED:
+            self._forget(task)
+        self._cancelled(task)
+        self.entry_resolved(task, now)
+        for output in task.outputs or ():
+            self.entry_resolved(output, now)
+
+    def _cancelled(self, task: Task) -> None:
+        self.resolve(task, ERROR, ("TaskCancelledError", f"{task.spec.name} was cancelled", {}))
+
+    def cancel_children(self, parent: Any, now: float) -> None:
+        """Cancel all that the task `parent` submitted from this process."""
+        for task in list(self.parents.get(parent, ())):
+            self.cancel(task, now, force=False, recursive=True)
+
+    # Streams.
+
+    def consumed(self, task: Task, count: int) -> None:
+        """The reader took `count` items of a stream in all; the generator may run ahead of that again."""
+        if task.state == LEASED and task.thief is not None and task.spec.options.get("backpressure"):
+            self._effects.append(Send(task.thief.peer, Consumed(task.seq, count)))
+
+    def abandon(self, task: Task, taken: int) -> None:
+        """The reader of a stream is gone: free the items it did not take, and those to come."""
+        task.refs = 0
+        assert task.outputs is not None
+        for output in task.outputs[taken:]:
+            self._drop(output)
+
+    def waiting(self) -> list[Task]:
+        """Return the tasks that wait for inputs."""
+        found = {task.seq: task for tasks in self._dependents.values() for task in tasks if task.state == WAITING}
+        return list(found.values())
+
+    @staticmethod
+    def unfinished(thief: Thief) -> list[Task]:
+        """Return what the thief has not answered, in the order it was sent."""
+        return list(thief.leased.values())
+
+    @staticmethod
+    def waits_for(task: Task) -> str:
+        """Say why the task has no result yet, in words for the user."""
+        spec: Spec = task.spec
+        if task.state == WAITING:
+            assert task.inputs is not None
+            return f"{spec.name} waits for {task.inputs.missing} of its arguments"
+        if task.state == QUEUED:
+            return f"{spec.name} is queued"
+        if task.state == LEASED:
+            assert task.thief is not None
+            return f"{spec.name} was sent to worker {task.thief.peer.hex()[-8:]}, attempt {task.attempt + 1}"
+        return f"{spec.name} is done"

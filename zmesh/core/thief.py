@@ -1,0 +1,278 @@
+"""The thief's half of stealing: what this worker runs next, and when its results go out.
+
+One attachment at a time: FREE -> ATTACHED -> CLOSING -> FREE. Work that cannot start soon is given back, so that
+nobody waits behind a long task. Knows task records as they came over the wire; never runs or unpickles one.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from zmesh.core.effects import Connect, Disconnect, Effect, Interrupt, Send
+from zmesh.wire.ids import PeerID
+from zmesh.wire.messages import (
+    CANCELLED,
+    ITEM,
+    Attach,
+    Cancel,
+    Detach,
+    Done,
+    Free,
+    GiveBack,
+    Shape,
+    Steal,
+    Unsteal,
+    Unstolen,
+    Work,
+)
+
+CREDIT_S = 0.005  # of work ahead: two round trips of a busy host, yet short enough that a give-back hardly matters
+FLUSH_AGE_S = 0.002  # results wait no longer than this for company
+FLUSH_RESULTS_MAX = 128  # half a batch: the next one is on its way while the other half runs
+FLUSH_BYTES_MAX = 256 * 1024
+STALL_S = 0.02  # a task that has run for so long is not what its neighbours were promised
+PEAK_DECAY = 0.9
+
+FREE, ATTACHED, CLOSING = "free", "attached", "closing"
+
+
+class WorkSpec:
+    """A function with its options, as the victim sent it."""
+
+    __slots__ = ("blob", "calls", "digest", "index", "job", "longest_s", "name", "num_returns", "options", "peak_s")
+
+    def __init__(self, record: Any) -> None:
+        self.index, self.job, self.name, self.num_returns, self.options, self.digest, self.blob = record
+        self.peak_s: float | None = None  # decayed maximum of its run time here
+        self.longest_s = -1.0  # since the last Done; negative: it did not run
+        self.calls = 0
+
+
+class Running:
+    """The task under way."""
+
+    __slots__ = ("args", "attempt", "depth", "deps", "items", "seq", "spec", "started", "taken", "victim")
+
+    def __init__(self, victim: PeerID, spec: WorkSpec, record: Any, started: float) -> None:
+        self.victim = victim
+        self.spec = spec
+        self.seq: int = record[0]
+        self.attempt: int = record[1]
+        self.depth: int = record[3]
+        self.args = record[4]
+        self.deps = record[5] if len(record) > 5 else ()
+        self.started = started
+        self.items = 0  # sent of a stream
+        self.taken = 0  # of those, taken by the reader
+
+
+class ThiefHalf:
+    """The attachment of one worker.
+
+    Args:
+        node: PeerID of this host's node.
+        keeps: returns what Done.kept must list for a victim.
+        watched: returns victims whose link must stay open.
+    """
+
+    def __init__(
+        self,
+        node: PeerID,
+        effects: list[Effect],
+        *,
+        keeps: Callable[[PeerID], list[Any]],
+        watched: Callable[[], list[PeerID]],
+    ) -> None:
+        self._node = node
+        self._effects = effects
+        self._keeps = keeps
+        self._watched = watched
+        self.state = FREE
+        self.victim: PeerID = b""
+        self.epoch = 0
+        self.shape: Shape = {}
+        self.job: PeerID = b""
+        self.running: Running | None = None
+        self.blocked = False
+        self._withdrawn = False  # the victim confirmed that no work will follow
+        self._specs: dict[int, WorkSpec] = {}
+        self._queue: deque[Any] = deque()  # task records not started, in the order they came
+        self._results: list[Any] = []
+        self._oldest_s = 0.0  # when the first of them was added
+        self._bytes = 0
+        self._links: dict[PeerID, bool] = {}  # {victim: True} with an open link
+
+    # From the node.
+
+    def attach(self, message: Attach) -> None:
+        """Start to steal from a victim."""
+        assert self.state == FREE
+        self.state = ATTACHED
+        self.victim, self.epoch, self.shape, self.job = message.victim, message.epoch, message.shape, message.job
+        self._withdrawn = False
+        self._specs = {}
+        if message.victim not in self._links:
+            self._links[message.victim] = True
+            self._effects.append(Connect(message.victim))
+        self._effects.append(Send(message.victim, Steal(message.epoch, message.shape, CREDIT_S)))
+
+    def detach(self, message: Detach, now: float) -> None:
+        """Leave the victim as soon as nothing of it runs here."""
+        if self.state == FREE or message.epoch != self.epoch:
+            return  # a Detach that crossed our Free
+        if message.dead:
+            self._queue.clear()
+            self._results.clear()
+            self._withdrawn = True
+            self.state = CLOSING
+        elif self.state == ATTACHED:
+            self.state = CLOSING
+            self.give_back()
+            self.flush(now)
+            self._effects.append(Send(self.victim, Unsteal(self.epoch)))
+        self._leave()
+
+    def _leave(self) -> None:
+        if self.state != CLOSING or self.running is not None or not self._withdrawn:
+            return
+        assert not self._queue
+        assert not self._results
+        self.state = FREE
+        victim, self.victim = self.victim, b""
+        self._specs = {}
+        self._effects.append(Send(self._node, Free(self.epoch)))
+        self.unlink(victim)
+
+    def unlink(self, victim: PeerID) -> None:
+        """Close the link to a victim we are not attached to, unless an Unpin is still due there."""
+        if victim != self.victim and victim in self._links and victim not in self._watched():
+            del self._links[victim]
+            self._effects.append(Disconnect(victim))
+
+    # From the victim.
+
+    def work(self, peer: PeerID, message: Work) -> None:
+        """Queue what the victim sent, or give it straight back."""
+        if peer != self.victim:
+            return
+        for record in message.specs:
+            self._specs[record[0]] = WorkSpec(record)
+        self._queue.extend(message.tasks)
+        if self.state == CLOSING or self.blocked:
+            self.give_back()
+
+    def unstolen(self, peer: PeerID, message: Unstolen) -> None:
+        """No work will follow: the worker is free once its task is over."""
+        if peer == self.victim and message.epoch == self.epoch:
+            self._withdrawn = True
+            self._leave()
+
+    def cancel(self, peer: PeerID, message: Cancel, now: float) -> bool:
+        """Drop a task, or interrupt it; returns whether it runs."""
+        if peer != self.victim:
+            return False
+        running = self.running
+        if running is not None and (running.seq, running.attempt) == (message.seq, message.attempt):
+            self._effects.append(Interrupt(peer, message.seq, message.attempt))
+            return True
+        for record in self._queue:
+            if record[0] == message.seq:
+                self._queue.remove(record)
+                self._add((message.seq, message.attempt, CANCELLED, None), 0, now)
+                self.flush(now)
+                break
+        return False
+
+    # From the worker's own loop.
+
+    def next(self, now: float) -> Running | None:
+        """Return the task to run now, or None; results that can wait no longer go out first."""
+        if not self._queue:
+            if self._results:
+                self.flush(now)
+            return None
+        record = self._queue.popleft()
+        spec = self._specs[record[2]]
+        if self._results and (
+            spec.peak_s is None
+            or now - self._oldest_s + spec.peak_s >= FLUSH_AGE_S
+            or len(self._results) >= FLUSH_RESULTS_MAX
+            or self._bytes >= FLUSH_BYTES_MAX
+        ):
+            self.flush(now)
+        running = self.running = Running(self.victim, spec, record, now)
+        return running
+
+    def finished(self, status: int, value: Any, inside: list[bytes], size: int, now: float) -> None:
+        """The running task is over. `size` is what its result takes in a message, in bytes."""
+        running = self.running
+        assert running is not None
+        self.running = None
+        spec = running.spec
+        elapsed_s = now - running.started
+        spec.calls += 1
+        peak_s = spec.peak_s
+        spec.peak_s = elapsed_s if peak_s is None or elapsed_s > peak_s else max(elapsed_s, peak_s * PEAK_DECAY)
+        if elapsed_s > spec.longest_s:
+            spec.longest_s = elapsed_s
+        if self.state == CLOSING and self._withdrawn and not self._links.get(running.victim):
+            return
+        result: Any = (running.seq, running.attempt, status, value)
+        self._add((*result, inside) if inside else result, size, now)
+        if self.state == CLOSING:
+            self.flush(now)
+            self._leave()
+
+    def item(self, status: int, value: Any, inside: list[bytes], now: float) -> None:
+        """The running stream yielded an item: it goes out at once."""
+        running = self.running
+        assert running is not None
+        item = (running.items, status, value, inside)
+        running.items += 1
+        self._add((running.seq, running.attempt, ITEM, item), 0, now)
+        self.flush(now)
+
+    def _add(self, result: Any, size: int, now: float) -> None:
+        if not self._results:
+            self._oldest_s = now
+            self._bytes = 0
+        self._results.append(result)
+        self._bytes += size
+
+    def flush(self, now: float) -> None:
+        """Send the results there are."""
+        del now
+        if not self._results:
+            return
+        timings = []
+        for spec in self._specs.values():
+            if spec.longest_s >= 0:
+                timings.append((spec.index, spec.longest_s))
+                spec.longest_s = -1.0
+        self._effects.append(Send(self.victim, Done(self._results, timings, self._keeps(self.victim))))
+        self._results = []
+
+    def give_back(self) -> None:
+        """Return everything not started, newest first."""
+        if self._queue:
+            given = [(record[0], record[1]) for record in reversed(self._queue)]
+            self._queue.clear()
+            self._effects.append(Send(self.victim, GiveBack(given)))
+
+    def stalled(self, now: float) -> None:
+        """Somebody looks while a task runs: if it is a long one, its neighbours go elsewhere."""
+        if self.running is not None and now - self.running.started >= STALL_S:
+            self.flush(now)
+            self.give_back()
+
+    @property
+    def queued(self) -> int:
+        """Tasks not started."""
+        return len(self._queue)
+
+    def check(self) -> None:
+        """Verify the tables; for tests and the simulator."""
+        if self.state == FREE:
+            assert not self._queue
+            assert not self._results
+            assert self.running is None

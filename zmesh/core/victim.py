@@ -1,0 +1,274 @@
+"""The victim's half of stealing: which tasks may start, who gets them, and what to ask the node for.
+
+Credit is time, not count: a thief gets as many tasks as should take `credit_s`, by the decayed maximum of each
+function's run time, so that short tasks travel in large batches and a long one has few behind it. An unknown
+function travels alone. Knows nothing of results, retries or references (core/tasks.py, core/references.py).
+
+Sources: lifelines, Saraswat et al., PPoPP 2011 (a steal that finds nothing stays parked); measured in
+perf/throughput.py: batches of 256 carry 2.5 times the tasks of batches of 16.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from zmesh.core.effects import Effect, Send
+from zmesh.core.records import LEASED, QUEUED, Queue, ShapeKey, Spec, Task, Thief
+from zmesh.core.timers import Timers
+from zmesh.wire.ids import PeerID
+from zmesh.wire.messages import UNIT, Demand, Shape, Work
+
+BATCH_TASKS_MAX = 256
+BATCH_BYTES_MAX = 256 * 1024
+LEASED_TASKS_MAX = 512  # a batch running and a batch waiting: the thief never runs dry between two messages
+DEMAND_WINDOW_S = 0.1  # a demand that fell is told after this time, so that a loop of single calls tells nothing
+PEAK_DECAY = 0.7  # of a function's longest run, per Done: a one-off slow call is forgotten after a dozen messages
+
+
+class Victim:
+    """Queues by shape, thieves with their credit, and the demand told to the node.
+
+    Args:
+        node: PeerID of this host's node.
+        effects: where messages to send are appended, in order.
+        arguments: makes the arguments and dependencies of a task ready for the wire: (task, thief) -> tuple.
+        leased: called with each task that has a time limit when it is sent.
+    """
+
+    def __init__(
+        self,
+        node: PeerID,
+        effects: list[Effect],
+        timers: Timers,
+        arguments: Callable[[Task, Thief], tuple[Any, ...]],
+        leased: Callable[[Task, float], None],
+    ) -> None:
+        self._node = node
+        self._effects = effects
+        self._timers = timers
+        self._arguments = arguments
+        self._leased = leased
+        self.total: Shape | None = None  # of the node, once it said so
+        self.queues: dict[ShapeKey, Queue] = {}
+        self.thieves: dict[PeerID, Thief] = {}
+
+    # Inputs from above.
+
+    def push(self, task: Task, now: float, *, front: bool = False) -> None:
+        """Queue a task whose dependencies are there; it goes out at once if a thief is parked."""
+        spec = task.spec
+        queue = self.queues.get(spec.shape_key)
+        if queue is None:
+            queue = self.queues[spec.shape_key] = Queue(spec.shape_key, spec.shape)
+        level = queue.levels.get(spec.priority)
+        if level is None:
+            level = queue.levels[spec.priority] = deque()
+            queue.order = sorted(queue.levels, reverse=True)
+        task.state = QUEUED
+        if front:
+            level.appendleft(task)
+        else:
+            level.append(task)
+        queue.count += 1
+        queue.spec = spec
+        if queue.idle:
+            self.fill(next(reversed(queue.idle.values())), now)
+        if queue.count:
+            self.ask(queue, now)
+
+    def forget(self, task: Task) -> None:
+        """A queued task was cancelled: its place in the queue is skipped when it comes up."""
+        self.queues[task.spec.shape_key].count -= 1
+
+    # Inputs from thieves.
+
+    def steal(self, peer: PeerID, epoch: int, queue: Queue, credit_s: float, now: float) -> None:
+        """A worker attached itself: it gets work, or stays parked."""
+        thief = Thief(peer, epoch, queue, credit_s)
+        self.thieves[peer] = queue.thieves[peer] = thief
+        queue.idle[peer] = thief
+        self.fill(thief, now)
+
+    def returned(self, thief: Thief, task: Task) -> None:
+        """A lease ended: by a result, a give-back or death. The caller decides what becomes of the task."""
+        del thief.leased[task.seq]
+        task.thief = None
+        thief.alone = False
+        if thief.leased:
+            thief.load_s -= task.spec.peak_s or 0.0
+        else:
+            thief.load_s = 0.0
+
+    def timed(self, specs: list[Spec], timings: list[Any]) -> None:
+        """Take over how long functions ran: [[spec index, longest run in seconds], ...]."""
+        for index, longest_s in timings:
+            spec = specs[index]
+            peak_s = spec.peak_s
+            spec.peak_s = longest_s if peak_s is None else max(longest_s, peak_s * PEAK_DECAY)
+
+    def refill(self, thief: Thief, now: float) -> None:
+        """After a Done: give the thief more, or note that it is idle."""
+        thief.paused = False
+        queue = thief.queue
+        if not thief.leased and not thief.closing:
+            queue.idle[thief.peer] = thief
+        if queue.count:
+            self.fill(thief, now)
+        if queue.told:
+            self._watch(queue, now)
+
+    def gone(self, thief: Thief, now: float) -> None:
+        """The thief has left and leases nothing: forget it."""
+        assert not thief.leased
+        queue = thief.queue
+        queue.idle.pop(thief.peer, None)
+        if queue.thieves.get(thief.peer) is thief:
+            del queue.thieves[thief.peer]
+        if self.thieves.get(thief.peer) is thief:
+            del self.thieves[thief.peer]
+        if queue.count:
+            self.ask(queue, now)
+
+    def close(self, thief: Thief) -> None:
+        """The thief withdrew its steal or is dying: it gets nothing more."""
+        thief.closing = True
+        thief.queue.idle.pop(thief.peer, None)
+
+    # Outputs.
+
+    def fill(self, thief: Thief, now: float) -> None:
+        """Send one batch to the thief, as far as its credit goes."""
+        queue, leased = thief.queue, thief.leased
+        if thief.closing or thief.paused or thief.alone:
+            return
+        tasks: list[Any] = []
+        specs: list[Any] = []
+        size = 0
+        load_s, credit_s = thief.load_s, thief.credit_s
+        while queue.count and len(tasks) < BATCH_TASKS_MAX and len(leased) < LEASED_TASKS_MAX:
+            level = self._level(queue)
+            task = level[0]
+            spec = task.spec
+            alone = spec.alone or task.attempt
+            if leased and (alone or spec.peak_s is None or load_s + spec.peak_s > credit_s):
+                break
+            level.popleft()
+            queue.count -= 1
+            task.state = LEASED
+            task.thief = thief
+            leased[task.seq] = task
+            if spec.index not in thief.specs:
+                thief.specs[spec.index] = True
+                specs.append((spec.index, spec.job, spec.name, spec.num_returns, spec.options, spec.digest, spec.blob))
+                size += len(spec.blob)
+            if task.inputs is None and type(task.args) is bytes:
+                tasks.append((task.seq, task.attempt, spec.index, task.depth, task.args))
+                size += len(task.args) + 16
+            else:
+                entry = (task.seq, task.attempt, spec.index, task.depth, *self._arguments(task, thief))
+                tasks.append(entry)
+                size += sum(len(dep[1]) for dep in entry[5] if type(dep[1]) is bytes) + len(entry[4]) + 64
+            if spec.timeout_s is not None:
+                self._leased(task, now)
+            if alone or spec.peak_s is None:
+                thief.alone = True
+                break
+            load_s += spec.peak_s
+            if size > BATCH_BYTES_MAX:
+                break
+        thief.load_s = load_s
+        if tasks:
+            queue.idle.pop(thief.peer, None)
+            self._effects.append(Send(thief.peer, Work(specs, tasks)))
+            useful = len(queue.thieves) - len(queue.idle)
+            if useful > queue.peak:
+                queue.peak = useful
+
+    @staticmethod
+    def _level(queue: Queue) -> deque[Task]:
+        """The highest level with a live task in front; there is one, as queue.count is not 0."""
+        for priority in queue.order:
+            level = queue.levels[priority]
+            while level and level[0].state != QUEUED:
+                level.popleft()
+            if level:
+                return level
+        raise AssertionError("queue.count promises a task that no level holds")
+
+    def serve(self, now: float) -> None:
+        """Give queued tasks to idle thieves: after a give-back, a death or a new spec time."""
+        for queue in self.queues.values():
+            while queue.count and queue.idle:
+                thief = next(reversed(queue.idle.values()))
+                self.fill(thief, now)
+                if thief.peer in queue.idle:
+                    break
+            if queue.count:
+                self.ask(queue, now)
+
+    # Demand.
+
+    def ask(self, queue: Queue, now: float) -> None:
+        """Tell the node how many workers could be busy now, if that is more than it knows."""
+        wanted = self._wanted(queue)
+        if wanted > queue.peak:
+            queue.peak = wanted
+        if wanted > queue.told or (queue.told_depth < self._head(queue).depth and queue.count):
+            self._tell(queue, wanted)
+        self._watch(queue, now)
+
+    def _head(self, queue: Queue) -> Task:
+        return self._level(queue)[0]
+
+    def _wanted(self, queue: Queue) -> int:
+        busy = len(queue.thieves) - len(queue.idle)
+        return min(busy + queue.count, max(self._workers_max(queue), busy))
+
+    def _workers_max(self, queue: Queue) -> int:
+        """How many workers of this shape the node can have at once: no use in asking for more."""
+        if self.total is None or not queue.key:
+            return 64
+        return max(1, min(self.total.get(name, 0) // amount for name, amount in queue.key))
+
+    def _tell(self, queue: Queue, workers: int) -> None:
+        queue.told = workers
+        depth, priority = 0, 0
+        if queue.count:
+            head = self._head(queue)
+            depth, priority = head.depth, head.spec.priority
+        queue.told_depth = depth
+        assert queue.spec is not None
+        self._effects.append(Send(self._node, Demand(queue.spec.job, queue.shape, workers, depth, priority)))
+
+    def _watch(self, queue: Queue, now: float) -> None:
+        if not queue.timer:
+            queue.timer = self._timers.set(now + DEMAND_WINDOW_S, lambda then: self._review(queue, then))
+
+    def _review(self, queue: Queue, now: float) -> None:
+        """Tell a demand that fell, but only the most that was of use since the last look."""
+        queue.timer = 0
+        wanted = self._wanted(queue)
+        useful = max(queue.peak, wanted)
+        queue.peak = wanted
+        if useful != queue.told:
+            self._tell(queue, useful)
+        if queue.told > wanted:
+            self._watch(queue, now)
+
+    def check(self) -> None:
+        """Verify the tables; for tests and the simulator."""
+        for queue in self.queues.values():
+            queued = [task for level in queue.levels.values() for task in level if task.state == QUEUED]
+            assert len(queued) == queue.count, (len(queued), queue.count)
+            for peer, thief in queue.idle.items():
+                assert not thief.leased
+                assert not thief.closing
+                assert queue.thieves[peer] is thief
+            for thief in queue.thieves.values():
+                assert all(task.thief is thief and task.state == LEASED for task in thief.leased.values())
+                assert not thief.alone or len(thief.leased) <= 1
+
+    @staticmethod
+    def describe(shape: Shape) -> str:
+        """Return a shape as users write it: `CPU 0.5, GPU 1`."""
+        return ", ".join(f"{name} {amount / UNIT:g}" for name, amount in shape.items() if amount) or "no resources"

@@ -1,0 +1,154 @@
+"""A worker: a thief of one victim at a time, and a client itself, as its tasks may submit tasks. Wiring only."""
+
+from collections.abc import Callable
+from typing import Any
+
+from zmesh.core.client import ClientCore
+from zmesh.core.effects import Effect, Exit, Send
+from zmesh.core.thief import ATTACHED, CLOSING, FREE, Running, ThiefHalf
+from zmesh.core.timers import Timers
+from zmesh.wire.ids import PeerID
+from zmesh.wire.messages import Attach, Blocked, Cancel, Consumed, Detach, Free, Stop, Unblocked, Unstolen, Work
+
+BLOCK_AFTER_S = 0.002  # a wait longer than this gives the CPU back: shorter ones are not worth two messages
+
+
+class WorkerCore(ClientCore):
+    """A client that also runs tasks.
+
+    Args:
+        attached: called with each Attach before work comes: resources and settings of the process.
+    """
+
+    def __init__(
+        self,
+        me: PeerID,
+        effects: list[Effect],
+        timers: Timers,
+        describe_status: Callable[[int], tuple[int | None, str | None, str]],
+        attached: Callable[[Attach], None],
+    ) -> None:
+        super().__init__(me, effects, timers, describe_status)
+        self._attached = attached
+        self._block_timer = 0
+        self._leaving = False
+        self.thief = ThiefHalf(
+            self.node,
+            effects,
+            keeps=lambda victim: [] if self.references.keeps_nothing else self.references.keeps(victim),
+            watched=lambda: self.references.watched,
+        )
+        self._inputs |= {
+            Attach: self._attach,
+            Detach: lambda _, message, now: self._detach(message, now),
+            Work: lambda peer, message, _: self.thief.work(peer, message),
+            Unstolen: lambda peer, message, _: self.thief.unstolen(peer, message),
+            Cancel: self._cancel,
+            Consumed: self._consumed,
+            Stop: self._stop,
+        }
+
+    # From the worker's main thread.
+
+    def next(self, now: float) -> Running | None:
+        """Return the task to run now, or None if there is none yet."""
+        if self._leaving:
+            return None
+        running = self.thief.next(now)
+        self.current = None if running is None else (running.victim, running.seq)
+        return running
+
+    def finished(self, status: int, value: Any, inside: list[bytes], size: int, now: float) -> None:
+        """The running task ended; see ThiefHalf.finished."""
+        running = self.thief.running
+        assert running is not None
+        calls_max = running.spec.options.get("max_calls", 0)
+        self.current = None
+        if not self.references.keeps_nothing:
+            # What the task keeps must be told with its own result, before the victim lets go of its arguments.
+            self.thief.finished(status, value, inside, size, now)
+            self.thief.flush(now)
+        else:
+            self.thief.finished(status, value, inside, size, now)
+        if calls_max and running.spec.calls >= calls_max:
+            self._leaving = True
+            self.thief.give_back()
+            self.thief.flush(now)
+            self.effects.append(Exit())
+
+    def item(self, status: int, value: Any, inside: list[bytes], now: float) -> None:
+        """The running stream yielded; see ThiefHalf.item."""
+        self.thief.item(status, value, inside, now)
+
+    def may_yield(self) -> bool:
+        """Whether the running stream may send one more item than its reader has taken."""
+        running = self.thief.running
+        assert running is not None
+        ahead_max = running.spec.options.get("backpressure", 0)
+        return not ahead_max or running.items - running.taken < ahead_max
+
+    def wait_begins(self, now: float) -> None:
+        """The task waits for others: its results go out, and soon its CPU is given back."""
+        self.thief.flush(now)
+        if not self._block_timer:
+            self._block_timer = self.timers.set(now + BLOCK_AFTER_S, self._block)
+
+    def _block(self, now: float) -> None:
+        self._block_timer = 0
+        self.thief.flush(now)
+        self.thief.give_back()
+        self.thief.blocked = True
+        self.effects.append(Send(self.node, Blocked()))
+
+    def wait_ends(self, now: float) -> None:
+        """The task goes on."""
+        del now
+        if self._block_timer:
+            self.timers.cancel(self._block_timer)
+            self._block_timer = 0
+        if self.thief.blocked:
+            self.thief.blocked = False
+            self.effects.append(Send(self.node, Unblocked()))
+
+    def view_closed(self, key: Any) -> None:
+        """The last array over a dependency died; the link it kept open may close."""
+        self.references.view_closed(key)
+        if not isinstance(key, bytes):
+            self.thief.unlink(key[0])
+
+    # From the network.
+
+    def _attach(self, peer: PeerID, message: Attach, now: float) -> None:
+        del peer, now
+        self._attached(message)
+        self.thief.attach(message)
+
+    def _detach(self, message: Detach, now: float) -> None:
+        if message.dead:
+            self.references.victim_died(message.victim)
+        self.thief.detach(message, now)
+
+    def _cancel(self, peer: PeerID, message: Cancel, now: float) -> None:
+        if self.thief.cancel(peer, message, now) and message.recursive:
+            self.tasks.cancel_children((peer, message.seq), now)
+
+    def _consumed(self, peer: PeerID, message: Consumed, now: float) -> None:
+        del now
+        running = self.thief.running
+        if running is not None and running.victim == peer and running.seq == message.seq:
+            running.taken = max(running.taken, message.count)
+
+    def _stop(self, peer: PeerID, message: Stop, now: float) -> None:
+        """End, unless somebody would miss what this process owns: then say that it is still there."""
+        del peer, message, now
+        if self.thief.state == FREE and not self.tasks.open and self.references.idle:
+            self._leaving = True
+            self.effects.append(Exit())
+        else:
+            self.effects.append(Send(self.node, Free(self.thief.epoch)))
+
+    def check(self) -> None:
+        """Verify the tables; for tests and the simulator."""
+        super().check()
+        self.thief.check()
+        assert self.thief.state in (FREE, ATTACHED, CLOSING)
