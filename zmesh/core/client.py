@@ -365,6 +365,8 @@ class ClientCore:
     def waits_for(self, entry: Entry) -> str:
         """Say why an entry has no value yet."""
         if not isinstance(entry, Task):
+            entry = self.tasks.many.get(entry.seq, entry)
+        if not isinstance(entry, Task):
             return "the object belongs to another process, which has not made it yet"
         text = self.tasks.waits_for(entry)
         if entry.state == QUEUED:

@@ -84,6 +84,7 @@ class Tasks:
         self._dependents: dict[int, list[Task]] = {}  # {id() of a pending entry: tasks that wait for it}
         self.retried: dict[int, Task] = {}  # {seq: task} charged at least once and unresolved
         self.parents: dict[Any, list[Task]] = {}  # {parent task: its unresolved children}, in a worker
+        self.many: dict[int, Task] = {}  # {seq: unresolved task with other than one result}
         self.open = 0  # unresolved tasks
 
     # Submission.
@@ -95,6 +96,7 @@ class Tasks:
         if spec.num_returns != 1:
             count = max(spec.num_returns, 0)
             task.outputs = [Entry(task.seq, index) for index in range(count)]
+            self.many[task.seq] = task
         if task.parent is not None:
             self.parents.setdefault(task.parent, []).append(task)
         inputs = task.inputs
@@ -224,8 +226,10 @@ class Tasks:
             children.remove(task)
             if not children:
                 del self.parents[task.parent]
-        if task.outputs is not None and status in (FAILED, ERROR):
-            self._fail_outputs(task, status, value)
+        if task.outputs is not None:
+            self.many.pop(task.seq, None)
+            if status in (FAILED, ERROR):
+                self._fail_outputs(task, status, value)
         if task.waiter is not None:
             self._waited.append(task)
         if task.share is not None or (status == STORED and not task.refs):

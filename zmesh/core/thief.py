@@ -30,6 +30,7 @@ CREDIT_S = 0.005  # of work ahead: two round trips of a busy host, yet short eno
 FLUSH_AGE_S = 0.002  # results wait no longer than this for company
 FLUSH_RESULTS_MAX = 128  # half a batch: the next one is on its way while the other half runs
 FLUSH_BYTES_MAX = 256 * 1024
+LINKS_MAX = 64  # open links to victims; a worker meets few in its life
 STALL_S = 0.02  # a task that has run for so long is not what its neighbours were promised
 PEAK_DECAY = 0.9
 
@@ -51,7 +52,7 @@ class WorkSpec:
 class Running:
     """The task under way."""
 
-    __slots__ = ("args", "attempt", "depth", "deps", "items", "seq", "spec", "started", "taken", "victim")
+    __slots__ = ("args", "attempt", "deps", "depth", "items", "seq", "spec", "started", "taken", "victim")
 
     def __init__(self, victim: PeerID, spec: WorkSpec, record: Any, started: float) -> None:
         self.victim = victim
@@ -95,6 +96,7 @@ class ThiefHalf:
         self.running: Running | None = None
         self.blocked = False
         self._withdrawn = False  # the victim confirmed that no work will follow
+        self._victim_dead = False  # nobody wants the results
         self._specs: dict[int, WorkSpec] = {}
         self._queue: deque[Any] = deque()  # task records not started, in the order they came
         self._results: list[Any] = []
@@ -109,21 +111,36 @@ class ThiefHalf:
         assert self.state == FREE
         self.state = ATTACHED
         self.victim, self.epoch, self.shape, self.job = message.victim, message.epoch, message.shape, message.job
-        self._withdrawn = False
+        self._withdrawn = self._victim_dead = False
         self._specs = {}
         if message.victim not in self._links:
-            self._links[message.victim] = True
-            self._effects.append(Connect(message.victim))
+            self._link(message.victim)
         self._effects.append(Send(message.victim, Steal(message.epoch, message.shape, CREDIT_S)))
+
+    def _link(self, victim: PeerID) -> None:
+        """Open a link, which then stays: a second one to the same victim could overtake the first."""
+        if len(self._links) >= LINKS_MAX:
+            watched = self._watched()
+            idle = [peer for peer in self._links if peer not in watched]
+            for peer in idle[:1]:
+                self._unlink(peer)
+        self._links[victim] = True
+        self._effects.append(Connect(victim))
+
+    def _unlink(self, victim: PeerID) -> None:
+        if self._links.pop(victim, False):
+            self._effects.append(Disconnect(victim))
 
     def detach(self, message: Detach, now: float) -> None:
         """Leave the victim as soon as nothing of it runs here."""
+        if message.dead:
+            self._unlink(message.victim)
         if self.state == FREE or message.epoch != self.epoch:
             return  # a Detach that crossed our Free
         if message.dead:
             self._queue.clear()
             self._results.clear()
-            self._withdrawn = True
+            self._withdrawn = self._victim_dead = True
             self.state = CLOSING
         elif self.state == ATTACHED:
             self.state = CLOSING
@@ -138,16 +155,9 @@ class ThiefHalf:
         assert not self._queue
         assert not self._results
         self.state = FREE
-        victim, self.victim = self.victim, b""
+        self.victim = b""
         self._specs = {}
         self._effects.append(Send(self._node, Free(self.epoch)))
-        self.unlink(victim)
-
-    def unlink(self, victim: PeerID) -> None:
-        """Close the link to a victim we are not attached to, unless an Unpin is still due there."""
-        if victim != self.victim and victim in self._links and victim not in self._watched():
-            del self._links[victim]
-            self._effects.append(Disconnect(victim))
 
     # From the victim.
 
@@ -215,7 +225,8 @@ class ThiefHalf:
         spec.peak_s = elapsed_s if peak_s is None or elapsed_s > peak_s else max(elapsed_s, peak_s * PEAK_DECAY)
         if elapsed_s > spec.longest_s:
             spec.longest_s = elapsed_s
-        if self.state == CLOSING and self._withdrawn and not self._links.get(running.victim):
+        if self._victim_dead:
+            self._leave()
             return
         result: Any = (running.seq, running.attempt, status, value)
         self._add((*result, inside) if inside else result, size, now)

@@ -110,12 +110,6 @@ class WorkerCore(ClientCore):
             self.thief.blocked = False
             self.effects.append(Send(self.node, Unblocked()))
 
-    def view_closed(self, key: Any) -> None:
-        """The last array over a dependency died; the link it kept open may close."""
-        self.references.view_closed(key)
-        if not isinstance(key, bytes):
-            self.thief.unlink(key[0])
-
     # From the network.
 
     def _attach(self, peer: PeerID, message: Attach, now: float) -> None:

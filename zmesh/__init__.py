@@ -1,0 +1,57 @@
+"""zmesh: a brokerless compute mesh. `@zmesh.remote` turns functions into tasks that run in parallel.
+
+The face, by topic; each name is imported on first use, so that `import zmesh` costs a few milliseconds:
+
+    start and stop   init, shutdown, is_initialized
+    tasks            remote, map, map_unordered, cancel, explain
+    objects          put, get, wait, as_completed, ObjectRef, ObjectRefGenerator
+    look around      status, nodes, cluster_resources, available_resources, get_runtime_context, get_gpu_ids
+    errors           exceptions
+"""
+
+import importlib
+from typing import Any
+
+from zmesh._version import __version__
+
+_HOME = {  # {name: module it lives in}
+    "ObjectRef": "zmesh.object_ref",
+    "ObjectRefGenerator": "zmesh.object_ref",
+    "as_completed": "zmesh.api",
+    "available_resources": "zmesh.api",
+    "cancel": "zmesh.api",
+    "cluster_resources": "zmesh.api",
+    "explain": "zmesh.api",
+    "get": "zmesh.api",
+    "get_gpu_ids": "zmesh.api",
+    "get_runtime_context": "zmesh.runtime_context",
+    "init": "zmesh.api",
+    "is_initialized": "zmesh.api",
+    "map": "zmesh.parallel_map",
+    "map_unordered": "zmesh.parallel_map",
+    "nodes": "zmesh.api",
+    "put": "zmesh.api",
+    "remote": "zmesh.remote_function",
+    "shutdown": "zmesh.api",
+    "status": "zmesh.api",
+    "wait": "zmesh.api",
+}
+_MODULES = ("exceptions", "util")
+
+__all__ = ["__version__", "exceptions", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of the face when it is first used."""
+    if name in _MODULES:
+        return importlib.import_module(f"zmesh.{name}")
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'zmesh' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME, *_MODULES])

@@ -1,0 +1,312 @@
+"""The functions of the face: start and stop, put and get, wait, cancel, look around. Any thread may call them."""
+
+import atexit
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from zmesh.exceptions import ConfigError, LocalProtocolError, NotRunningError
+from zmesh.object_ref import ObjectRef, ObjectRefGenerator
+
+if TYPE_CHECKING:
+    from zmesh.runtime.session import Session
+
+_lock = threading.Lock()
+_session: "Session | None" = None
+_pid = 0
+
+
+class Context:
+    """What `init` returns; as a context manager it shuts down at the end."""
+
+    def __init__(self, info: dict[str, Any]) -> None:
+        self.address_info = info
+
+    def __enter__(self) -> "Context":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        shutdown()
+
+    def __getitem__(self, key: str) -> Any:
+        return self.address_info[key]
+
+    def __repr__(self) -> str:
+        return f"zmesh.Context({self.address_info})"
+
+
+def init(
+    address: str | None = None,
+    *,
+    num_cpus: float | None = None,
+    num_gpus: int | None = None,
+    resources: Mapping[str, float] | None = None,
+    memory: int | None = None,
+    object_store_memory: int | None = None,
+    ignore_reinit_error: bool = False,
+    log_to_driver: bool = True,
+    local: bool = False,
+) -> Context:
+    """Connect this program to a mesh.
+
+    Args:
+        address: None: the running node of this user (`zmesh up`; ZMESH_NODE picks one by name), else a private node
+            that lives as long as this program; "auto": the running node, or an error; "local": always a private one;
+            any other text: the name of a node of this user.
+        num_cpus: CPUs of a private node; all this process may use by default.
+        num_gpus: GPUs of a private node; those in CUDA_VISIBLE_DEVICES or /proc/driver/nvidia by default.
+        resources: {name: amount} of custom resources of a private node.
+        memory: bytes that tasks may book on a private node; physical memory by default.
+        object_store_memory: bytes of shared memory a private node may use; 30 % of physical memory by default.
+        ignore_reinit_error: a second call is no error.
+        log_to_driver: print what tasks print.
+        local: run every task inline in this process, at `.remote()`, so that breakpoints and profilers work.
+
+    Raises:
+        LocalProtocolError: zmesh runs in this process already.
+        NotRunningError: no such node.
+        ConfigError: a setting makes no sense.
+    """
+    global _session, _pid
+    with _lock:
+        if _alive():
+            if ignore_reinit_error:
+                return Context(_information())
+            raise LocalProtocolError(
+                "zmesh.init() was called before; zmesh.shutdown() first, or ignore_reinit_error=True"
+            )
+        settings = {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "resources": dict(resources or {}),
+            "memory": memory,
+            "store_bytes": object_store_memory,
+        }
+        if local:
+            from zmesh.local_mode import LocalSession
+
+            _session = LocalSession()  # type: ignore[assignment]  # the same methods, inline
+        else:
+            from zmesh.runtime import connect
+
+            name = address if address is not None else os.environ.get("ZMESH_NODE")
+            _session = connect.connect(name, settings, log_to_driver=log_to_driver)
+        _pid = os.getpid()
+        return Context(_information())
+
+
+def _information() -> dict[str, Any]:
+    assert _session is not None
+    return dict(_session.information)
+
+
+def _alive() -> bool:
+    return _session is not None and _pid == os.getpid()
+
+
+def auto_init() -> "Session":
+    """Return the session of this process, started with the defaults if there is none."""
+    session = _session
+    if session is not None and _pid == os.getpid():
+        return session
+    if session is None:
+        inside = _of_worker()
+        if inside is not None:
+            return inside
+    with contextlib.suppress(LocalProtocolError):  # another thread was faster
+        init()
+    assert _session is not None
+    return _session
+
+
+def _of_worker() -> "Session | None":
+    """Return the session of a worker process, which nobody calls init() in."""
+    import sys
+
+    module = sys.modules.get("zmesh.runtime.session")
+    return module.get_current() if module is not None else None
+
+
+def shutdown() -> None:
+    """Disconnect; end the private node if this program started one. Refs are dead afterwards. Idempotent."""
+    global _session
+    with _lock:
+        session, _session = _session, None
+        if session is not None and _pid == os.getpid():
+            session.shutdown()
+
+
+atexit.register(shutdown)
+
+
+def is_initialized() -> bool:
+    """Whether this process is connected."""
+    return _alive() or _of_worker() is not None
+
+
+def _entries(refs: Iterable[Any], what: str) -> list[Any]:
+    entries = []
+    for ref in refs:
+        if not isinstance(ref, ObjectRef):
+            kind = "an ObjectRefGenerator: iterate over it" if isinstance(ref, ObjectRefGenerator) else repr(type(ref))
+            raise TypeError(f"{what} takes ObjectRefs, not {kind}")
+        entries.append(ref._entry)
+    return entries
+
+
+def get(refs: Any, timeout: float | None = None, *, writable: bool = False) -> Any:
+    """Return the value of a ref, or the list of values of a sequence of refs, waiting for them.
+
+    Arrays come as read-only views of shared memory, without a copy; they stay valid as long as they live.
+
+    Args:
+        refs: an ObjectRef, or a sequence of them.
+        timeout: seconds to wait at most; 0 only looks; None: without limit.
+        writable: arrays are private copies-on-write instead.
+
+    Raises:
+        GetTimeoutError: not all were there in time; the tasks go on.
+        TaskError: a task raised; also an instance of the class it raised. The first error that happens is raised.
+        MeshError: a worker, the node or an object was lost; see zmesh.exceptions.
+    """
+    if timeout is not None and timeout < 0:
+        raise ConfigError(f"timeout must be seconds from 0, or None, not {timeout!r}")
+    if type(refs) is ObjectRef:
+        session, entries = refs._session, [refs._entry]
+    else:
+        if isinstance(refs, ObjectRef | ObjectRefGenerator) or not isinstance(refs, Iterable):
+            raise TypeError(f"get() takes an ObjectRef or a list of them, not {type(refs).__name__}")
+        refs = list(refs)
+        entries = _entries(refs, "get()")
+        if not entries:
+            return []
+        session = refs[0]._session
+    values = session.get(entries, timeout, writable=writable)
+    return values[0] if type(refs) is ObjectRef else values
+
+
+def put(value: Any) -> "ObjectRef[Any]":
+    """Store a value and return its ref; large ones go to shared memory, with one copy.
+
+    Raises:
+        SerializationError: it cannot be pickled; the text names the attribute.
+        StoreFullError: it does not fit; the text has the numbers.
+        LocalProtocolError: it is itself an ObjectRef.
+    """
+    return auto_init().put(value)
+
+
+def wait(
+    refs: Sequence[Any], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True
+) -> tuple[list[Any], list[Any]]:
+    """Wait until `num_returns` of the refs have a value or an error, or the timeout.
+
+    Returns:
+        (ready, rest), both in the order given; at most num_returns are in ready.
+    """
+    del fetch_local  # every object of a host is local
+    refs = list(refs)
+    entries = _entries(refs, "wait()")
+    if len({id(entry) for entry in entries}) != len(entries):
+        raise ConfigError("wait() needs refs that differ")
+    if not 0 < num_returns <= max(1, len(refs)):
+        raise ConfigError(f"num_returns must be from 1 to the number of refs ({len(refs)}), not {num_returns!r}")
+    if not refs:
+        return [], []
+    refs[0]._session.wait(entries, num_returns, timeout)
+    ready: list[Any] = []
+    rest: list[Any] = []
+    for ref in refs:
+        (ready if ref._entry.status and len(ready) < num_returns else rest).append(ref)
+    return ready, rest
+
+
+def as_completed(refs: Iterable[Any], timeout: float | None = None) -> Iterator[Any]:
+    """Yield the refs in the order in which they get their value or error; linear in their number.
+
+    Raises:
+        GetTimeoutError: the next one was not there `timeout` seconds after the first call.
+    """
+    refs = list(refs)
+    if not refs:
+        return
+    by_entry: dict[int, list[Any]] = {}
+    for ref, entry in zip(refs, _entries(refs, "as_completed()"), strict=True):
+        by_entry.setdefault(id(entry), []).append(ref)
+    session = refs[0]._session
+    entries = [same[0]._entry for same in by_entry.values()]
+    del refs, ref
+    for entry in session.completed(entries, timeout):
+        yield from by_entry.pop(id(entry))
+
+
+def cancel(ref: Any, *, force: bool = False, recursive: bool = True) -> None:
+    """Cancel a task: drop it if it is queued, raise KeyboardInterrupt in it if it runs. Does not wait.
+
+    Args:
+        ref: the ref or generator of the task.
+        force: also kill its worker, for code that does not let itself be interrupted.
+        recursive: also what the task itself submitted.
+    """
+    if isinstance(ref, ObjectRefGenerator):
+        entry = ref._task
+    elif isinstance(ref, ObjectRef):
+        entry = ref._entry
+    else:
+        raise TypeError(f"cancel() takes an ObjectRef or an ObjectRefGenerator, not {type(ref).__name__}")
+    ref._session.cancel(entry, force=force, recursive=recursive)
+
+
+def explain(ref: "ObjectRef[Any]") -> str:
+    """Say what a pending ref waits for, in one line."""
+    return ref._session.waits_for(ref._entry)
+
+
+def status() -> dict[str, Any]:
+    """Return what the node knows: node, resources, workers, demands, store. docs/api.md lists the keys."""
+    return auto_init().status()
+
+
+def nodes() -> list[dict[str, Any]]:
+    """Return one dict a node: NodeID, Alive, NodePid, Resources."""
+    told = status()
+    return [
+        {
+            "NodeID": told["node"],
+            "Alive": True,
+            "NodeManagerAddress": "127.0.0.1",
+            "NodePid": told["pid"],
+            "Resources": told["resources"]["total"],
+            "Labels": {},
+        }
+    ]
+
+
+def cluster_resources() -> dict[str, float]:
+    """Return what the mesh has in all, e.g. {"CPU": 8.0}."""
+    return dict(status()["resources"]["total"])
+
+
+def available_resources() -> dict[str, float]:
+    """Return what is not booked."""
+    return dict(status()["resources"]["available"])
+
+
+def get_gpu_ids() -> list[int]:
+    """Return the GPUs of the running task."""
+    text = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [int(part) for part in text.split(",") if part.strip().isdigit()]
+
+
+def require_running() -> "Session":
+    """Return the session, without starting one.
+
+    Raises:
+        NotRunningError: there is none.
+    """
+    session = _session if _alive() else _of_worker()
+    if session is None:
+        raise NotRunningError("zmesh is not running in this process: call zmesh.init()")
+    return session

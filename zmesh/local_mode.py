@@ -1,0 +1,203 @@
+"""`init(local=True)`: every task runs inline, at `.remote()`, in the calling thread, so that breakpoints work.
+
+The same results and errors as with workers, and nothing else: no processes, no sockets, no retries of dead workers.
+Values are pickled as they would be, so that what works here works there.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+from zmesh.core.records import Entry, Spec, Task
+from zmesh.exceptions import LocalProtocolError, TaskUnschedulableError
+from zmesh.object_ref import ObjectRef
+from zmesh.options import STREAMING
+from zmesh.runtime import serialization
+from zmesh.runtime.session import build_error
+from zmesh.wire.ids import object_id
+from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING
+
+_ME = b"local".ljust(16, b"\0")
+
+
+class _Sink:
+    """Takes what finalizers append: nothing needs to be freed."""
+
+    def append(self, entry: Any) -> None:
+        """Ignore it: Python's own counting frees local values."""
+
+
+class LocalSession:
+    """The methods of runtime/session.py that the face uses, inline."""
+
+    def __init__(self) -> None:
+        self.dropped = _Sink()
+        self.information: dict[str, Any] = {"node": "local", "pid": os.getpid(), "local": True}
+        self._seq = 0
+        self._entries: dict[bytes, Entry] = {}  # those whose refs were pickled: they live as long as the session
+
+    def nudge(self) -> None:
+        """Nobody sleeps."""
+
+    def total_cpus(self) -> float:
+        """Return 1: tasks run one after the other."""
+        return 1.0
+
+    def check_strategy(self, strategy: Any) -> None:
+        """Accept only strategies that may run here."""
+        if strategy.zmesh_strategy == "affinity" and not strategy.soft and strategy.node_id != "local":
+            raise TaskUnschedulableError(f"node {strategy.node_id} is not there: this is a local session")
+
+    def spec(
+        self, function: Any, name: str, shape: dict[str, int], num_returns: int, options: dict[str, Any], key: Any
+    ) -> Spec:
+        """Keep the function itself."""
+        del key
+        sent = dict(options["options"], function=function, retry_classes=options["retry_classes"])
+        return Spec(0, _ME, name, shape, num_returns=num_returns, options=sent, max_retries=options["max_retries"])
+
+    def submit(self, spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
+        """Run the call now."""
+        self._seq += 1
+        task = Task(self._seq, spec, b"", 0)
+        if spec.num_returns != 1:
+            task.outputs = [Entry(task.seq, index) for index in range(max(0, spec.num_returns))]
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, ObjectRef) and value._entry.status in (FAILED, ERROR):
+                self._fail(task, value._entry.status, value._entry.value)
+                return task
+        packed = serialization.pack((args, kwargs), f"arguments of {spec.name}")
+        del packed  # it can be pickled: that is all we wanted to know
+        args = tuple(self._argument(value) for value in args)
+        kwargs = {name: self._argument(value) for name, value in kwargs.items()}
+        for attempt in range(max(0, spec.max_retries) + 1):
+            try:
+                self._run(task, spec, args, kwargs)
+            except Exception as error:
+                classes = spec.options["retry_classes"] or (Exception,)
+                again = spec.options.get("retry") and isinstance(error, classes) and attempt < spec.max_retries
+                if not again:
+                    self._fail(task, FAILED, serialization.pack_error(error, spec.name, os.getpid()))
+                    break
+            else:
+                break
+        return task
+
+    def _argument(self, value: Any) -> Any:
+        return self.value(value._entry) if isinstance(value, ObjectRef) else value
+
+    def _run(self, task: Task, spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        value = spec.options["function"](*args, **kwargs)
+        if spec.num_returns == STREAMING:
+            task.outputs = []
+            for index, item in enumerate(value):
+                task.outputs.append(Entry(task.seq, index, INLINE, self._pack(item, spec)))
+        elif spec.num_returns != 1:
+            assert task.outputs is not None
+            values = list(value) if spec.num_returns else []
+            if len(values) != spec.num_returns:
+                raise ValueError(f"{spec.name} has num_returns={spec.num_returns}, but returned {len(values)} values")
+            for output, item in zip(task.outputs, values, strict=True):
+                output.value, output.status = self._pack(item, spec), INLINE
+        task.value = self._pack(value, spec) if spec.num_returns == 1 else None
+        task.status = INLINE
+
+    @staticmethod
+    def _pack(value: Any, spec: Spec) -> bytes:
+        return serialization.to_inline(serialization.pack(value, f"result of {spec.name}"))
+
+    def _fail(self, task: Task, status: int, value: Any) -> None:
+        task.status, task.value = status, value
+        if task.outputs is not None:
+            if task.spec.num_returns == STREAMING:
+                task.outputs.append(Entry(task.seq, len(task.outputs)))
+            for output in task.outputs:
+                if output.status == PENDING:
+                    output.status, output.value = status, value
+
+    def put(self, value: Any) -> "ObjectRef[Any]":
+        """Keep a value."""
+        if isinstance(value, ObjectRef):
+            raise LocalProtocolError("put() of an ObjectRef: wrap it in a list if you want to pass the ref itself")
+        self._seq += 1
+        entry = Entry(self._seq, 0, INLINE, serialization.to_inline(serialization.pack(value, "value of put()")))
+        return ObjectRef(entry, self)  # type: ignore[arg-type]  # the same methods
+
+    def get(self, entries: list[Entry], timeout: float | None, *, writable: bool = False) -> list[Any]:
+        """Return the values: all are there."""
+        del timeout
+        return [self.value(entry, writable=writable) for entry in entries]
+
+    def value(self, entry: Entry, *, writable: bool = False) -> Any:
+        """Return one value, or raise its error."""
+        if entry.status == INLINE:
+            return serialization.unpack_inline(bytearray(entry.value) if writable else entry.value)
+        raise serialization.unpack_error(entry.value) if entry.status == FAILED else build_error(entry.value)
+
+    def wait(self, entries: list[Entry], num_returns: int, timeout: float | None) -> None:
+        """Return at once: everything is there."""
+
+    def completed(self, entries: list[Entry], timeout: float | None) -> Iterator[Entry]:
+        """Yield them as they are."""
+        del timeout
+        return iter(entries)
+
+    def note(self, ref: "ObjectRef[Any]") -> bytes:
+        """Give the ref's ID; see borrow."""
+        serialization.note_ref(ref)
+        oid = self.object_id(ref._entry)
+        self._entries[oid] = ref._entry
+        return oid
+
+    def borrow(self, oid: bytes) -> Entry:
+        """Return the entry of a ref that was pickled."""
+        return self._entries[oid]
+
+    def object_id(self, entry: Entry) -> bytes:
+        """Return the ObjectID of an entry."""
+        return object_id(_ME, entry.seq, entry.index)
+
+    def next_item(self, task: Task, index: int, timeout: float | None) -> Entry | None:
+        """Return item `index` of a stream, or None at its end."""
+        del timeout
+        assert task.outputs is not None
+        return task.outputs[index] if index < len(task.outputs) else None
+
+    def item_future(self, task: Task, index: int) -> "Future[Entry | None]":
+        """Return a future that is done."""
+        future: Future[Entry | None] = Future()
+        future.set_result(self.next_item(task, index, None))
+        return future
+
+    def stream_ended(self, task: Task, taken: int) -> bool:
+        """Whether all items were taken."""
+        return taken >= len(task.outputs or ())
+
+    def abandon(self, task: Task, taken: int) -> None:
+        """Nothing to free."""
+
+    def cancel(self, entry: Entry, *, force: bool, recursive: bool) -> None:
+        """Nothing runs."""
+
+    def future(self, ref: "ObjectRef[Any]") -> "Future[Any]":
+        """Return a future that is done."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(self.value(ref._entry))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def waits_for(self, entry: Entry) -> str:
+        """Say that it does not."""
+        del entry
+        return "nothing: a local session runs tasks at once"
+
+    def status(self) -> dict[str, Any]:
+        """Return the keys of a node's status for this process alone."""
+        resources = {"total": {"CPU": 1.0}, "available": {"CPU": 1.0}}
+        return {"node": "local", "pid": os.getpid(), "resources": resources, "workers": [], "demands": []}
+
+    def shutdown(self) -> None:
+        """Nothing to stop."""

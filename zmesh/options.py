@@ -1,0 +1,134 @@
+"""The options of a remote function: their names, defaults and limits. Values are checked where they are given."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zmesh.exceptions import ConfigError
+
+UNIT = 10_000  # resources are counted in units of 1/10,000
+STREAMING = -1
+
+_STRATEGIES = ("DEFAULT", "SPREAD")
+
+
+@dataclass(slots=True)
+class TaskOptions:
+    """What `@zmesh.remote(...)` and `.options(...)` may set: as in Ray, and timeout and priority besides.
+
+    Attributes:
+        num_returns: how many refs `.remote()` gives: 0 (None), 1 (a ref), n (a list), "streaming"; None: 1, or
+            streaming if the function is a generator.
+        num_cpus: CPUs the task books while it runs; fractions of 1/10,000; 0: no limit. 1 by default.
+        num_gpus: GPUs it books; CUDA_VISIBLE_DEVICES names them. Above 1 only whole ones.
+        memory: bytes it books; never enforced.
+        resources: {name: amount} of custom resources.
+        max_retries: how often it is run again if its worker dies; -1: without end.
+        retry_exceptions: True, or a list of exception classes: it is also run again when it raises (one of) them.
+        max_calls: the worker ends after so many calls of the function; 0: never.
+        name: what logs and errors call it.
+        scheduling_strategy: "DEFAULT", "SPREAD", or a strategy of zmesh.util.scheduling_strategies.
+        timeout: seconds it may run; then its worker is killed and it counts as died.
+        priority: higher ones start first; 0 by default.
+        generator_backpressure: items a stream may be ahead of its reader; None: without limit.
+    """
+
+    num_returns: int | str | None = None
+    num_cpus: float = 1
+    num_gpus: float = 0
+    memory: int = 0
+    resources: Mapping[str, float] | None = None
+    max_retries: int = 3
+    retry_exceptions: bool | list[type[BaseException]] | tuple[type[BaseException], ...] = False
+    max_calls: int = 0
+    name: str = ""
+    scheduling_strategy: Any = "DEFAULT"
+    timeout: float | None = None
+    priority: int = 0
+    generator_backpressure: int | None = None
+
+
+_ALIASES = {"_generator_backpressure_num_objects": "generator_backpressure"}
+VALID = tuple(TaskOptions.__dataclass_fields__)
+
+
+def parse(given: Mapping[str, Any], base: TaskOptions | None = None) -> TaskOptions:
+    """Return options with `given` laid over `base`.
+
+    Raises:
+        ConfigError: an unknown name, or a value outside its limits; the text lists what is valid.
+    """
+    values = {name: getattr(base, name) for name in VALID} if base is not None else {}
+    for given_name, value in given.items():
+        name = _ALIASES.get(given_name, given_name)
+        if name not in VALID:
+            raise ConfigError(f"unknown option {given_name!r}; valid options are: {', '.join(VALID)}")
+        values[name] = value
+    options = TaskOptions(**values)
+    _check(options)
+    return options
+
+
+def _check(options: TaskOptions) -> None:
+    returns = options.num_returns
+    if returns is not None and returns != "streaming" and (type(returns) is not int or returns < 0):
+        raise ConfigError(f"num_returns must be a whole number from 0, or 'streaming', not {returns!r}")
+    for name in ("num_cpus", "num_gpus", "memory"):
+        amount = getattr(options, name)
+        if not isinstance(amount, int | float) or amount != amount or amount < 0 or amount == float("inf"):
+            raise ConfigError(f"{name} must be a number from 0, not {amount!r}")
+    if options.num_gpus > 1 and options.num_gpus != int(options.num_gpus):
+        raise ConfigError(f"num_gpus above 1 must be a whole number, not {options.num_gpus!r}")
+    for name, amount in (options.resources or {}).items():
+        if name in ("CPU", "GPU", "memory"):
+            option = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}[name]
+            raise ConfigError(f"resources must not hold {name!r}: use {option}=")
+        if not isinstance(name, str) or not isinstance(amount, int | float) or not 0 <= amount < float("inf"):
+            raise ConfigError(f"resources must map names to numbers from 0, not {name!r} to {amount!r}")
+    if type(options.max_retries) is not int or options.max_retries < -1:
+        raise ConfigError(f"max_retries must be a whole number from -1 (without end), not {options.max_retries!r}")
+    if type(options.max_calls) is not int or options.max_calls < 0:
+        raise ConfigError(f"max_calls must be a whole number from 0, not {options.max_calls!r}")
+    if type(options.priority) is not int:
+        raise ConfigError(f"priority must be a whole number, not {options.priority!r}")
+    if options.timeout is not None and not (isinstance(options.timeout, int | float) and options.timeout > 0):
+        raise ConfigError(f"timeout must be seconds above 0, or None, not {options.timeout!r}")
+    ahead = options.generator_backpressure
+    if ahead is not None and (type(ahead) is not int or (ahead < 1 and ahead != -1)):
+        raise ConfigError(f"generator_backpressure must be a whole number from 1, or None, not {ahead!r}")
+    _check_types(options)
+
+
+def _check_types(options: TaskOptions) -> None:
+    if not isinstance(options.retry_exceptions, bool):
+        classes = options.retry_exceptions
+        if not isinstance(classes, list | tuple) or not all(
+            isinstance(cls, type) and issubclass(cls, BaseException) for cls in classes
+        ):
+            raise ConfigError(f"retry_exceptions must be True, False or a list of exception classes, not {classes!r}")
+    if not isinstance(options.name, str):
+        raise ConfigError(f"name must be a string, not {options.name!r}")
+    strategy = options.scheduling_strategy
+    if isinstance(strategy, str):
+        if strategy not in _STRATEGIES:
+            raise ConfigError(f"scheduling_strategy must be one of {', '.join(_STRATEGIES)}, not {strategy!r}")
+    elif strategy is not None and not hasattr(strategy, "zmesh_strategy"):
+        raise ConfigError(f"scheduling_strategy must be a string or a strategy of zmesh.util, not {strategy!r}")
+
+
+def shape(options: TaskOptions) -> dict[str, int]:
+    """Return the resources a task of these options books, in units of 1/10,000."""
+    amounts: dict[str, float] = {"CPU": options.num_cpus, "GPU": options.num_gpus, "memory": options.memory}
+    amounts.update(options.resources or {})
+    return {name: max(1, round(amount * UNIT)) for name, amount in amounts.items() if amount}
+
+
+def key(options: TaskOptions) -> Any:
+    """Return what two equal sets of options have in common, hashable."""
+    return tuple(_frozen(getattr(options, name)) for name in VALID)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return tuple(sorted(value.items()))
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,151 @@
+"""`@zmesh.remote` on a function: `.remote()` submits a call, `.options()` changes how."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from zmesh import options as opts
+from zmesh.exceptions import ConfigError
+from zmesh.object_ref import ObjectRef, ObjectRefGenerator
+from zmesh.options import STREAMING, TaskOptions
+
+if TYPE_CHECKING:
+    from zmesh.runtime.session import Session
+
+
+class RemoteFunction:
+    """A function whose calls run in workers. Any thread.
+
+    Example:
+        >>> @zmesh.remote
+        ... def double(x):
+        ...     return 2 * x
+        >>> zmesh.get(double.remote(21))
+        42
+    """
+
+    def __init__(self, function: Callable[..., Any], options: TaskOptions) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._options = options
+        self._returns = _number_of_returns(function, options)
+        self._session: Session | None = None  # the one _spec belongs to
+        self._spec: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: a remote function runs in a worker."""
+        name = self._function.__name__
+        raise TypeError(f"remote function {name} cannot be called directly: use {name}.remote(), or {name}.function()")
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The plain function, to call it right here."""
+        return self._function
+
+    def options(self, **given: Any) -> "RemoteFunction":
+        """Return a copy with other options; see zmesh.options.TaskOptions.
+
+        Raises:
+            ConfigError: an unknown option, or a value that makes no sense.
+        """
+        if "max_calls" in given:
+            raise ConfigError("max_calls can only be set in the decorator: @zmesh.remote(max_calls=...)")
+        return RemoteFunction(self._function, opts.parse(given, self._options))
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Submit one call and return at once.
+
+        Top-level ObjectRefs in the arguments are replaced by their values, and the call waits for them; refs inside
+        lists or objects arrive as refs. Arguments over 64 KiB travel through shared memory.
+
+        Returns:
+            An ObjectRef; a list of them for num_returns=n; None for 0; an ObjectRefGenerator for a stream.
+
+        Raises:
+            SerializationError: the function or an argument cannot be pickled.
+            TaskUnschedulableError: the strategy names a node that is not there.
+        """
+        from zmesh import api
+
+        session = api.auto_init()
+        if session is not self._session:
+            self._register(session)
+        task = session.submit(self._spec, args, kwargs)
+        if self._returns == 1:
+            return ObjectRef(task, session)
+        if self._returns == STREAMING:
+            return ObjectRefGenerator(task, session)
+        return [ObjectRef(output, session) for output in task.outputs] if self._returns else None
+
+    def _register(self, session: "Session") -> None:
+        options = self._options
+        strategy = options.scheduling_strategy
+        if strategy is not None and not isinstance(strategy, str):
+            session.check_strategy(strategy)
+        name = options.name or getattr(self._function, "__qualname__", repr(self._function))
+        retry = options.retry_exceptions
+        sent: dict[str, Any] = {}  # what the worker needs to know
+        if options.generator_backpressure and options.generator_backpressure > 0:
+            sent["backpressure"] = options.generator_backpressure
+        if options.max_calls:
+            sent["max_calls"] = options.max_calls
+        if retry:
+            sent["retry"] = True
+        self._spec = session.spec(
+            self._function,
+            name,
+            opts.shape(options),
+            self._returns,
+            {
+                "options": sent,
+                "max_retries": options.max_retries,
+                "timeout_s": options.timeout,
+                "priority": options.priority,
+                "retry_classes": () if isinstance(retry, bool) else tuple(retry),
+            },
+            opts.key(options),
+        )
+        self._session = session
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteFunction, (self._function, self._options)
+
+    def __repr__(self) -> str:
+        return f"RemoteFunction({self._function.__qualname__})"
+
+
+def _number_of_returns(function: Callable[..., Any], options: TaskOptions) -> int:
+    returns = options.num_returns
+    if returns == "streaming":
+        return STREAMING
+    if returns is None:
+        streams = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        return STREAMING if streams else 1
+    assert isinstance(returns, int)
+    return returns
+
+
+def remote(*args: Any, **given: Any) -> Any:
+    """Turn a function into a RemoteFunction: `@remote`, `@remote(num_cpus=2)` or `remote(f)`.
+
+    Raises:
+        ConfigError: an unknown option, or a value that makes no sense.
+        TypeError: not a function.
+    """
+    if len(args) == 1 and not given and callable(args[0]):
+        return _make(args[0], TaskOptions())
+    if args:
+        raise TypeError("@zmesh.remote takes keyword options only, e.g. @zmesh.remote(num_cpus=2)")
+    options = opts.parse(given)
+    return lambda target: _make(target, options)
+
+
+def _make(target: Any, options: TaskOptions) -> RemoteFunction:
+    if inspect.isclass(target):
+        raise TypeError(f"@zmesh.remote on class {target.__name__}: actors are not there yet, only functions")
+    if isinstance(target, RemoteFunction):
+        raise TypeError(f"{target!r} is a remote function already")
+    if not callable(target):
+        raise TypeError(f"@zmesh.remote needs a function, not {target!r}")
+    return RemoteFunction(target, options)

@@ -1,0 +1,165 @@
+"""From `zmesh.init()` to a session: find the running node of this user or start a private one, and say hello."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from zmesh.core import effects as fx
+from zmesh.core.client import ClientCore
+from zmesh.core.timers import Timers
+from zmesh.exceptions import MeshError, NotRunningError, TaskUnschedulableError
+from zmesh.runtime import processes, rundir
+from zmesh.runtime.forkserver import describe_status
+from zmesh.runtime.reactor import Reactor, Waiter
+from zmesh.runtime.session import Session, set_current
+from zmesh.runtime.sockets import ClientSockets
+from zmesh.runtime.store import Store
+from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, node_peer
+from zmesh.wire.messages import UNIT, Goodbye, Hello
+
+HELLO_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0  # a private node that has not ended by then is killed
+
+_log = logging.getLogger("zmesh.connect")
+
+
+class DriverSession(Session):
+    """The session of a program that called init(), or of a command that only looks."""
+
+    def __init__(
+        self, record: dict[str, Any], run_dir: rundir.RunDir, node: processes.NodeProcess | None, *, log_to_driver: bool
+    ) -> None:
+        node_id = bytes.fromhex(record["node"])
+        me = node_id + os.urandom(PEER_ID_BYTES - NODE_ID_BYTES)
+        self._node = node
+        self._pidfd = processes.open_pidfd(record["pid"])
+        if self._pidfd is None:
+            raise NotRunningError(f"the node with pid {record['pid']} ended while we connected to it")
+        core = ClientCore(me, [], Timers(), describe_status)
+        sockets = ClientSockets(me, node_peer(node_id), run_dir.socket_of)
+        handlers: dict[type[Any], Callable[[Any], None]] = {
+            fx.Recycle: self._recycle,
+            fx.Show: self._show if log_to_driver else lambda effect: None,
+            fx.Warn: lambda effect: _log.warning("%s", effect.text),
+        }
+        reactor = Reactor(core, sockets, handlers, self._pidfd)
+        super().__init__(core, reactor, Store(run_dir.segments_socket(), me), me)
+        self.information: dict[str, Any] = {
+            "node": record["node"],
+            "pid": record["pid"],
+            "private": node is not None,
+            "run_dir": run_dir.path,
+        }
+
+    def greet(self, kind: str) -> None:
+        """Introduce this process to the node and wait for its welcome.
+
+        Raises:
+            NotRunningError: it does not answer.
+            MeshError: it speaks another version of the protocol.
+        """
+        config = {"cwd": os.getcwd(), "sys_path": [os.path.abspath(path) for path in sys.path]}
+        if kind == "driver":
+            self.reactor.sockets.listen()
+        self.reactor.start(handle_sigint=kind == "driver")
+        core = self.core
+        with self.reactor.lock:
+            core.effects.append(fx.Send(core.node, Hello(kind, os.getpid(), config)))
+        waiter = Waiter(1)
+        waiter.condition = lambda: core.welcome is not None or core.lost is not None
+        self.reactor.wait(waiter, monotonic() + HELLO_TIMEOUT_S)
+        if core.welcome is None:
+            raise NotRunningError(f"the node (pid {self.information['pid']}) did not answer in {HELLO_TIMEOUT_S:g} s")
+        if core.welcome.refused:
+            raise MeshError(f"the node refused us: {core.welcome.refused}")
+
+    def total_cpus(self) -> float:
+        """Return the CPUs of the node."""
+        assert self.core.welcome is not None
+        return self.core.welcome.total.get("CPU", 0) / UNIT
+
+    def check_strategy(self, strategy: Any) -> None:
+        """Accept a strategy that may run on this host.
+
+        Raises:
+            TaskUnschedulableError: it names another node, and insists.
+        """
+        here = self.information["node"]
+        if strategy.zmesh_strategy == "affinity" and not strategy.soft and strategy.node_id != here:
+            raise TaskUnschedulableError(f"node {strategy.node_id} is not part of the mesh; the only node is {here}")
+
+    def _recycle(self, effect: fx.Recycle) -> None:
+        for segment in effect.segments:
+            self.store.recycle(segment)
+        if not effect.segments:
+            self.store.trim()
+
+    def _show(self, effect: fx.Show) -> None:
+        stream = sys.stdout if effect.stream == 1 else sys.stderr
+        try:
+            stream.write(effect.text)
+            stream.flush()
+        except (OSError, ValueError):
+            pass  # the program closed its stdout: nobody is left to show it to
+
+    def shutdown(self) -> None:
+        """Leave; a private node ends with us."""
+        with self.reactor.lock:
+            self.core.effects.append(fx.Send(self.core.node, Goodbye()))
+            self.reactor.pump(monotonic())
+        self.close()
+        if get_pid_of(self._node) and self._pidfd is not None and not processes.wait_exit(self._pidfd, STOP_TIMEOUT_S):
+            processes.kill_node(self._pidfd)
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+        set_current(None)
+
+
+def get_pid_of(node: processes.NodeProcess | None) -> int:
+    """Return the pid of a node we started, else 0."""
+    return node.pid if node is not None else 0
+
+
+def connect(name: str | None, settings: dict[str, Any], *, log_to_driver: bool) -> DriverSession:
+    """Find or start a node and connect to it; see zmesh.init for the names.
+
+    Raises:
+        NotRunningError: no node of that name runs.
+        ConfigError: a setting makes no sense.
+    """
+    node = None
+    record = None
+    if name != "local":
+        record = rundir.find("default" if name in (None, "auto") else str(name))
+        if record is None and name is not None:
+            wanted = "node" if name == "auto" else f"node named {name!r}"
+            raise NotRunningError(f"no {wanted} of this user runs on this host: start one with `zmesh up`")
+    if record is None:
+        node = processes.start_node(settings, private=True)
+        record = node.record
+    session = DriverSession(record, rundir.RunDir(record["path"]), node, log_to_driver=log_to_driver)
+    try:
+        session.greet("driver")
+    except BaseException:
+        session.shutdown()
+        raise
+    set_current(session)
+    return session
+
+
+def observe(name: str) -> DriverSession:
+    """Connect to a running node just to look at it.
+
+    Raises:
+        NotRunningError: no node of that name runs.
+    """
+    record = rundir.find(name)
+    if record is None:
+        raise NotRunningError(f"no node named {name!r} of this user runs on this host: start one with `zmesh up`")
+    session = DriverSession(record, rundir.RunDir(record["path"]), None, log_to_driver=False)
+    session.greet("observer")
+    return session

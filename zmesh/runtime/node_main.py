@@ -1,0 +1,262 @@
+"""The node process: one thread, one poller. Matches workers with work, keeps shared objects, watches everybody.
+
+Never runs user code, never unpickles anything, sits in the path of no local task. All its decisions are in
+core/node.py; this file is sockets, pipes, pidfds and signals.
+"""
+
+import gc
+import json
+import os
+import random
+import select
+import signal
+import sys
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from zmesh.core import effects as fx
+from zmesh.core.logs import LogStream
+from zmesh.core.node import Executing, Limits, NodeCore
+from zmesh.core.timers import Timers
+from zmesh.exceptions import ConfigError, RemoteProtocolError
+from zmesh.runtime import machine
+from zmesh.runtime.blackbox import BlackBoxes
+from zmesh.runtime.forkserver import Ended, ForkServer, Started, WorkerStart
+from zmesh.runtime.processes import open_pidfd
+from zmesh.runtime.rundir import RunDir
+from zmesh.runtime.store import SegmentServer
+from zmesh.wire.codec import decode, encode
+from zmesh.wire.ids import NODE_ID_BYTES, PeerID
+from zmesh.wire.messages import Goodbye, Hello, Trim
+
+READ_BYTES_MAX = 64 * 1024  # of a worker's output at a time
+BOX_SLOTS = 1024
+
+
+class Node:
+    """One node, from its sockets to its end. Loop thread only.
+
+    Args:
+        settings: what zmesh.init or `zmesh up` was given; see runtime/machine.py for the defaults.
+        run_dir: its directory, locked.
+        forks: the forkserver, started before any socket or thread.
+        boxes: the workers' black boxes, mapped before the forkserver was forked.
+        driver: pid of the program a private node lives for, else 0.
+    """
+
+    def __init__(
+        self, settings: dict[str, Any], run_dir: RunDir, forks: ForkServer, boxes: BlackBoxes, driver: int
+    ) -> None:
+        # Imported here, after the forkserver was forked: workers must not inherit a ZeroMQ context.
+        from zmesh.runtime.sockets import NodeSocket
+
+        self.node_id = os.urandom(NODE_ID_BYTES)
+        self._run_dir = run_dir
+        self._forks = forks
+        self._boxes = boxes
+        self._timers = Timers()
+        self._effects: list[fx.Effect] = []
+        total = machine.total_resources(settings)
+        self.core = NodeCore(
+            self.node_id,
+            os.getpid(),
+            total,
+            random.Random(self.node_id),
+            self._effects,
+            self._timers,
+            self._executing,
+            Limits(),
+        )
+        self._segments = SegmentServer(run_dir.segments_socket(), machine.store_bytes(settings))
+        self.core.directory_reserve = self._segments.reserve
+        self._socket = NodeSocket(run_dir.node_socket())
+        self._poll = select.poll()
+        self._readers: dict[int, Callable[[int], None]] = {}
+        self._pidfds: dict[PeerID, int] = {}  # of drivers; workers are reaped by the forkserver
+        self._slots: dict[PeerID, int] = {}
+        self._streams: dict[PeerID, list[Any]] = {}  # {worker: [(fd, LogStream, 1 or 2), ...]}
+        self._oom_kills = machine.oom_kills()
+        self._running = True
+        self._handlers: dict[type[Any], Callable[[Any], None]] = {
+            fx.Send: lambda effect: self._socket.send(effect.to, encode(effect.message)),
+            fx.Spawn: self._spawn,
+            fx.KillProcess: lambda effect: self._forks.kill(effect.peer),
+            fx.DropSegments: lambda effect: self._segments.drop(effect.segments),
+            fx.Warn: lambda effect: print(f"zmesh node: {effect.text}", file=sys.stderr, flush=True),
+        }
+        self._watch(self._socket.fileno(), lambda fd: None)
+        self._watch(forks.fileno(), self._on_reports)
+        self._wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        self._watch(self._wake_read, lambda fd: os.read(fd, 512) and None)
+        self._driver_fd = -1
+        if driver:
+            fd = open_pidfd(driver)
+            if fd is None:
+                raise ConfigError(f"the program with pid {driver}, which this private node is for, is gone")
+            self._driver_fd = fd
+            self._watch(fd, lambda fd: self._stop())
+
+    def _watch(self, fd: int, read: Callable[[int], None]) -> None:
+        self._readers[fd] = read
+        self._poll.register(fd, select.POLLIN)
+
+    def _unwatch(self, fd: int) -> None:
+        del self._readers[fd]
+        self._poll.unregister(fd)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        del number, frame
+        self._running = False
+
+    def _stop(self) -> None:
+        self._running = False
+
+    # The loop.
+
+    def run(self) -> None:
+        """Serve until told to stop, or until the driver of a private node is gone."""
+        while self._running and not self._forks.died:
+            now = monotonic()
+            self._timers.tick(now)
+            self._carry_out()
+            self._watch_segments()
+            while self._socket.drain(self._deliver) or self._effects:
+                self._carry_out()
+            deadline = self._timers.next_deadline()
+            timeout_ms = None if deadline is None else max(0.0, (deadline - monotonic()) * 1000)
+            for fd, _ in self._poll.poll(timeout_ms):
+                read = self._readers.get(fd)
+                if read is not None:
+                    read(fd)
+        self._close()
+
+    def _deliver(self, peer: PeerID, frame: bytes) -> None:
+        try:
+            message = decode(frame)
+        except RemoteProtocolError as error:
+            print(f"zmesh node: {peer.hex()}: {error}", file=sys.stderr, flush=True)
+            return
+        self._note(peer, message)
+        self.core.receive(peer, message, monotonic())
+        self._carry_out()
+
+    def _note(self, peer: PeerID, message: Any) -> None:
+        """See to the descriptors of clients that come and go."""
+        pid = getattr(message, "pid", None) if peer not in self._slots and peer not in self._pidfds else None
+        if pid is not None:
+            fd = open_pidfd(pid)
+            if fd is not None:
+                self._pidfds[peer] = fd
+                self._watch(fd, lambda _: self._client_ended(peer))
+
+    def _carry_out(self) -> None:
+        while self._effects:
+            effects, self._effects[:] = self._effects[:], []
+            for effect in effects:
+                self._handlers[type(effect)](effect)
+
+    def _executing(self, slot: int) -> Executing | None:
+        found = self._boxes.read(slot)
+        return None if found is None else Executing(found.owner, found.seq, found.attempt, found.job)
+
+    # Workers.
+
+    def _spawn(self, effect: fx.Spawn) -> None:
+        self._boxes.clear(effect.slot)
+        self._slots[effect.peer] = effect.slot
+        out, err = self._forks.spawn(effect.peer, effect.slot)
+        streams = [(out, LogStream(), 1), (err, LogStream(), 2)]
+        self._streams[effect.peer] = streams
+        for fd, stream, number in streams:
+            self._watch(fd, self._reader(effect.peer, stream, number))
+
+    def _reader(self, peer: PeerID, stream: LogStream, number: int) -> Callable[[int], None]:
+        def read(fd: int) -> None:
+            try:
+                data = os.read(fd, READ_BYTES_MAX)
+            except BlockingIOError:
+                return
+            if not data:
+                self._unwatch(fd)
+                return
+            self._log(peer, number, stream.feed(data, monotonic()))
+
+        return read
+
+    def _log(self, peer: PeerID, number: int, texts: list[Any]) -> None:
+        for text in texts:
+            self.core.log(peer, text.name, number, text.text, monotonic())
+
+    def _on_reports(self, fd: int) -> None:
+        del fd
+        for report in self._forks.reports():
+            if isinstance(report, Started):
+                self.core.worker_started(report.peer, report.pid, monotonic())
+            else:
+                assert isinstance(report, Ended)
+                self._worker_ended(report)
+
+    def _worker_ended(self, report: Ended) -> None:
+        tail = ""
+        for fd, stream, number in self._streams.pop(report.peer, ()):
+            if fd in self._readers:
+                read = self._readers[fd]
+                for _ in range(64):  # what is still in the pipe, 4 MiB at most
+                    read(fd)
+                    if fd not in self._readers:
+                        break
+                if fd in self._readers:
+                    self._unwatch(fd)
+            self._log(report.peer, number, stream.end(monotonic()))
+            os.close(fd)
+            if number == 2:
+                tail = stream.tail()
+        kills = machine.oom_kills()
+        reason = "oom" if report.status == signal.SIGKILL and kills > self._oom_kills else ""
+        self._oom_kills = kills
+        self.core.worker_ended(report.peer, report.status, monotonic(), tail, reason)
+        self._boxes.clear(self._slots.pop(report.peer))
+
+    def _client_ended(self, peer: PeerID) -> None:
+        fd = self._pidfds.pop(peer)
+        self._unwatch(fd)
+        os.close(fd)
+        self.core.client_ended(peer, monotonic())
+        in_use = dict.fromkeys(self.core.segments_in_use())
+        self._segments.drop([segment for segment in self._segments.segments_of(peer) if segment not in in_use])
+
+    # Shared memory.
+
+    def _watch_segments(self) -> None:
+        known = dict.fromkeys(self._segments.filenos())
+        for fd in known:
+            if fd not in self._readers:
+                self._watch(fd, self._on_segments)
+
+    def _on_segments(self, fd: int) -> None:
+        self._segments.handle(fd)
+        if fd not in self._segments.filenos():
+            self._unwatch(fd)
+        self.core.store_report(self._segments.used_bytes, self._segments.capacity_bytes)
+        if self._segments.wants_trim:
+            self._segments.wants_trim = False
+            for peer in (*self._pidfds, *self._slots):
+                self._socket.send(peer, encode(Trim()))
+
+    def _close(self) -> None:
+        self._forks.close()
+        self._socket.close()
+        self._segments.close()
+        self._run_dir.remove()
+
+
+def main() -> None:
+    """Start a node: settings come as JSON on standard input, readiness goes to descriptor 3 as one line of JSON."""
+    raise SystemExit("see runtime/processes.py")
+
+
+_ = (gc, json, Goodbye, Hello, WorkerStart)

@@ -1,0 +1,469 @@
+"""Drive one client core: one lock, whoever waits drives the sockets, and a background thread for when nobody does.
+
+Three rules, each with a test that fails without it (tests/runtime/test_reactor.py):
+
+- Lost wake-up. A thread that touches a socket swallows the edge another thread sleeps on. So whoever sends or receives
+  drains every socket to EAGAIN, feeds the core and carries out the effects before it lets go of the lock; if what it
+  did concerns a sleeper, it writes that sleeper's eventfd.
+- Signals. A KeyboardInterrupt between the two frames of a message would glue it to the next. Our handler only notes a
+  signal that arrives while the main thread holds the lock, and the thread raises it after letting go.
+- Finalizers take no lock: they append to a deque, and write the eventfd if somebody should look soon.
+
+At most one thread sleeps on the sockets, the *leader*: a thread in `wait` (foreground), else the background thread.
+While anybody has looked in the last 20 ms the background thread only sleeps, without entering: a loop of get() calls
+runs in one thread. Never branches on what a message is.
+"""
+
+import os
+import select
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from time import monotonic
+from typing import Any
+
+from zmesh.core import effects as fx
+from zmesh.core.client import ClientCore
+from zmesh.core.records import Entry
+from zmesh.exceptions import InternalError, MeshError, RemoteProtocolError
+from zmesh.runtime.sockets import ClientSockets
+from zmesh.wire.codec import decode, encode
+from zmesh.wire.ids import PeerID
+from zmesh.wire.messages import ERROR, FAILED, PENDING
+
+WATCH_S = 0.02  # how long nobody may have looked before the background thread does
+LOOK_S = 0.001  # a thread that submits in a loop looks at the sockets so often
+
+_NOBODY, _FOREGROUND, _BACKGROUND = 0, 1, 2
+
+
+class Waiter:
+    """Somebody waits for `remaining` of some entries; `ready` collects those that resolve, in order of completion."""
+
+    __slots__ = ("callback", "condition", "first_error", "gate", "ready", "remaining", "satisfied", "sleeping")
+
+    def __init__(
+        self, remaining: int, *, first_error: bool = False, callback: Callable[[Entry], None] | None = None
+    ) -> None:
+        self.remaining = remaining
+        self.first_error = first_error
+        self.callback = callback  # called under the lock: it must only hand the entry on
+        self.condition: Callable[[], bool] | None = None
+        self.ready: deque[Entry] = deque()
+        self.satisfied = remaining <= 0
+        self.sleeping = False
+        self.gate: Any = None  # made when a second thread has to wait
+
+    def resolved(self, entry: Entry) -> None:
+        """An entry this waiter was registered on has its value."""
+        if self.callback is not None:
+            self.callback(entry)
+            return
+        self.ready.append(entry)
+        self.remaining -= 1
+        if self.remaining <= 0 or (self.first_error and entry.status in (FAILED, ERROR)):
+            self.satisfied = True
+
+
+def listen(entry: Entry, waiter: Waiter) -> None:
+    """Register a waiter on an entry; under the lock."""
+    if entry.waiter is None:
+        entry.waiter = waiter
+    elif isinstance(entry.waiter, list):
+        entry.waiter.append(waiter)
+    else:
+        entry.waiter = [entry.waiter, waiter]
+
+
+def unlisten(entry: Entry, waiter: Waiter) -> None:
+    """Take a waiter that gave up off an entry; under the lock."""
+    if entry.waiter is waiter:
+        entry.waiter = None
+    elif isinstance(entry.waiter, list) and waiter in entry.waiter:
+        entry.waiter.remove(waiter)
+
+
+class Reactor:
+    """The shell of one ClientCore. Any thread may call it, unless said otherwise.
+
+    Args:
+        handlers: {effect class: what carries it out}, beyond those the reactor knows itself.
+        node_pidfd: readable when the node is dead; None for a test without one.
+    """
+
+    def __init__(
+        self,
+        core: ClientCore,
+        sockets: ClientSockets,
+        handlers: dict[type[Any], Callable[[Any], None]],
+        node_pidfd: int | None,
+    ) -> None:
+        self.core = core
+        self.sockets = sockets
+        self.lock = threading.Lock()
+        self.holder = 0  # ident of the thread inside the lock
+        self.dropped: deque[Entry] = deque()  # entries that lost a reference, from finalizers
+        self.unpinned: deque[Callable[[], None]] = deque()  # what to do about views that died, from finalizers
+        self.last_pump = 0.0
+        self.pumps = 0  # how often somebody entered; tests count
+        self.signalled: Any = None  # (number, frame, handler, thread) noted while that thread held the lock
+        self._broken: MeshError | None = None
+        self._node_pidfd = node_pidfd
+        self._pid = os.getpid()
+        self._leader = _NOBODY
+        self._leading: Waiter | None = None  # of the foreground leader
+        self._until = inf  # when that leader wakes by itself
+        self._followers: deque[Waiter] = deque()
+        self._front_wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._back_wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._front_poll = select.poll()
+        self._back_poll = select.poll()
+        self._registered: list[int] = []
+        self._back_gate = threading.Lock()
+        self._back_gate.acquire()
+        self._back_parked = False
+        self._closed = False
+        self.look: Callable[[float], None] | None = None  # called under the lock when the background thread leads
+        self._handlers: dict[type[Any], Callable[[Any], None]] = {
+            fx.Send: self._send,
+            fx.Resolved: self._resolved,
+            fx.Connect: lambda effect: sockets.connect(effect.peer),
+            fx.Disconnect: lambda effect: sockets.disconnect(effect.peer),
+            **handlers,
+        }
+        self._thread = threading.Thread(target=self._background, name="zmesh", daemon=True)
+        self._previous_handler: Any = None
+        self._main_ident = 0
+
+    def start(self, *, handle_sigint: bool) -> None:
+        """Start the background thread; in the main thread also take over SIGINT (it still does what it did)."""
+        self._thread.start()
+        if handle_sigint and threading.current_thread() is threading.main_thread():
+            previous = signal.getsignal(signal.SIGINT)
+            if callable(previous):
+                self._previous_handler = previous
+                self._main_ident = threading.get_ident()
+                signal.signal(signal.SIGINT, self._on_signal)
+
+    # Entering.
+
+    def pump(self, now: float) -> None:
+        """Drain the sockets, feed the core, carry out its effects, until there is nothing more. Under the lock."""
+        self.pumps += 1
+        core, effects = self.core, self.core.effects
+        if self._leader == _BACKGROUND and self.holder != self._thread.ident:
+            self._leader = _NOBODY
+            os.eventfd_write(self._back_wake, 1)
+        try:
+            while True:
+                if self.dropped or self.unpinned:
+                    self._bury()
+                deadline = core.timers.next_deadline()
+                if deadline is not None and deadline <= now:
+                    core.timers.tick(now)
+                if effects:
+                    self._carry_out()
+                if not self.sockets.drain(self._deliver) and not effects and not self.dropped:
+                    break
+        except Exception as error:  # a broken promise of our own: nobody may wait for ever because of it
+            self._break(error)
+        self.last_pump = now
+        leading = self._leading
+        if leading is not None and leading.sleeping:
+            deadline = core.timers.next_deadline()
+            concerned = leading.condition is not None and leading.condition()
+            if concerned or self.sockets.changed or (deadline is not None and deadline < self._until):
+                os.eventfd_write(self._front_wake, 1)
+        for follower in self._followers:
+            if follower.sleeping and follower.condition is not None and follower.condition():
+                self._wake(follower)
+
+    def _deliver(self, peer: PeerID, frame: bytes) -> None:
+        try:
+            message = decode(frame)
+        except RemoteProtocolError as error:
+            self.core.effects.append(fx.Warn(str(error)))
+            return
+        self.core.receive(peer, message, monotonic())
+
+    def _carry_out(self) -> None:
+        effects, handlers = self.core.effects, self._handlers
+        for effect in effects:
+            handlers[type(effect)](effect)
+        effects.clear()
+
+    def _send(self, effect: fx.Send) -> None:
+        self.sockets.send(effect.to, encode(effect.message))
+
+    def _resolved(self, effect: fx.Resolved) -> None:
+        for entry in effect.entries:
+            waiter, entry.waiter = entry.waiter, None
+            if waiter is None:
+                continue
+            for one in waiter if isinstance(waiter, list) else (waiter,):
+                one.resolved(entry)
+                if one.satisfied and one.sleeping:
+                    self._wake(one)
+
+    def _wake(self, waiter: Waiter) -> None:
+        """Wake a thread that sleeps in `wait`, unless it is this one."""
+        if waiter is self._leading:
+            os.eventfd_write(self._front_wake, 1)
+        elif waiter.gate is not None:
+            waiter.sleeping = False
+            waiter.gate.release()
+
+    def _bury(self) -> None:
+        """Let go of what finalizers noted."""
+        drop = self.core.references.drop
+        dropped = self.dropped
+        while dropped:
+            drop(dropped.popleft())
+        while self.unpinned:
+            self.unpinned.popleft()()
+
+    def _break(self, error: Exception) -> None:
+        if self._broken is None:
+            self._broken = InternalError(f"zmesh broke a promise of its own, please report: {error!r}")
+            self._broken.__cause__ = error
+            self.core.effects.clear()
+            self.core.node_lost(str(self._broken), monotonic())
+            for effect in self.core.effects:
+                if isinstance(effect, fx.Resolved):
+                    self._resolved(effect)
+            self.core.effects.clear()
+
+    def nudge(self) -> None:
+        """Have somebody look soon. Takes no lock: also for finalizers and signal handlers."""
+        if os.getpid() != self._pid or self._closed:
+            return
+        if self._leader == _FOREGROUND:
+            os.eventfd_write(self._front_wake, 1)
+        elif self._leader == _BACKGROUND:
+            os.eventfd_write(self._back_wake, 1)
+
+    def check_usable(self) -> None:
+        """Raise if this reactor cannot work any more.
+
+        Raises:
+            MeshError: it broke, or this is a forked child of the process that made it.
+        """
+        if self._broken is not None:
+            raise self._broken
+        if os.getpid() != self._pid:
+            raise MeshError("this process was forked from one that uses zmesh: call zmesh.init() again in the child")
+
+    # Signals.
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.holder == self._main_ident:
+            self.note_signal(number, frame, self._previous_handler)
+        else:
+            self._previous_handler(number, frame)
+
+    def note_signal(self, number: int, frame: Any, handler: Callable[[int, Any], None]) -> None:
+        """Keep a signal that came while this thread held the lock; `handler` is called once it let go."""
+        self.signalled = (number, frame, handler, threading.get_ident())
+
+    def raise_signal(self) -> None:
+        """Do now what a signal that came inside the lock asked for. Called by whoever left the lock and sees one."""
+        if self.signalled is not None and threading.get_ident() == self.signalled[3]:
+            (number, frame, handler, _), self.signalled = self.signalled, None
+            handler(number, frame)
+
+    # Waiting.
+
+    def wait_until(self, waiter: Waiter, condition: Callable[[], bool], *, in_task: bool = False) -> None:
+        """Drive the sockets until `condition`, asked under the lock after each look, is true."""
+        waiter.condition = condition
+        self.wait(waiter, None, in_task=in_task)
+
+    def wait(self, waiter: Waiter, deadline: float | None, *, in_task: bool = False) -> bool:
+        """Drive the sockets until the waiter is satisfied; False if the deadline (monotonic seconds) came first.
+
+        Args:
+            in_task: the thread is a worker's main thread, whose CPU others may use meanwhile.
+        """
+        me = threading.get_ident()
+        begun = False
+        try:
+            while True:
+                with self.lock:
+                    self.holder = me
+                    waiter.sleeping = False
+                    now = monotonic()
+                    if in_task and not begun:
+                        self.core.wait_begins(now)  # type: ignore[attr-defined]  # a WorkerCore, if in a task
+                        begun = True
+                    self.pump(now)
+                    lead = False
+                    if waiter.condition is not None and waiter.condition():
+                        waiter.satisfied = True
+                    if waiter.satisfied or self.signalled is not None or (deadline is not None and now >= deadline):
+                        break
+                    lead = self._lead(waiter)
+                    until = self.core.timers.next_deadline() if lead else None
+                    if deadline is not None and (until is None or deadline < until):
+                        until = deadline
+                    if lead:
+                        self._until = inf if until is None else until
+                    self.holder = 0
+                if lead:
+                    self._sleep(self._front_poll, self._front_wake, until)
+                else:
+                    waiter.gate.acquire(timeout=-1 if until is None else max(0.0, until - monotonic()))
+        finally:
+            # Either we broke out and hold `holder`, or an exception flew: leave in both cases.
+            self._finish(waiter, begun, me)
+        if self.signalled is not None:
+            self.raise_signal()
+        return waiter.satisfied
+
+    def _finish(self, waiter: Waiter, begun: bool, me: int) -> None:
+        with self.lock:
+            self.holder = me
+            waiter.sleeping = False
+            if begun:
+                self.core.wait_ends(monotonic())  # type: ignore[attr-defined]
+                if self.core.effects:
+                    self.pump(monotonic())
+            self._leave(waiter)
+            self.holder = 0
+
+    def _lead(self, waiter: Waiter) -> bool:
+        """Become the leader, or a follower that sleeps on its gate."""
+        waiter.sleeping = True
+        if self._leading is None or self._leading is waiter:
+            self._leader = _FOREGROUND
+            self._leading = waiter
+            self._register()
+            return True
+        if waiter.gate is None:
+            waiter.gate = threading.Lock()
+            waiter.gate.acquire()
+        if waiter not in self._followers:
+            self._followers.append(waiter)
+        return False
+
+    def _leave(self, waiter: Waiter) -> None:
+        """Stop waiting; a leader that leaves wakes the next."""
+        if self._leading is waiter:
+            self._leading = None
+            self._leader = _NOBODY
+            while self._followers:
+                follower = self._followers.popleft()
+                if follower.sleeping:
+                    follower.sleeping = False
+                    follower.gate.release()
+                    return
+            if self._back_parked:
+                self._back_parked = False
+                self._back_gate.release()
+        elif waiter in self._followers:
+            self._followers.remove(waiter)
+
+    def _sleep(self, poll: Any, wake: int, until: float | None) -> None:
+        """Sleep on the sockets. Outside the lock."""
+        timeout_ms = None if until is None else max(0.0, (until - monotonic()) * 1000)
+        # Poll rounds to whole milliseconds, upwards: a deadline is never spun for.
+        for fd, _ in poll.poll(timeout_ms):
+            if fd == wake:
+                os.eventfd_read(wake)
+            elif fd == self._node_pidfd:
+                self._node_died()
+
+    def _register(self) -> None:
+        """Bring both poll objects up to date with the sockets. Under the lock."""
+        if not self.sockets.changed:
+            return
+        for fd in self._registered:
+            self._front_poll.unregister(fd)
+            self._back_poll.unregister(fd)
+        self._registered = self.sockets.descriptors()
+        for fd in self._registered:
+            self._front_poll.register(fd, select.POLLIN)
+            self._back_poll.register(fd, select.POLLIN)
+        self._front_poll.register(self._front_wake, select.POLLIN)
+        self._back_poll.register(self._back_wake, select.POLLIN)
+        if self._node_pidfd is not None:
+            self._front_poll.register(self._node_pidfd, select.POLLIN)
+            self._back_poll.register(self._node_pidfd, select.POLLIN)
+
+    def _node_died(self) -> None:
+        with self.lock:
+            self.holder = threading.get_ident()
+            if self._node_pidfd is not None:
+                self._front_poll.unregister(self._node_pidfd)
+                self._back_poll.unregister(self._node_pidfd)
+                self._node_pidfd = None
+                text = (
+                    "the node of this host is gone, and with it its workers; what they ran is lost. Call zmesh.init()"
+                )
+                self.core.node_lost(text, monotonic())
+                self.pump(monotonic())
+            self.holder = 0
+
+    # The background thread.
+
+    def _background(self) -> None:
+        me = threading.get_ident()
+        while not self._closed:
+            if monotonic() - self.last_pump < WATCH_S:
+                self._back_gate.acquire(timeout=WATCH_S)
+                continue
+            with self.lock:
+                self.holder = me
+                park = self._leader == _FOREGROUND
+                until = None
+                if park:
+                    self._back_parked = True
+                else:
+                    if self.look is not None:
+                        self.look(monotonic())
+                    self._leader = _BACKGROUND
+                    self.pump(monotonic())
+                    self._register()
+                    until = self.core.timers.next_deadline()
+                self.holder = 0
+            if park:
+                self._back_gate.acquire()
+                continue
+            self._sleep(self._back_poll, self._back_wake, until)
+            with self.lock:
+                self.holder = me
+                if self._leader == _BACKGROUND:
+                    self._leader = _NOBODY
+                    self.pump(monotonic())
+                    self.last_pump = 0.0  # it may lead again at once: nobody else has looked
+                self.holder = 0
+
+    def close(self, linger_ms: int) -> None:
+        """Stop the background thread and close the sockets. Loop-free: call it once, from any thread but ours."""
+        with self.lock:
+            self.holder = threading.get_ident()
+            self._closed = True
+            self.core.effects.clear()
+            os.eventfd_write(self._back_wake, 1)
+            if self._back_parked:
+                self._back_parked = False
+                self._back_gate.release()
+            self.holder = 0
+        self._thread.join(timeout=5)
+        self.sockets.close(linger_ms)
+        in_main = threading.current_thread() is threading.main_thread()
+        if self._previous_handler is not None and in_main and signal.getsignal(signal.SIGINT) == self._on_signal:
+            signal.signal(signal.SIGINT, self._previous_handler)
+        os.close(self._front_wake)
+        os.close(self._back_wake)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+
+def pending(entry: Entry) -> bool:
+    """Whether an entry has no value yet."""
+    return entry.status == PENDING

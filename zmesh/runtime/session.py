@@ -1,0 +1,510 @@
+"""What the face calls: one session of this process with a mesh. Values in, entries out; all threads welcome.
+
+Packs and unpacks values, places large ones in shared memory, and drives the reactor while somebody waits. Every rule
+about tasks and references is in core/; starting nodes is runtime/connect.py's business.
+"""
+
+import hashlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from time import monotonic
+from typing import Any
+
+from zmesh import exceptions
+from zmesh.core.client import ClientCore
+from zmesh.core.records import Entry, Inputs, Spec, Task
+from zmesh.exceptions import GetTimeoutError, LocalProtocolError, NotRunningError
+from zmesh.object_ref import ObjectRef
+from zmesh.runtime import calls, serialization
+from zmesh.runtime.reactor import LOOK_S, Reactor, Waiter, listen, unlisten
+from zmesh.runtime.store import Store
+from zmesh.wire.ids import PeerID
+from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED
+
+INLINE_BYTES_MAX = 64 * 1024  # larger values go to shared memory: Source: perf/arrays.py, a put costs about 20 us
+
+
+class Session:
+    """A client of a mesh.
+
+    Args:
+        core: the client's state.
+        reactor: what drives it.
+        store: shared memory of this host.
+        job: PeerID of the driver whose work this is; a driver's own.
+    """
+
+    def __init__(self, core: ClientCore, reactor: Reactor, store: Store, job: PeerID) -> None:
+        self.core = core
+        self.reactor = reactor
+        self.store = store
+        self.job = job
+        self.depth = 0  # of the tasks this process submits now
+        self.dropped = reactor.dropped
+        self.nudge = reactor.nudge
+        self._specs: dict[Any, Spec] = {}  # {(digest, options key): spec}
+        self._futures: queue.SimpleQueue[Callable[[], None] | None] | None = None
+        self._task_thread = 0  # ident of a worker's main thread
+        self._closed = False
+
+    # Submitting.
+
+    def spec(
+        self, function: Any, name: str, shape: dict[str, int], num_returns: int, options: dict[str, Any], key: Any
+    ) -> Spec:
+        """Register a function with its options; the same content and options give the same spec.
+
+        Raises:
+            SerializationError: the function captures something that cannot be pickled.
+        """
+        blob, refs = serialization.dumps_function((function, options.pop("retry_classes", ())))
+        digest = hashlib.blake2b(blob, digest_size=16).digest()
+        held = [ref._entry for ref in refs]
+        self._promote(held)
+        full = (digest, key, self.job)
+        with self.reactor.lock:
+            spec = self._specs.get(full)
+            if spec is None:
+                for entry in held:
+                    entry.refs += 1
+                spec = self._specs[full] = self.core.new_spec(
+                    self.job,
+                    name,
+                    shape,
+                    num_returns=num_returns,
+                    digest=digest,
+                    blob=blob,
+                    held=tuple(held),
+                    **options,
+                )
+        return spec
+
+    def submit(self, spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
+        """Submit one call; never waits for the work. Returns the task, with a reference counted for each result.
+
+        Raises:
+            SerializationError: an argument cannot be pickled.
+            StoreFullError: large arguments do not fit.
+        """
+        inputs = None
+        if kwargs or not calls.all_plain(args):
+            payload, inputs = self._pack_call(spec, args, kwargs)
+        else:
+            payload = calls.dumps_plain(args)
+            if len(payload) > INLINE_BYTES_MAX:
+                payload, inputs = self._pack_call(spec, args, kwargs)
+        reactor = self.reactor
+        with reactor.lock:
+            reactor.holder = threading.get_ident()
+            now = monotonic()
+            task = self.core.submit(spec, payload, inputs, self.depth, now)
+            if self.core.effects or now - reactor.last_pump > LOOK_S:
+                reactor.pump(now)
+            reactor.holder = 0
+        if reactor.signalled is not None:
+            reactor.raise_signal()
+        return task
+
+    def _pack_call(self, spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Inputs | None]:
+        """Pack arguments with refs, keywords or large values; top-level refs become placeholders."""
+        self.reactor.check_usable()
+        deps: list[Entry] = []
+
+        def place(value: Any) -> Any:
+            if isinstance(value, ObjectRef):
+                deps.append(value._entry)
+                return calls.Placeholder(len(deps) - 1)
+            return value
+
+        call = (tuple(place(value) for value in args), {name: place(value) for name, value in kwargs.items()})
+        packed = serialization.pack(call, f"arguments of {spec.name}")
+        held = [ref._entry for ref in packed.refs]
+        if held:
+            self._promote(held)
+        payload: Any
+        if packed.nbytes <= INLINE_BYTES_MAX:
+            payload = serialization.to_inline(packed)
+        else:
+            location = self._store(packed)
+            with self.reactor.lock:
+                entry = self.core.put(STORED, location, [])
+                entry.refs = 0  # the task alone holds it
+            held.append(entry)
+            payload = (*location, entry.seq)
+        return payload, Inputs(deps, held) if deps or held else None
+
+    def _store(self, packed: serialization.Packed) -> tuple[int, int, PeerID]:
+        """Copy a packed value into shared memory; returns its location."""
+        nbytes = serialization.segment_bytes(packed)
+        slab = self.store.allocate(nbytes)
+        serialization.write_segment(packed, slab.view)
+        return (slab.segment, nbytes, self.core.me)
+
+    def pack_value(self, value: Any, what: str) -> tuple[int, Any, list[Entry], int]:
+        """Return (status, value for the wire, entries of refs inside, size in a message in bytes)."""
+        packed = serialization.pack(value, what)
+        inside = [ref._entry for ref in packed.refs]
+        if inside:
+            self._promote(inside)
+        if packed.nbytes <= INLINE_BYTES_MAX:
+            blob = serialization.to_inline(packed)
+            return INLINE, blob, inside, len(blob)
+        return STORED, self._store(packed), inside, 64
+
+    def put(self, value: Any) -> "ObjectRef[Any]":
+        """Own a value; returns its ref.
+
+        Raises:
+            LocalProtocolError: the value is itself a ref.
+            SerializationError, StoreFullError: it cannot be kept.
+        """
+        if isinstance(value, ObjectRef):
+            raise LocalProtocolError("put() of an ObjectRef: wrap it in a list if you want to pass the ref itself")
+        self.reactor.check_usable()
+        status, packed, inside, _ = self.pack_value(value, "value of put()")
+        with self.reactor.lock:
+            entry = self.core.put(status, packed, inside)
+        return ObjectRef(entry, self)
+
+    def _promote(self, entries: list[Entry]) -> None:
+        """Have the node keep these before anybody else hears of them; waits for its answer."""
+        if not entries:
+            return
+        with self.reactor.lock:
+            ticket = self.core.references.promote(entries)
+        self._redeem(ticket)
+
+    def hold_for(self, peer: PeerID, entries: list[Entry]) -> None:
+        """Have the node count `peer` as a holder of these; waits for its answer."""
+        with self.reactor.lock:
+            ticket = self.core.references.hold_for(peer, entries)
+        self._redeem(ticket)
+
+    def _redeem(self, ticket: Entry | None, timeout: float | None = None) -> Any:
+        if ticket is None:
+            return None
+        self._wait_entries([ticket], 1, timeout)
+        if ticket.status == PENDING:
+            raise GetTimeoutError(f"the node did not answer within {timeout:g} s" if timeout else "no answer")
+        if ticket.status == ERROR:
+            raise build_error(ticket.value)
+        return ticket.value
+
+    # Waiting.
+
+    def _wait_entries(
+        self, entries: list[Entry], needed: int, timeout: float | None, *, first_error: bool = False
+    ) -> list[Entry]:
+        """Wait until `needed` of the entries resolve, or the timeout; returns those that were pending at first."""
+        deadline = None if timeout is None else monotonic() + timeout
+        reactor = self.reactor
+        reactor.check_usable()
+        waiter = Waiter(needed, first_error=first_error)
+        with reactor.lock:
+            reactor.holder = threading.get_ident()
+            resolved = 0
+            fetch = self.core.references.fetch
+            listening = []
+            for entry in entries:
+                if entry.status == PENDING:
+                    listen(entry, waiter)
+                    listening.append(entry)
+                    if entry.share is not None:
+                        fetch(entry)
+                        if self.core.lost is not None and entry.share.oid is not None:
+                            entry.status, entry.value = ERROR, self.core.lost
+                            waiter.resolved(entry)
+                else:
+                    resolved += 1
+                    if first_error and entry.status in (FAILED, ERROR):
+                        waiter.remaining = 0
+            waiter.remaining -= resolved
+            waiter.satisfied = waiter.satisfied or waiter.remaining <= 0
+            reactor.holder = 0
+        if not waiter.satisfied or self.core.effects:
+            in_task = threading.get_ident() == self._task_thread
+            try:
+                reactor.wait(waiter, deadline, in_task=in_task)
+            except KeyboardInterrupt:
+                if not self._task_thread:
+                    self.cancel_all()
+                raise
+            finally:
+                if waiter.remaining > 0 or len(listening) > needed:
+                    with reactor.lock:
+                        for entry in listening:
+                            if entry.status == PENDING:
+                                unlisten(entry, waiter)
+        return listening
+
+    def get(self, entries: list[Entry], timeout: float | None) -> list[Any]:
+        """Return the values of entries; the first error that happens is raised, whichever entry it belongs to.
+
+        Raises:
+            GetTimeoutError: with what the first pending one waits for.
+        """
+        pending = [entry for entry in entries if entry.status == PENDING]
+        if pending:
+            self._wait_entries(pending, len(pending), timeout, first_error=True)
+            for entry in pending:
+                if entry.status in (FAILED, ERROR):
+                    self.value(entry)
+            late = [entry for entry in pending if entry.status == PENDING]
+            if late:
+                with self.reactor.lock:
+                    why = self.core.waits_for(late[0])
+                raise GetTimeoutError(
+                    f"{len(late)} of {len(entries)} objects were not there after timeout={timeout} s; the first: {why}"
+                )
+        elif self.core.timers.next_deadline() is not None and monotonic() - self.reactor.last_pump > 0.1:
+            self.reactor.nudge()
+        value = self.value
+        return [value(entry) for entry in entries]
+
+    def wait(self, entries: list[Entry], num_returns: int, timeout: float | None) -> None:
+        """Wait until `num_returns` of the entries have a value or an error."""
+        self._wait_entries(entries, num_returns, timeout)
+
+    def completed(self, entries: list[Entry], timeout: float | None) -> Iterator[Entry]:
+        """Yield the entries as they resolve, in that order; linear in their number."""
+        deadline = None if timeout is None else monotonic() + timeout
+        reactor = self.reactor
+        reactor.check_usable()
+        waiter = Waiter(1)
+        with reactor.lock:
+            for entry in entries:
+                if entry.status == PENDING:
+                    listen(entry, waiter)
+                    self.core.references.fetch(entry)
+                else:
+                    waiter.ready.append(entry)
+        left = len(entries)
+        in_task = threading.get_ident() == self._task_thread
+        while left:
+            while waiter.ready:
+                left -= 1
+                yield waiter.ready.popleft()
+            if not left:
+                return
+            with reactor.lock:
+                waiter.remaining = 0 if waiter.ready else 1
+                waiter.satisfied = bool(waiter.ready)
+            try:
+                if not reactor.wait(waiter, deadline, in_task=in_task):
+                    raise GetTimeoutError(f"{left} of {len(entries)} objects were not there after timeout={timeout} s")
+            except KeyboardInterrupt:
+                if not self._task_thread:
+                    self.cancel_all()
+                raise
+
+    def value(self, entry: Entry, *, writable: bool = False) -> Any:
+        """Return the value of a resolved entry, or raise its error. Arrays are read-only views of shared memory."""
+        status = entry.status
+        if status == INLINE:
+            return serialization.unpack_inline(entry.value)
+        if status == STORED:
+            return self._open(entry, writable)
+        if status == FAILED:
+            raise serialization.unpack_error(entry.value)
+        raise build_error(entry.value)
+
+    def _open(self, entry: Entry, writable: bool) -> Any:
+        references, unpinned, nudge = self.core.references, self.reactor.unpinned, self.reactor.nudge
+        with self.reactor.lock:
+            references.pin(entry)
+        segment, nbytes, _ = entry.value
+
+        def on_unpin() -> None:
+            unpinned.append(lambda: references.unpin(entry))
+            nudge()
+
+        view = self.store.view(segment, nbytes, on_unpin, writable)
+        return serialization.unpack_segment(view, writable=writable)
+
+    # References that travel.
+
+    def note(self, ref: "ObjectRef[Any]") -> bytes:
+        """A ref is being pickled: note it for the value under way; returns its ID."""
+        if ref._session is not self:
+            raise LocalProtocolError("this ObjectRef belongs to a mesh that was shut down")
+        serialization.note_ref(ref)
+        return self.object_id(ref._entry)
+
+    def borrow(self, oid: bytes) -> Entry:
+        """Return the entry of a ref that arrived inside a value, one reference more."""
+        with self.reactor.lock:
+            return self.core.references.borrow(oid)
+
+    def object_id(self, entry: Entry) -> bytes:
+        """Return the ObjectID of an entry."""
+        return self.core.references.oid(entry)
+
+    # Streams.
+
+    def next_item(self, task: Task, index: int, timeout: float | None) -> Entry | None:
+        """Wait for item `index` of a stream; None if the stream ended before it."""
+        outputs = task.outputs
+        assert outputs is not None
+        while index >= len(outputs):
+            if task.status != PENDING:
+                return None
+            before = len(outputs)
+            waiter = Waiter(1)
+            with self.reactor.lock:
+                if len(outputs) > before or task.status != PENDING:
+                    continue
+                listen(task, waiter)
+            in_task = threading.get_ident() == self._task_thread
+            deadline = None if timeout is None else monotonic() + timeout
+            if not self.reactor.wait(waiter, deadline, in_task=in_task):
+                raise GetTimeoutError(f"item {index} of {task.spec.name} was not there after timeout={timeout} s")
+        if task.spec.options.get("backpressure"):
+            self._do(lambda: self.core.tasks.consumed(task, index + 1))
+        return outputs[index]
+
+    def item_future(self, task: Task, index: int) -> "Future[Entry | None]":
+        """Return a future of what `next_item` returns."""
+        future: Future[Entry | None] = Future()
+        self._later(lambda: _settle(future, lambda: self.next_item(task, index, None)))
+        return future
+
+    def stream_ended(self, task: Task, taken: int) -> bool:
+        """Whether the stream's task is over and all its items were taken."""
+        assert task.outputs is not None
+        return task.status != PENDING and taken >= len(task.outputs)
+
+    def abandon(self, task: Task, taken: int) -> None:
+        """The reader of a stream is gone. From a finalizer: only notes it."""
+        self.reactor.unpinned.append(lambda: self.core.tasks.abandon(task, taken))
+        self.nudge()
+
+    # The rest of the face.
+
+    def cancel(self, entry: Entry, *, force: bool, recursive: bool) -> None:
+        """Cancel the task that makes this entry, if it is ours and unresolved."""
+        task = entry if isinstance(entry, Task) else self.core.tasks.many.get(entry.seq)
+        if task is not None:
+            self._do(lambda: self.core.cancel(task, monotonic(), force=force, recursive=recursive))
+
+    def cancel_all(self) -> None:
+        """Cancel everything this program submitted and has no result of; does not wait."""
+        self._do(lambda: self.core.cancel_all(monotonic()))
+
+    def _do(self, action: Callable[[], None]) -> None:
+        """Run one input of the core under the lock and carry out what it asks for."""
+        reactor = self.reactor
+        with reactor.lock:
+            reactor.holder = threading.get_ident()
+            action()
+            reactor.pump(monotonic())
+            reactor.holder = 0
+        if reactor.signalled is not None:
+            reactor.raise_signal()
+
+    def status(self, timeout: float | None = 10.0) -> dict[str, Any]:
+        """Ask the node what is going on."""
+        self.reactor.check_usable()
+        if self.core.lost is not None:
+            raise build_error(self.core.lost)
+        with self.reactor.lock:
+            ticket = self.core.ask_status()
+        answer: dict[str, Any] = self._redeem(ticket, timeout)
+        return answer
+
+    def waits_for(self, entry: Entry) -> str:
+        """Say why an entry has no value yet."""
+        with self.reactor.lock:
+            return self.core.waits_for(entry)
+
+    def future(self, ref: "ObjectRef[Any]") -> "Future[Any]":
+        """Return a future of the ref's value; it is set by a thread of its own."""
+        future: Future[Any] = Future()
+        entry = ref._entry
+
+        def settle(_: Entry) -> None:
+            # `ref` is captured: the object must live until its value was taken.
+            self._later(lambda: _settle(future, lambda: self.value(ref._entry)))
+
+        waiter = Waiter(1, callback=settle)
+        with self.reactor.lock:
+            if entry.status == PENDING:
+                listen(entry, waiter)
+                self.core.references.fetch(entry)
+            else:
+                settle(entry)
+        self.nudge()
+        return future
+
+    def _later(self, action: Callable[[], None]) -> None:
+        """Run `action` in the thread that settles futures: user callbacks never run under the lock."""
+        if self._futures is None:
+            self._futures = queue.SimpleQueue()
+            threading.Thread(target=_settle_all, args=(self._futures,), name="zmesh-futures", daemon=True).start()
+        self._futures.put(action)
+
+    def in_task_thread(self) -> None:
+        """This thread runs tasks: its waits give the CPU back."""
+        self._task_thread = threading.get_ident()
+
+    def close(self, linger_ms: int = 500) -> None:
+        """End the session; refs of it are dead from now on."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._futures is not None:
+            self._futures.put(None)
+        self.reactor.close(linger_ms)
+        self.store.close()
+
+
+def _settle(future: "Future[Any]", action: Callable[[], Any]) -> None:
+    try:
+        value = action()
+    except BaseException as error:
+        if not future.cancelled():
+            future.set_exception(error)
+    else:
+        if not future.cancelled():
+            future.set_result(value)
+
+
+def _settle_all(actions: "queue.SimpleQueue[Callable[[], None] | None]") -> None:
+    while (action := actions.get()) is not None:
+        action()
+
+
+def build_error(failure: Any) -> exceptions.MeshError:
+    """Return the exception of an ERROR value: (class in zmesh.exceptions, text, attributes)."""
+    name, text, attributes = failure
+    cls = getattr(exceptions, name, exceptions.MeshError)
+    error: exceptions.MeshError = cls.__new__(cls)
+    error.args = (text,)
+    error.__dict__.update(attributes)
+    return error
+
+
+_current: Session | None = None
+
+
+def current() -> Session:
+    """Return the session of this process.
+
+    Raises:
+        NotRunningError: there is none.
+    """
+    if _current is None:
+        raise NotRunningError("zmesh is not running in this process: call zmesh.init()")
+    return _current
+
+
+def set_current(session: Session | None) -> None:
+    """Make `session` the one of this process."""
+    global _current
+    _current = session
+
+
+def get_current() -> Session | None:
+    """Return the session of this process, or None."""
+    return _current

@@ -1,0 +1,363 @@
+"""A worker process: its main thread reads, runs and writes; the background thread answers only while a task runs.
+
+Which task is next, when results leave and what is given back is core/worker.py's business. Here user code is called,
+and nothing that it does may cost more than this process: the forkserver reaps it, the node tells the victim.
+"""
+
+import contextlib
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Any
+
+from zmesh.core import effects as fx
+from zmesh.core.thief import Running, WorkSpec
+from zmesh.core.timers import Timers
+from zmesh.core.worker import WorkerCore
+from zmesh.runtime import calls, serialization, session
+from zmesh.runtime.forkserver import WorkerStart, describe_status
+from zmesh.runtime.reactor import Reactor, Waiter
+from zmesh.runtime.rundir import RunDir
+from zmesh.runtime.session import Session, build_error
+from zmesh.runtime.sockets import ClientSockets
+from zmesh.runtime.store import Store
+from zmesh.wire.ids import node_peer
+from zmesh.wire.messages import CANCELLED, END, ERROR, FAILED, INLINE, MANY, RETRYABLE, STORED, UNIT, Attach, Hello
+
+LABEL = b"\x1d"  # starts a line on stdout or stderr that names the function whose text follows; read by core/logs.py
+
+
+class LabelledOutput(io.RawIOBase):
+    """A worker's stdout or stderr: says which function writes, whenever that changes."""
+
+    def __init__(self, fd: int, label: Callable[[], str]) -> None:
+        self._fd = fd
+        self._label = label
+        self._last = ""
+
+    def writable(self) -> bool:
+        """Say that it is."""
+        return True
+
+    def fileno(self) -> int:
+        """Return the descriptor of the pipe."""
+        return self._fd
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`; blocks while the node is behind."""
+        label = self._label()
+        prefix = b""
+        if label != self._last:
+            self._last = label
+            prefix = LABEL + label.encode(errors="replace") + b"\n"
+        view = memoryview(prefix + bytes(data))
+        while view:
+            view = view[os.write(self._fd, view) :]
+        return len(data)
+
+
+class Worker:
+    """One worker process from its first to its last breath."""
+
+    def __init__(self, start: WorkerStart, run_dir: RunDir) -> None:
+        self._start = start
+        self._pid = os.getpid()
+        self._functions: dict[bytes, Any] = {}  # {digest: (function, classes to retry) or the error of loading it}
+        self._in_user_code: Any = None  # (owner, seq, attempt) while an interrupt may be raised
+        self._interrupt: Any = None  # the same of a task to interrupt, that was not yet in user code
+        self._exiting = False
+        self.running: Running | None = None
+        self._name = ""
+        self._enter = start.boxes.entering(start.slot)
+        self._leave = start.boxes.leaving(start.slot)
+        node = node_peer(start.peer[:8])
+        self.core = WorkerCore(start.peer, [], Timers(), describe_status, self._attached)
+        self.sockets = ClientSockets(start.peer, node, run_dir.socket_of)
+        self.store = Store(run_dir.segments_socket(), start.peer)
+        handlers: dict[type[Any], Callable[[Any], None]] = {
+            fx.Recycle: self._recycle,
+            fx.Interrupt: self._interrupt_task,
+            fx.Exit: self._exit,
+            fx.Show: lambda effect: None,
+            fx.Warn: lambda effect: print(f"zmesh worker: {effect.text}", file=sys.stderr),
+        }
+        self.reactor = Reactor(self.core, self.sockets, handlers, None)
+        self.reactor.look = self._look
+        self.session = WorkerSession(self)
+
+    def run(self) -> None:
+        """Work until told to stop."""
+        signal.signal(signal.SIGUSR1, self._on_interrupt)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.stdout = self._labelled(1)
+        sys.stderr = self._labelled(2)
+        session.set_current(self.session)
+        self.session.in_task_thread()
+        self.reactor.start(handle_sigint=False)
+        with self.reactor.lock:
+            self.core.effects.append(fx.Send(self.core.node, Hello("worker", self._pid)))
+            self.reactor.pump(monotonic())
+        self._loop()
+        self.session.close(linger_ms=1000)
+
+    def _labelled(self, fd: int) -> Any:
+        raw = LabelledOutput(fd, lambda: self._name)
+        return io.TextIOWrapper(
+            raw, encoding="utf-8", errors="backslashreplace", line_buffering=True, write_through=True
+        )  # type: ignore[type-var]
+
+    # The loop.
+
+    def _loop(self) -> None:
+        reactor, core = self.reactor, self.core
+        idle = Waiter(1)
+        me = threading.get_ident()
+        outcome: Any = None
+        while not self._exiting:
+            with reactor.lock:
+                reactor.holder = me
+                now = monotonic()
+                if outcome is not None:
+                    core.finished(*outcome, now)
+                    outcome = None
+                running = core.next(now)
+                if core.effects or running is None:
+                    reactor.pump(now)
+                    if running is None:
+                        running = core.next(now)
+                        if core.effects:
+                            reactor.pump(now)
+                reactor.holder = 0
+            if running is not None:
+                outcome = self._run(running)
+            elif not self._exiting:
+                idle.satisfied = False
+                self._await_work(idle)
+
+    def _await_work(self, idle: Waiter) -> None:
+        """Lead the reactor until there is a task."""
+        core = self.core
+        self.reactor.wait_until(idle, lambda: core.thief.queued > 0 or self._exiting)
+
+    def _look(self, now: float) -> None:
+        self.core.thief.stalled(now)
+
+    # One task.
+
+    def _run(self, running: Running) -> tuple[int, Any, list[bytes], int]:
+        """Run one task; returns (status, value, ObjectIDs inside, bytes) for its Done."""
+        spec = running.spec
+        self.running = running
+        self._name = spec.name
+        self.session.depth = running.depth + 1
+        self._enter(running.victim, running.seq, running.attempt, spec.job, running.started)
+        try:
+            try:
+                self._in_user_code = key = (running.victim, running.seq, running.attempt)
+                if self._interrupt == key:
+                    raise KeyboardInterrupt
+                return self._call(running, spec)
+            except KeyboardInterrupt:
+                self._in_user_code = None
+                if self._interrupt == (running.victim, running.seq, running.attempt):
+                    return CANCELLED, None, [], 0
+                raise
+        except BaseException as error:
+            self._in_user_code = None
+            return self._failure(error, spec)
+        finally:
+            self._in_user_code = self._interrupt = None
+            if os.getpid() != self._pid:
+                os._exit(0)  # user code forked and its child came back here: it is not this worker
+            self._leave()
+            self.running = None
+
+    def _call(self, running: Running, spec: WorkSpec) -> tuple[int, Any, list[bytes], int]:
+        loaded = self._functions.get(spec.digest)
+        if loaded is None:
+            loaded = self._functions[spec.digest] = serialization.loads(spec.blob)
+        if running.deps == () and type(running.args) is bytes:
+            args, kwargs = serialization.unpack_inline(running.args)
+        else:
+            args, kwargs = self._resolve_arguments(running)
+        if spec.num_returns == -1:
+            return self._stream(running, loaded[0](*args, **kwargs))
+        value = loaded[0](*args, **kwargs)
+        del args, kwargs
+        if spec.num_returns == 1:
+            if value is None:
+                return INLINE, calls.NONE, [], 8
+            status, packed, inside, size = self.session.pack_value(value, f"result of {spec.name}")
+            del value
+            return status, packed, self._hold(running, inside), size
+        return self._many(running, spec, value)
+
+    def _resolve_arguments(self, running: Running) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        values = [self._dependency(running, status, value, key) for status, value, key in running.deps]
+        if type(running.args) is bytes:
+            args, kwargs = serialization.unpack_inline(running.args)
+        else:
+            segment, nbytes, _, seq = running.args
+            args, kwargs = serialization.unpack_segment(self._view(running, segment, nbytes, (seq, 0)))
+        place = calls.fill
+        return place(args, values), dict(zip(kwargs, place(tuple(kwargs.values()), values), strict=True))
+
+    def _dependency(self, running: Running, status: int, value: Any, key: Any) -> Any:
+        if status == INLINE:
+            return serialization.unpack_inline(value)
+        if status == STORED:
+            return serialization.unpack_segment(self._view(running, value[0], value[1], key))
+        raise build_error(value) if status == ERROR else serialization.unpack_error(value)
+
+    def _view(self, running: Running, segment: int, nbytes: int, key: Any) -> memoryview:
+        """Map an object of the victim's; its key is told to the victim if views outlive the task."""
+        references, unpinned, nudge = self.core.references, self.reactor.unpinned, self.reactor.nudge
+        with self.reactor.lock:
+            full = references.view_opened(running.victim, key)
+
+        def on_unpin() -> None:
+            unpinned.append(lambda: references.view_closed(full))
+            nudge()
+
+        return self.store.view(segment, nbytes, on_unpin, writable=False)
+
+    def _hold(self, running: Running, inside: list[Any]) -> list[bytes]:
+        """Have the victim counted as a holder of the refs inside a value before it hears of them."""
+        if not inside:
+            return []
+        self.session.hold_for(running.victim, inside)
+        return [self.core.references.oid(entry) for entry in inside]
+
+    def _many(self, running: Running, spec: WorkSpec, value: Any) -> tuple[int, Any, list[bytes], int]:
+        count = spec.num_returns
+        if count == 0:
+            return INLINE, calls.NONE, [], 8
+        values = list(value)
+        if len(values) != count:
+            raise ValueError(f"{spec.name} has num_returns={count}, but returned {len(values)} values")
+        results = []
+        total = 0
+        for index, one in enumerate(values):
+            status, packed, inside, size = self.session.pack_value(one, f"result {index} of {spec.name}")
+            results.append((status, packed, self._hold(running, inside)))
+            total += size
+        return MANY, results, [], total
+
+    def _stream(self, running: Running, values: Iterator[Any]) -> tuple[int, Any, list[bytes], int]:
+        """Send each yielded value at once; wait while the reader is too far behind."""
+        if hasattr(values, "__aiter__"):
+            values = _from_async(values)
+        if not hasattr(values, "__next__"):
+            raise TypeError(f'{running.spec.name} has num_returns="streaming", but is no generator')
+        reactor, core = self.reactor, self.core
+        room = Waiter(1)
+        for value in values:
+            status, packed, inside, _ = self.session.pack_value(value, f"item of {running.spec.name}")
+            oids = self._hold(running, inside)
+            with reactor.lock:
+                reactor.holder = threading.get_ident()
+                core.item(status, packed, oids, monotonic())
+                reactor.pump(monotonic())
+                reactor.holder = 0
+            if reactor.signalled is not None:
+                reactor.raise_signal()
+            if not core.may_yield():
+                room.satisfied = False
+                reactor.wait_until(room, core.may_yield, in_task=True)
+            del value
+        return END, running.items, [], 0
+
+    def _failure(self, error: BaseException, spec: WorkSpec) -> tuple[int, Any, list[bytes], int]:
+        blob = serialization.pack_error(error, spec.name, self._pid)
+        status = FAILED
+        if spec.options.get("retry"):
+            loaded = self._functions.get(spec.digest)
+            classes = loaded[1] if loaded is not None else ()
+            if not classes or isinstance(error, tuple(classes)):
+                status = RETRYABLE
+        error.__traceback__ = None
+        return status, blob, [], len(blob)
+
+    # Effects.
+
+    def _recycle(self, effect: fx.Recycle) -> None:
+        for segment in effect.segments:
+            self.store.recycle(segment)
+        if not effect.segments:
+            self.store.trim()
+
+    def _exit(self, effect: fx.Exit) -> None:
+        del effect
+        self._exiting = True
+        self.reactor.nudge()
+
+    def _interrupt_task(self, effect: fx.Interrupt) -> None:
+        self._interrupt = (effect.owner, effect.seq, effect.attempt)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    def _on_interrupt(self, number: int, frame: Any) -> None:
+        """Raise in the task to cancel, and nowhere else: not in its neighbour, not in our own loop."""
+        if self._interrupt is None or self._in_user_code != self._interrupt:
+            return
+        if self.reactor.holder == threading.get_ident():
+            self.reactor.note_signal(number, frame, self._on_interrupt)
+            return
+        raise KeyboardInterrupt
+
+    def _attached(self, message: Attach) -> None:
+        """Become a process of the job: its directory, its import path, the GPUs it was given."""
+        config = message.config
+        if config:
+            with contextlib.suppress(OSError):
+                os.chdir(config["cwd"])
+            known = dict.fromkeys(sys.path)
+            sys.path[:] = [*config["sys_path"], *(path for path in known if path not in config["sys_path"])]
+        self.session.job = message.job
+        cpus = max(1, message.shape.get("CPU", 0) // UNIT)
+        if "ZMESH_KEEP_THREADS" not in os.environ:
+            os.environ["OMP_NUM_THREADS"] = str(cpus)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, message.gpus))
+
+
+class WorkerSession(Session):
+    """A worker's session: it listens for thieves only once its tasks submit tasks."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(worker.core, worker.reactor, worker.store, b"")
+        self.worker = worker
+
+    def spec(self, *args: Any, **kwargs: Any) -> Any:
+        """As Session.spec; the first one opens the ROUTER."""
+        with self.reactor.lock:
+            self.worker.sockets.listen()
+        return super().spec(*args, **kwargs)
+
+
+def _from_async(values: Any) -> Iterator[Any]:
+    """Drive an async generator to its end."""
+    import asyncio
+
+    loop = asyncio.new_event_loop()
+    try:
+        while True:
+            try:
+                yield loop.run_until_complete(values.__anext__())
+            except StopAsyncIteration:
+                return
+    finally:
+        loop.close()
+
+
+def run_worker(start: WorkerStart, run_dir: RunDir) -> None:
+    """Be a worker: called in the freshly forked process."""
+    Worker(start, run_dir).run()
+
+
+def in_worker() -> Worker | None:
+    """Return this process's worker, or None in a driver."""
+    current = session.get_current()
+    return current.worker if isinstance(current, WorkerSession) else None

@@ -1,0 +1,74 @@
+"""Who am I: the running task, its worker, its node."""
+
+import os
+from typing import Any
+
+from zmesh import api
+
+
+class RuntimeContext:
+    """What `get_runtime_context` returns; a snapshot is taken at each call."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def _worker(self) -> Any:
+        return getattr(self._session, "worker", None)
+
+    def get_node_id(self) -> str:
+        """Return the node's ID, 16 hexadecimal digits."""
+        node: str = self._session.information["node"]
+        return node
+
+    def get_job_id(self) -> str:
+        """Return the ID of the program whose work this is."""
+        job: bytes = self._session.job
+        return job.hex()
+
+    def get_worker_id(self) -> str:
+        """Return the ID of this process."""
+        me: bytes = self._session.core.me
+        return me.hex()
+
+    def get_task_id(self) -> str | None:
+        """Return the ID of the running task, or None in a driver. It stays the same when the task is retried."""
+        running = self._running()
+        return None if running is None else (running.victim + running.seq.to_bytes(8, "big")).hex()
+
+    def get_task_name(self) -> str | None:
+        """Return the name of the running task's function, or None in a driver."""
+        running = self._running()
+        return None if running is None else running.spec.name
+
+    def get_attempt_number(self) -> int:
+        """Return how often the running task was started before."""
+        running = self._running()
+        return 0 if running is None else running.attempt
+
+    def get_assigned_resources(self) -> dict[str, float]:
+        """Return what the running task has booked."""
+        worker = self._worker()
+        if worker is None:
+            return {}
+        return {name: amount / 10_000 for name, amount in worker.core.thief.shape.items()}
+
+    def get_accelerator_ids(self) -> dict[str, list[str]]:
+        """Return {"GPU": [...]} of the running task."""
+        return {"GPU": [str(gpu) for gpu in api.get_gpu_ids()]}
+
+    def get_pid(self) -> int:
+        """Return the process ID."""
+        return os.getpid()
+
+    def _running(self) -> Any:
+        worker = self._worker()
+        return None if worker is None else worker.running
+
+
+def get_runtime_context() -> RuntimeContext:
+    """Return the context of the running task, or of the driver.
+
+    Raises:
+        NotRunningError: zmesh does not run in this process.
+    """
+    return RuntimeContext(api.require_running())
