@@ -36,7 +36,7 @@ _HOME = {  # {name: module it lives in}
     "status": "zmesh.api",
     "wait": "zmesh.api",
 }
-_MODULES = ("exceptions", "util")
+_MODULES = ("exceptions", "lifecycle", "util")
 
 __all__ = ["__version__", "exceptions", *sorted(_HOME)]
 

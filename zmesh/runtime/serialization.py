@@ -4,8 +4,8 @@ A value is pickled once (protocol 5); the buffers that pickle offers stay where 
 into a message (`to_inline`) or a shared segment (`write_segment`), and come back as views of it. Where segments come
 from, and who may write them again, is the business of store.py; who counts the refs inside a value, of the core.
 
-    inline    the pickle stream itself (it starts with 0x80), or: 0x00, counts, the stream, buffers 16-byte aligned
-    segment   counts, the stream, buffers 64-byte aligned
+    inline    the pickle stream itself (it starts with 0x80), or a head (it starts with 0x00), the stream, the buffers
+    segment   a head, the stream, the buffers
     error     msgpack [type name, text, function, pid, traceback text, pickled exception or None]
 
 Source: PEP 574 (out-of-band data); sizes and speeds in docs/design.md, "Objects".
@@ -16,6 +16,7 @@ import functools
 import io
 import os
 import pickle
+import reprlib
 import struct
 import sys
 import threading
@@ -36,13 +37,10 @@ ERROR_CLASSES_MAX = 1024
 
 _SEARCH_DEPTH_MAX = 6
 _SEARCH_OBJECTS_MAX = 2000
-_NAME_CHARACTERS_MAX = 40
 
 _INLINE_ALIGN = 16  # bytes objects start at multiples of 16; no dtype wants more
 _SEGMENT_ALIGN = 64  # a cache line, and the widest vector loads
-_INLINE_HEAD = struct.Struct("<B3xIQ")  # 0x00, number of buffers, bytes of the stream; then the bytes of each buffer
-_SEGMENT_HEAD = struct.Struct("<4sIQ")  # the same, in a segment
-_SEGMENT_MAGIC = b"zms1"
+_HEAD = struct.Struct("<B3xIQ")  # 0x00, number of buffers, bytes of the stream; then the bytes of each buffer
 
 # From here on numpy copies: it lets other threads run meanwhile, a memoryview does not. Below, asking costs more.
 _THREADED_COPY_BYTES = 256 * 1024
@@ -180,7 +178,7 @@ def to_inline(packed: Packed) -> bytes:
     if not buffers:
         return packed.data
     sizes = [view.nbytes for view in buffers]
-    head = _INLINE_HEAD.pack(0, len(sizes), len(packed.data)) + struct.pack(f"<{len(sizes)}Q", *sizes)
+    head = _HEAD.pack(0, len(sizes), len(packed.data)) + struct.pack(f"<{len(sizes)}Q", *sizes)
     parts: list[bytes | memoryview] = [head, packed.data]
     at = len(head) + len(packed.data)
     for view in buffers:
@@ -198,14 +196,13 @@ def unpack_inline(blob: bytes) -> Any:
     """
     if blob[:1] == b"\x80":
         return pickle.loads(blob)
-    try:
-        zero, count, length = _INLINE_HEAD.unpack_from(blob)
-        if zero:
-            raise struct.error
-        stream, buffers = _split(memoryview(blob), _INLINE_HEAD.size, count, length, _INLINE_ALIGN)
-    except struct.error:
-        raise SerializationError(f"{len(blob):,} bytes that are no packed value") from None
+    stream, buffers = _split(memoryview(blob), _INLINE_ALIGN)
     return pickle.loads(stream, buffers=buffers)
+
+
+def dumps_plain(value: Any) -> bytes:
+    """Return what `to_inline(pack(value))` would, for a value without refs, buffers and classes of the user's."""
+    return _dumps(value, 5)
 
 
 def loads(data: bytes) -> Any:
@@ -213,10 +210,11 @@ def loads(data: bytes) -> Any:
     return pickle.loads(data)
 
 
-def dumps_function(function: Any) -> tuple[bytes, list[Any]]:
+def dumps_function(function: Any, what: str = "") -> tuple[bytes, list[Any]]:
     """Pickle a function or class: by name if it can be imported, else by value. Any thread; runs user code.
 
     Arrays it captured are copied into the bytes and come back writable, as the function may keep its state in them.
+    `what` is how an error names it; without, its qualified name.
 
     Returns:
         The bytes, and the ObjectRefs it captured.
@@ -229,8 +227,8 @@ def dumps_function(function: Any) -> tuple[bytes, list[Any]]:
     try:
         return _dump(function, refs, None), refs
     except Exception as error:
-        what = getattr(function, "__qualname__", None) or type(function).__qualname__
-        raise _unpicklable(function, what, error) from error
+        name = what or getattr(function, "__qualname__", None) or type(function).__qualname__
+        raise _unpicklable(function, name, error) from error
     finally:
         _packing.stack.pop()
 
@@ -240,7 +238,7 @@ def dumps_function(function: Any) -> tuple[bytes, list[Any]]:
 
 def segment_bytes(packed: Packed) -> int:
     """Return how many bytes `write_segment` writes."""
-    at = _SEGMENT_HEAD.size + 8 * len(packed.buffers) + len(packed.data)
+    at = _HEAD.size + 8 * len(packed.buffers) + len(packed.data)
     for view in packed.buffers:
         at += -at % _SEGMENT_ALIGN + view.nbytes
     return at
@@ -254,10 +252,9 @@ def write_segment(packed: Packed, target: memoryview) -> None:
         target: (>= segment_bytes(packed),) bytes, writable, starting at a multiple of 64; untouched behind the value.
     """
     sizes = [view.nbytes for view in packed.buffers]
-    at = _SEGMENT_HEAD.size
-    _SEGMENT_HEAD.pack_into(target, 0, _SEGMENT_MAGIC, len(sizes), len(packed.data))
-    struct.pack_into(f"<{len(sizes)}Q", target, at, *sizes)
-    at += 8 * len(sizes)
+    _HEAD.pack_into(target, 0, 0, len(sizes), len(packed.data))
+    struct.pack_into(f"<{len(sizes)}Q", target, _HEAD.size, *sizes)
+    at = _HEAD.size + 8 * len(sizes)
     _copy(target[at : at + len(packed.data)], packed.data)
     at += len(packed.data)
     for view, size in zip(packed.buffers, sizes, strict=True):
@@ -276,14 +273,7 @@ def unpack_segment(view: memoryview, *, writable: bool = False) -> Any:
     Raises:
         SerializationError: there is no packed value in it. What unpickling a user's class raises comes as it is.
     """
-    try:
-        magic, count, length = _SEGMENT_HEAD.unpack_from(view)
-        if magic != _SEGMENT_MAGIC:
-            raise struct.error
-        shown = view if writable else view.toreadonly()
-        stream, buffers = _split(shown, _SEGMENT_HEAD.size, count, length, _SEGMENT_ALIGN)
-    except struct.error:
-        raise SerializationError(f"a segment of {view.nbytes:,} bytes that holds no packed value") from None
+    stream, buffers = _split(view if writable else view.toreadonly(), _SEGMENT_ALIGN)
     if writable and pickle.READONLY_BUFFER in bytes(stream):
         return _WritableUnpickler(io.BytesIO(stream), buffers=buffers).load()
     return pickle.loads(stream, buffers=buffers)
@@ -306,21 +296,25 @@ def _copy(target: memoryview, source: bytes | memoryview) -> None:
         numpy.copyto(numpy.frombuffer(target, numpy.uint8), numpy.frombuffer(source, numpy.uint8))
 
 
-def _split(view: memoryview, at: int, count: int, length: int, align: int) -> tuple[memoryview, list[memoryview]]:
-    """Return the stream and the buffers behind a header: `count` sizes, `length` bytes of stream, the buffers."""
-    if at + 8 * count > view.nbytes:
-        raise struct.error
-    sizes = struct.unpack_from(f"<{count}Q", view, at)
-    at += 8 * count
-    stream = view[at : at + length]
-    at += length
-    buffers = []
-    for size in sizes:
-        at += -at % align
-        buffers.append(view[at : at + size])
-        at += size
-    if at > view.nbytes:
-        raise struct.error
+def _split(view: memoryview, align: int) -> tuple[memoryview, list[memoryview]]:
+    """Return the stream and the buffers of a packed value."""
+    try:
+        zero, count, length = _HEAD.unpack_from(view)
+        at = _HEAD.size + 8 * count
+        if zero or not length or at > view.nbytes:
+            raise struct.error
+        sizes = struct.unpack_from(f"<{count}Q", view, _HEAD.size)
+        stream = view[at : at + length]
+        at += length
+        buffers = []
+        for size in sizes:
+            at += -at % align
+            buffers.append(view[at : at + size])
+            at += size
+        if at > view.nbytes:
+            raise struct.error
+    except struct.error:
+        raise SerializationError(f"{view.nbytes:,} bytes that hold no packed value") from None
     return stream, buffers
 
 
@@ -336,76 +330,63 @@ def find_unpicklable(value: Any, what: str) -> tuple[str, str]:
     Returns:
         (path, reason), e.g. ("args[0].model.lock", "cannot pickle '_thread.lock' object").
     """
-    stack = _packing.stack
-    depth = len(stack)
-    stack.append([])
-    search = _Search()
-    try:
-        reason = search.reason(value) or "cannot be pickled"
-        search.failed.add(id(value))
-        search.seen[id(value)] = value
-        try:
-            return search.descend(value, what, reason, 0) or (what, reason)
-        except Exception:
-            return what, reason
-    finally:
-        del stack[depth:]
+    failed: set[int] = {id(value)}
+    seen: dict[int, Any] = {id(value): value}  # {id: object}: holds it, so that its id stays its own
 
-
-class _Search:
-    """A walk through a value that fails to pickle."""
-
-    def __init__(self) -> None:
-        self.seen: dict[int, Any] = {}  # {id: object}: holds it, so that its id stays its own
-        self.failed: set[int] = set()
-
-    def descend(self, value: Any, path: str, reason: str, depth: int) -> tuple[str, str] | None:
+    def descend(value: Any, path: str, reason: str, depth: int) -> tuple[str, str] | None:
         """Return the culprit in or below `value`, or None if it fails only by a part that is searched elsewhere."""
         if depth == _SEARCH_DEPTH_MAX:
             return path, reason
         elsewhere = False
-        for name, part in _parts(value, path):
-            if type(part) in _PLAIN_TYPES:
-                continue
-            if id(part) in self.seen:
-                elsewhere = elsewhere or id(part) in self.failed
-                continue
-            if len(self.seen) >= _SEARCH_OBJECTS_MAX:
-                return path, reason
-            self.seen[id(part)] = part
-            why = self.reason(part)
-            if why is None:
-                continue
-            self.failed.add(id(part))
-            culprit = self.descend(part, name, why, depth + 1)
-            if culprit is not None:
-                return culprit
-            elsewhere = True
+        with contextlib.suppress(Exception):  # The user's __getstate__ may raise anything.
+            for name, part in _parts(value, path):
+                if type(part) in _PLAIN_TYPES:
+                    continue
+                if id(part) in seen:
+                    elsewhere = elsewhere or id(part) in failed
+                    continue
+                if len(seen) >= _SEARCH_OBJECTS_MAX:
+                    return path, reason
+                seen[id(part)] = part
+                why = _why_unpicklable(part)
+                if why is None:
+                    continue
+                failed.add(id(part))
+                culprit = descend(part, name, why, depth + 1)
+                if culprit is not None:
+                    return culprit
+                elsewhere = True
         return None if elsewhere else (path, reason)
 
-    def reason(self, value: Any) -> str | None:
-        """Return why a value fails to pickle, or None if it does not."""
-        import cloudpickle
+    reason = _why_unpicklable(value) or "cannot be pickled"
+    return descend(value, what, reason, 0) or (what, reason)
 
-        try:
-            cloudpickle.dumps(value, 5, lambda _: None)
-        except Exception as error:
-            return _clip(_text_of(error), 1024) or type(error).__name__
-        return None
+
+def _why_unpicklable(value: Any) -> str | None:
+    import cloudpickle
+
+    _packing.stack.append([])
+    try:
+        cloudpickle.dumps(value, 5, lambda _: None)
+    except Exception as error:
+        return _clip(_text_of(error), 1024) or type(error).__name__
+    finally:
+        _packing.stack.pop()
+    return None
 
 
 def _parts(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Yield (path, object) for what pickles with `value`."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield f"{path}[{_short(key)}]", item
-            yield f"{path}.keys()[{_short(key)}]", key
+            yield f"{path}[{reprlib.repr(key)}]", item
+            yield f"{path}.keys()[{reprlib.repr(key)}]", key
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             yield f"{path}[{index}]", item
     elif isinstance(value, set | frozenset):
         for item in value:
-            yield f"{path}{{{_short(item)}}}", item
+            yield f"{path}{{{reprlib.repr(item)}}}", item
     if isinstance(value, types.FunctionType):
         yield from _parts_of_function(value, path)
     elif isinstance(value, types.MethodType):
@@ -436,7 +417,6 @@ def _parts_of_function(function: types.FunctionType, path: str) -> Iterator[tupl
         todo += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     yield from _parts(function.__defaults__ or (), f"{path}.__defaults__")
     yield from _parts(function.__kwdefaults__ or {}, f"{path}.__kwdefaults__")
-    yield from _parts(vars(function), f"{path}.__dict__")
 
 
 def _parts_of_state(value: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -455,14 +435,6 @@ def _parts_of_state(value: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield f"{path}.{name}", item
     elif state is not None:
         yield f"{path}.__getstate__()", state
-
-
-def _short(key: Any) -> str:
-    try:
-        text = repr(key)
-    except Exception:
-        text = f"<{type(key).__name__}>"
-    return text if len(text) <= _NAME_CHARACTERS_MAX else text[: _NAME_CHARACTERS_MAX - 3] + "..."
 
 
 # Errors.
@@ -555,7 +527,7 @@ def _task_error_class(cls: type[BaseException]) -> type[TaskError]:
             "__module__": TaskError.__module__,
             "__qualname__": name,
             "__str__": lambda self: self.__dict__.get("_zmesh_text", ""),
-            "__reduce_ex__": lambda self, _: (unpack_error, (_repacked(self),)),
+            "__reduce_ex__": _reduce_task_error,
         }
         combined = types.new_class(name, (TaskError, cls), {}, lambda namespace: namespace.update(body))
         if len(_classes) >= ERROR_CLASSES_MAX:
@@ -564,11 +536,11 @@ def _task_error_class(cls: type[BaseException]) -> type[TaskError]:
     return combined
 
 
-def _repacked(error: TaskError) -> bytes:
-    """Return the blob from which unpack_error makes this error once more."""
-    cls = type(error.cause)
-    head = [cls.__qualname__, str(error), error.function, error.pid, error.traceback_text]
-    return msgpack.packb([*head, None if error.cause is None else _pickled_error(error.cause)])  # type: ignore[no-any-return]  # msgpack has no types
+def _reduce_task_error(error: TaskError, _: object) -> tuple[Any, ...]:
+    """Pickle as the blob from which unpack_error makes this error once more: that never fails."""
+    pickled = None if error.cause is None else _pickled_error(error.cause)
+    facts = [str(error), error.function, error.pid, error.traceback_text]
+    return unpack_error, (msgpack.packb([type(error.cause).__qualname__, *facts, pickled]),)
 
 
 def _pickled_error(error: BaseException) -> bytes | None:

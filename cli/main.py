@@ -1,0 +1,140 @@
+"""The command `zmesh`: start and stop this host's node, look at it, run shell commands on it.
+
+Exit codes: 0 done; 1 it did not work, the reason is on stderr; 2 the command line makes no sense; `map` ends with the
+number of failed jobs, 101 at most. Don't import anything heavy here: every command pays for it.
+"""
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from zmesh._version import __version__
+from zmesh.exceptions import ConfigError, MeshError
+
+
+class Commands(click.Group):
+    """Commands whose errors are one line on stderr, not a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; a MeshError becomes exit code 1, a ConfigError exit code 2."""
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            click.echo(f"zmesh: {error}", err=True)
+            ctx.exit(2)
+        except MeshError as error:
+            click.echo(f"zmesh: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="zmesh")
+def main() -> None:
+    """Make this host a compute mesh, and run work on it."""
+
+
+def _size(text: str | None) -> int | None:
+    """Return bytes of '500M', '2G' or a plain number."""
+    if text is None:
+        return None
+    factors = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+    number, factor = (text[:-1], factors[text[-1].upper()]) if text[-1:].upper() in factors else (text, 1)
+    try:
+        return int(float(number) * factor)
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{text!r} is not a size: use e.g. 500M or 2G") from None
+
+
+@main.command()
+@click.option("--name", default="default", show_default=True, help="Name of the node; programs find it by ZMESH_NODE.")
+@click.option("--num-cpus", type=click.FloatRange(min=0), help="CPUs it has; all by default.")
+@click.option("--num-gpus", type=click.IntRange(min=0), help="GPUs it has; all by default.")
+@click.option("--resources", default="{}", metavar="JSON", help="Custom resources, e.g. '{\"disk\": 2}'.")
+@click.option("--store-memory", metavar="SIZE", help="Shared memory for objects, e.g. 2G; 30 % of memory by default.")
+@click.option("--foreground", is_flag=True, help="Stay in the foreground, until Ctrl-C.")
+def up(
+    name: str, num_cpus: float | None, num_gpus: int | None, resources: str, store_memory: str | None, foreground: bool
+) -> None:
+    """Start this host's node."""
+    from zmesh import lifecycle
+
+    try:
+        custom = json.loads(resources)
+    except ValueError as error:
+        raise ConfigError(f"--resources is not JSON: {error}") from None
+    if not isinstance(custom, dict):
+        raise ConfigError('--resources must be a JSON object, e.g. {"disk": 2}')
+    settings = {
+        "num_cpus": num_cpus,
+        "num_gpus": num_gpus,
+        "resources": custom,
+        "store_bytes": _size(store_memory),
+    }
+    node = lifecycle.start(name, settings)
+    click.echo(f"node {name} is up: id {node.id}, pid {node.pid}. Stop it with: zmesh down" + _named(name))
+    if foreground:
+        lifecycle.wait_in_foreground(node)
+
+
+def _named(name: str) -> str:
+    return "" if name == "default" else f" --name {name}"
+
+
+@main.command()
+@click.option("--name", default="default", show_default=True, help="Name of the node.")
+@click.option("--all", "everything", is_flag=True, help="All nodes this user started here.")
+def down(name: str, everything: bool) -> None:
+    """Stop the node this user started, and all it runs."""
+    from zmesh import lifecycle
+
+    stopped = lifecycle.stop_all() if everything else [lifecycle.stop(name)]
+    for one in stopped:
+        click.echo(f"node {one} is down")
+    if everything and not stopped:
+        click.echo("no node of this user runs here")
+
+
+@main.command()
+@click.option("--name", default="default", show_default=True, help="Name of the node.")
+@click.option("--json", "as_json", is_flag=True, help="Print all that is known, as JSON.")
+def status(name: str, as_json: bool) -> None:
+    """Show the node: workers, resources, queue, store."""
+    from zmesh import lifecycle
+
+    told = lifecycle.status(name)
+    if as_json:
+        json.dump(told, sys.stdout, indent=2)
+        click.echo()
+        return
+    from zmesh_cli.report import describe
+
+    click.echo(describe(name, told))
+
+
+@main.command(
+    "map",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    short_help="Run a command for each line of input.",
+)
+@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Jobs at once; one a CPU by default.")
+@click.option("-k", "--keep-order", is_flag=True, help="Output in the order of the input.")
+@click.option("--tag", is_flag=True, help="Start each line of output with the job's argument and a tab.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def map_command(jobs: int | None, keep_order: bool, tag: bool, command: tuple[str, ...]) -> None:
+    """Run COMMAND once for each line of standard input, or for each argument after `:::`.
+
+    In COMMAND {} stands for the argument, {.} for it without its extension, {/} for its file name, {//} for its
+    directory, {/.} for its file name without extension, {#} for the number of the job. Without any of them the
+    argument is appended. Arguments are quoted for the shell. A job's output appears whole, when it ends.
+
+    Exit code: the number of failed jobs, 101 at most.
+
+    \b
+    ls *.gz | zmesh map 'zcat {} | wc -l'
+    zmesh map -k --tag 'sleep {}; echo done' ::: 3 1 2
+    """
+    from zmesh_cli.shell_map import run
+
+    sys.exit(run(command, jobs=jobs, keep_order=keep_order, tag=tag))

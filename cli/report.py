@@ -1,0 +1,43 @@
+"""How `zmesh status` looks: a few lines for a person."""
+
+from typing import Any
+
+_SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def size(nbytes: float) -> str:
+    """Return bytes for a person: `1.5 GiB`."""
+    for unit in _SIZES[:-1]:
+        if nbytes < 1024:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.3g} {_SIZES[-1]}"
+
+
+def describe(name: str, told: dict[str, Any]) -> str:
+    """Return the text for what the node told; docs/api.md lists its keys."""
+    total, available = told["resources"]["total"], told["resources"]["available"]
+    lines = [f"node {name}  id {told['node']}  pid {told['pid']}"]
+    for resource, amount in sorted(total.items()):
+        used = amount - available.get(resource, 0)
+        if resource == "memory":
+            lines.append(f"  {resource:10} {size(used)} of {size(amount)} booked")
+        else:
+            lines.append(f"  {resource:10} {used:g} of {amount:g} booked")
+    store = told.get("store") or {}
+    if store:
+        lines.append(f"  {'store':10} {size(store.get('used', 0))} of {size(store.get('capacity', 0))} used")
+    states: dict[str, int] = {}
+    for worker in told["workers"]:
+        states[worker["state"]] = states.get(worker["state"], 0) + 1
+    busy = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none"
+    lines.append(f"  {'workers':10} {busy}")
+    for worker in told["workers"]:
+        lines.append(f"    pid {worker['pid']:<8} {worker['state']}")
+    demands = told["demands"]
+    lines.append(f"  {'queue':10} {len(demands)} demand(s)")
+    for demand in demands:
+        shape = ", ".join(f"{resource} {amount:g}" for resource, amount in demand["shape"].items()) or "no resources"
+        why = f": {demand['waits_for']}" if demand.get("waits_for") else ""
+        lines.append(f"    {demand['attached']} of {demand['workers']} workers for {shape}{why}")
+    return "\n".join(lines)
