@@ -149,8 +149,13 @@ class Reactor:
 
     # Entering.
 
-    def pump(self, now: float) -> None:
-        """Drain the sockets, feed the core, carry out its effects, until there is nothing more. Under the lock."""
+    def pump(self, now: float, *, everything: bool = True) -> None:
+        """Drain the sockets, feed the core, carry out its effects, until there is nothing more. Under the lock.
+
+        Args:
+            everything: look at all sockets; else only at those this thread sent on, or saw readable in a poll: the
+                others still have the edge that wakes whoever sleeps on them.
+        """
         self.pumps += 1
         core, effects = self.core, self.core.effects
         if self._leader == _BACKGROUND and self.holder != self._thread.ident:
@@ -165,7 +170,12 @@ class Reactor:
                     core.timers.tick(now)
                 if effects:
                     self._carry_out()
-                if not self.sockets.drain(self._deliver) and not effects and not self.dropped:
+                if everything:
+                    self.sockets.drain(self._deliver)
+                else:
+                    self.sockets.drain_touched(self._deliver)
+                # Each socket said EAGAIN; only what we send now could hide a new edge.
+                if not effects and not self.dropped and not self.unpinned:
                     break
         except Exception as error:  # a broken promise of our own: nobody may wait for ever because of it
             self._break(error)
@@ -287,7 +297,7 @@ class Reactor:
             in_task: the thread is a worker's main thread, whose CPU others may use meanwhile.
         """
         me = threading.get_ident()
-        begun = False
+        begun = slept = left = False
         try:
             while True:
                 with self.lock:
@@ -297,11 +307,16 @@ class Reactor:
                     if in_task and not begun:
                         self.core.wait_begins(now)  # type: ignore[attr-defined]  # a WorkerCore, if in a task
                         begun = True
-                    self.pump(now)
-                    lead = False
+                    if slept or self.core.effects or self.dropped or self.unpinned:
+                        self.pump(now, everything=False)  # what else came wakes us at once
                     if waiter.condition is not None and waiter.condition():
                         waiter.satisfied = True
                     if waiter.satisfied or self.signalled is not None or (deadline is not None and now >= deadline):
+                        if begun:
+                            self._resume_task()
+                        self._leave(waiter)
+                        self.holder = 0
+                        left = True
                         break
                     lead = self._lead(waiter)
                     until = self.core.timers.next_deadline() if lead else None
@@ -309,36 +324,39 @@ class Reactor:
                         until = deadline
                     if lead:
                         self._until = inf if until is None else until
+                    slept = True
                     self.holder = 0
                 if lead:
                     self._sleep(self._front_poll, self._front_wake, until)
                 else:
                     waiter.gate.acquire(timeout=-1 if until is None else max(0.0, until - monotonic()))
         finally:
-            # Either we broke out and hold `holder`, or an exception flew: leave in both cases.
-            self._finish(waiter, begun, me)
+            if not left:  # an exception of a signal handler
+                with self.lock:
+                    self.holder = me
+                    if begun:
+                        self._resume_task()
+                    self._leave(waiter)
+                    self.holder = 0
         if self.signalled is not None:
             self.raise_signal()
         return waiter.satisfied
 
-    def _finish(self, waiter: Waiter, begun: bool, me: int) -> None:
-        with self.lock:
-            self.holder = me
-            waiter.sleeping = False
-            if begun:
-                self.core.wait_ends(monotonic())  # type: ignore[attr-defined]
-                if self.core.effects:
-                    self.pump(monotonic())
-            self._leave(waiter)
-            self.holder = 0
+    def _resume_task(self) -> None:
+        self.core.wait_ends(monotonic())  # type: ignore[attr-defined]
+        if self.core.effects:
+            self.pump(monotonic(), everything=False)
 
     def _lead(self, waiter: Waiter) -> bool:
         """Become the leader, or a follower that sleeps on its gate."""
         waiter.sleeping = True
         if self._leading is None or self._leading is waiter:
+            if self._leader == _BACKGROUND:
+                os.eventfd_write(self._back_wake, 1)
             self._leader = _FOREGROUND
             self._leading = waiter
-            self._register()
+            if self.sockets.changed:
+                self._register()
             return True
         if waiter.gate is None:
             waiter.gate = threading.Lock()
@@ -349,6 +367,7 @@ class Reactor:
 
     def _leave(self, waiter: Waiter) -> None:
         """Stop waiting; a leader that leaves wakes the next."""
+        waiter.sleeping = False
         if self._leading is waiter:
             self._leading = None
             self._leader = _NOBODY
@@ -373,11 +392,11 @@ class Reactor:
                 os.eventfd_read(wake)
             elif fd == self._node_pidfd:
                 self._node_died()
+            else:
+                self.sockets.ready(fd)
 
     def _register(self) -> None:
         """Bring both poll objects up to date with the sockets. Under the lock."""
-        if not self.sockets.changed:
-            return
         for fd in self._registered:
             self._front_poll.unregister(fd)
             self._back_poll.unregister(fd)
@@ -424,7 +443,8 @@ class Reactor:
                         self.look(monotonic())
                     self._leader = _BACKGROUND
                     self.pump(monotonic())
-                    self._register()
+                    if self.sockets.changed:
+                        self._register()
                     until = self.core.timers.next_deadline()
                 self.holder = 0
             if park:
@@ -435,7 +455,7 @@ class Reactor:
                 self.holder = me
                 if self._leader == _BACKGROUND:
                     self._leader = _NOBODY
-                    self.pump(monotonic())
+                    self.pump(monotonic(), everything=False)
                     self.last_pump = 0.0  # it may lead again at once: nobody else has looked
                 self.holder = 0
 

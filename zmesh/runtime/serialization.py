@@ -46,6 +46,7 @@ _HEAD = struct.Struct("<B3xIQ")  # 0x00, number of buffers, bytes of the stream;
 _THREADED_COPY_BYTES = 256 * 1024
 
 _HERE = os.path.dirname(os.path.abspath(zmesh.exceptions.__file__)) + os.sep
+_HEAP_TYPE = 1 << 9  # of type.__flags__: made by a class statement. The first base without it lays out the instance.
 _PLAIN_TYPES = frozenset((bool, bytes, bytearray, complex, float, int, str, type(None)))
 
 _dumps = pickle.dumps
@@ -96,8 +97,8 @@ def pack(value: Any, what: str = "value") -> Packed:
     """Pickle a value; by value what only this program's script defines. Any thread; runs user code; copies no buffer.
 
     Args:
-        value: anything. Contiguous buffers (arrays) of any size stay out of the stream, so they come back read-only;
-            others are copied into it.
+        value: anything. Arrays of any size, if contiguous, stay out of the stream, so they come back read-only; others
+            are copied into it.
         what: how an error names the value, e.g. "args".
 
     Raises:
@@ -111,10 +112,7 @@ def pack(value: Any, what: str = "value") -> Packed:
         data = _dump(value, refs, found)
         if not found:
             return Packed(data, [], refs, len(data))
-        try:
-            buffers = [buffer.raw() for buffer in found]
-        except BufferError:
-            data, buffers = _dump_scattered(value, refs)
+        buffers = [buffer.raw() for buffer in found]
     except Exception as error:
         raise _unpicklable(value, what, error) from error
     finally:
@@ -139,23 +137,6 @@ def _dump(value: Any, refs: list[Any], found: list[pickle.PickleBuffer] | None) 
     if found is not None:
         found.clear()
     return cloudpickle.dumps(value, 5, keep)  # type: ignore[no-any-return]  # cloudpickle has no types
-
-
-def _dump_scattered(value: Any, refs: list[Any]) -> tuple[bytes, list[memoryview]]:
-    """Pickle a value with a buffer that is not contiguous: such a one goes into the stream."""
-    import cloudpickle
-
-    refs.clear()
-    buffers: list[memoryview] = []
-
-    def in_stream(buffer: pickle.PickleBuffer) -> bool:
-        try:
-            buffers.append(buffer.raw())
-        except BufferError:
-            return True
-        return False
-
-    return cloudpickle.dumps(value, 5, in_stream), buffers
 
 
 def _unpicklable(value: Any, what: str, error: Exception) -> Exception:
@@ -325,10 +306,7 @@ def find_unpicklable(value: Any, what: str) -> tuple[str, str]:
     """Return where in an unpicklable value the trouble lies, and why. Never raises; runs user code.
 
     Walks containers, attributes, slots, closures and the globals that functions use, 6 levels and 2000 objects at most;
-    at a limit it names the innermost object that it knows to fail.
-
-    Returns:
-        (path, reason), e.g. ("args[0].model.lock", "cannot pickle '_thread.lock' object").
+    at a limit it names the innermost object that it knows to fail. E.g. ("args[0].lock", "cannot pickle ... object").
     """
     failed: set[int] = {id(value)}
     seen: dict[int, Any] = {id(value): value}  # {id: object}: holds it, so that its id stays its own
@@ -367,7 +345,7 @@ def _why_unpicklable(value: Any) -> str | None:
 
     _packing.stack.append([])
     try:
-        cloudpickle.dumps(value, 5, lambda _: None)
+        cloudpickle.dumps(value, 5)
     except Exception as error:
         return _clip(_text_of(error), 1024) or type(error).__name__
     finally:
@@ -500,8 +478,10 @@ def _task_error(
 def _combined(cause: BaseException) -> TaskError:
     """Return an instance of TaskError and of the cause's class, like the cause, without running the user's __init__."""
     cls = type(cause)
-    solid = next(base for base in cls.__mro__ if base.__module__ == "builtins")  # the base that lays out the instance
-    error: TaskError = solid.__new__(_task_error_class(cls), *cause.args)
+    solid = combined = _task_error_class(cls)
+    while solid.__flags__ & _HEAP_TYPE:
+        solid = solid.__base__  # type: ignore[assignment]  # it ends at BaseException at the latest
+    error = solid.__new__(combined, *cause.args)
     error.args = cause.args
     for base in cls.__mro__:
         for name, field in vars(base).items():

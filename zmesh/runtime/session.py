@@ -100,8 +100,10 @@ class Session:
             reactor.holder = threading.get_ident()
             now = monotonic()
             task = self.core.submit(spec, payload, inputs, self.depth, now)
-            if self.core.effects or now - reactor.last_pump > LOOK_S:
+            if now - reactor.last_pump > LOOK_S:
                 reactor.pump(now)
+            elif self.core.effects:
+                reactor.pump(now, everything=False)
             reactor.holder = 0
         if reactor.signalled is not None:
             reactor.raise_signal()
@@ -239,7 +241,7 @@ class Session:
                                 unlisten(entry, waiter)
         return listening
 
-    def get(self, entries: list[Entry], timeout: float | None) -> list[Any]:
+    def get(self, entries: list[Entry], timeout: float | None, *, writable: bool = False) -> list[Any]:
         """Return the values of entries; the first error that happens is raised, whichever entry it belongs to.
 
         Raises:
@@ -260,6 +262,8 @@ class Session:
                 )
         elif self.core.timers.next_deadline() is not None and monotonic() - self.reactor.last_pump > 0.1:
             self.reactor.nudge()
+        if writable:
+            return [self.value(entry, writable=True) for entry in entries]
         value = self.value
         return [value(entry) for entry in entries]
 

@@ -15,10 +15,12 @@ import zmq
 
 from zmesh.wire.ids import PeerID
 
-_IN = zmq.POLLIN
-_EVENTS = zmq.EVENTS
-_DONTWAIT = zmq.DONTWAIT
-_MORE = zmq.SNDMORE | zmq.DONTWAIT
+# Plain integers: the arithmetic of zmq's enum flags costs 2 us each, five times a round trip.
+_IN = int(zmq.POLLIN)
+_EVENTS = int(zmq.EVENTS)
+_DONTWAIT = int(zmq.DONTWAIT)
+_MORE = int(zmq.SNDMORE | zmq.DONTWAIT)
+_send = zmq.backend.Socket.send  # without the checks for draft sockets that zmq.Socket.send adds
 
 CLOSE_LINGER_MS = 500  # last results still leave a process that ends in good order
 
@@ -43,22 +45,27 @@ class ClientSockets:
 
     def __init__(self, me: PeerID, node: PeerID, path_of: Callable[[PeerID], str]) -> None:
         self._me = me
-        self._node = node
         self._path_of = path_of
         self._context = zmq.Context(io_threads=1)
         self._context.blocky = False
-        self._node_link = self._dial(node)
-        self._router: Any = None
-        self._links: dict[PeerID, Any] = {}
         self.changed = True  # the list of descriptors is not what it was
+        self._by_fd: dict[int, tuple[PeerID, Any]] = {}  # {descriptor: (peer, socket)}; the ROUTER's peer is b""
+        self._touched: dict[int, tuple[PeerID, Any]] = {}  # those of them that may hold a frame whose edge is gone
+        self._links: dict[PeerID, tuple[int, Any]] = {}  # {node or victim: (descriptor, DEALER)}
+        self._dial(node)
+        self._router: Any = None
+        self._router_fd = -1
 
-    def _dial(self, peer: PeerID) -> Any:
+    def _dial(self, peer: PeerID) -> None:
         link = _tune(self._context.socket(zmq.DEALER))
         link.routing_id = self._me
         # A peer's address is never used again: dialling a dead one for ever would only wake the I/O thread.
         link.reconnect_ivl = -1
         link.connect(f"ipc://{self._path_of(peer)}")
-        return link
+        fd = link.get(zmq.FD)
+        self._links[peer] = (fd, link)
+        self._by_fd[fd] = (peer, link)
+        self.changed = True
 
     def listen(self) -> None:
         """Bind the ROUTER that thieves dial; a worker does it with the first task it submits."""
@@ -68,65 +75,75 @@ class ClientSockets:
             router.router_mandatory = True
             router.bind(f"ipc://{self._path_of(self._me)}")
             self._router = router
+            self._router_fd = router.get(zmq.FD)
+            self._by_fd[self._router_fd] = (b"", router)
             self.changed = True
 
     def connect(self, peer: PeerID) -> None:
         """Open a link to a victim."""
         if peer not in self._links:
-            self._links[peer] = self._dial(peer)
-            self.changed = True
+            self._dial(peer)
 
     def disconnect(self, peer: PeerID) -> None:
         """Close the link to a victim; what was sent still leaves."""
-        link = self._links.pop(peer, None)
+        fd, link = self._links.pop(peer, (-1, None))
         if link is not None:
+            del self._by_fd[fd]
+            self._touched.pop(fd, None)
             link.close()
             self.changed = True
 
     def send(self, to: PeerID, frame: bytes) -> None:
         """Send one frame; to a peer that is gone it is lost, which its death notice explains to the core."""
-        link = self._node_link if to == self._node else self._links.get(to)
-        if link is not None:
-            link.send(frame, _DONTWAIT)
+        found = self._links.get(to)
+        if found is not None:
+            fd, link = found
+            self._touched[fd] = (to, link)
+            _send(link, frame, _DONTWAIT)
         elif self._router is not None:
-            with contextlib.suppress(zmq.ZMQError):
-                self._router.send(to, _MORE)
-                self._router.send(frame, _DONTWAIT)
+            self._touched[self._router_fd] = (b"", self._router)
+            try:
+                _send(self._router, to, _MORE)
+                _send(self._router, frame, _DONTWAIT)
+            except zmq.ZMQError:
+                pass
 
-    def drain(self, deliver: Deliver) -> bool:
-        """Hand on every frame that is there, until each socket says EAGAIN. Returns whether there was any."""
-        found = False
-        router = self._router
-        if router is not None:
-            while router.getsockopt(_EVENTS) & _IN:
-                found = True
-                peer = router.recv(_DONTWAIT)
-                deliver(peer, router.recv(_DONTWAIT))
-        link = self._node_link
-        while link.getsockopt(_EVENTS) & _IN:
-            found = True
-            deliver(self._node, link.recv(_DONTWAIT))
-        if self._links:
-            for peer, link in list(self._links.items()):
-                while not link.closed and link.getsockopt(_EVENTS) & _IN:
-                    found = True
-                    deliver(peer, link.recv(_DONTWAIT))
-        return found
+    def ready(self, fd: int) -> None:
+        """A sleeper saw this descriptor readable: `drain_touched` looks at its socket."""
+        socket = self._by_fd.get(fd)
+        if socket is not None:
+            self._touched[fd] = socket
+
+    def drain_touched(self, deliver: Deliver) -> None:
+        """Drain what was sent on or seen readable since the last drain; nothing else can have lost its edge."""
+        touched = self._touched
+        while touched:
+            _, (peer, socket) = touched.popitem()
+            self._drain(peer, socket, deliver)
+
+    def drain(self, deliver: Deliver) -> None:
+        """Hand on every frame that is there, until each socket says EAGAIN."""
+        self._touched.clear()
+        for peer, socket in list(self._by_fd.values()):
+            self._drain(peer, socket, deliver)
+
+    def _drain(self, peer: PeerID, socket: Any, deliver: Deliver) -> None:
+        if peer:
+            while not socket.closed and socket.get(_EVENTS) & _IN:
+                deliver(peer, socket.recv(_DONTWAIT))
+        else:
+            while socket.get(_EVENTS) & _IN:
+                sender = socket.recv(_DONTWAIT)
+                deliver(sender, socket.recv(_DONTWAIT))
 
     def descriptors(self) -> list[int]:
         """Return the descriptors to sleep on: edge-triggered, so drain before each sleep."""
         self.changed = False
-        sockets = [self._node_link, *self._links.values()]
-        if self._router is not None:
-            sockets.append(self._router)
-        return [socket.getsockopt(zmq.FD) for socket in sockets]
+        return list(self._by_fd)
 
     def close(self, linger_ms: int = CLOSE_LINGER_MS) -> None:
         """Close everything; waits `linger_ms` at most for what was sent."""
-        sockets = [self._node_link, *self._links.values()]
-        if self._router is not None:
-            sockets.append(self._router)
-        for socket in sockets:
+        for _, socket in self._by_fd.values():
             socket.close(linger=linger_ms)
         self._context.term()
 
@@ -157,7 +174,7 @@ class NodeSocket:
         """Hand on what is there; returns whether more may be waiting."""
         router = self._router
         for _ in range(frames_max):
-            if not router.getsockopt(_EVENTS) & _IN:
+            if not router.get(_EVENTS) & _IN:
                 return False
             parts = router.recv_multipart(_DONTWAIT)
             if len(parts) == 2:

@@ -2,13 +2,12 @@
 
 A segment is a memfd that its producer fills and others map read-only. Descriptors travel over one AF_UNIX channel per
 client (SCM_RIGHTS); the node keeps one of each segment and the ledger. There is no name, so no kill -9 leaves anything
-behind. When a segment may be written again or dropped is the core's decision; how bytes lie in it is serialization.py's.
+behind. When a segment is written again or dropped, the core decides; serialization.py knows how a value lies in it.
+Fresh pages cost ten times a copy: a producer keeps its segments ("slabs") mapped and writes them again, by size class.
 
-Fresh pages cost ten times a copy, so a producer keeps its segments ("slabs") mapped and writes them again, by size class.
-
-    client to node    [n, "hello", peer]          [n, "ok", capacity]
-                      [n, "register", segment]+fd [n, "ok"] or [n, "full", used, capacity, segments] or [n, "files", limit]
-                      [n, "open", segment]        [n, "ok", size]+fd or [n, "lost"]
+    client to node    [n, "hello", peer]            [n, capacity]
+                      [n, "register", segment]+fd   [n] or, if the store is full, [n, used, capacity, segments]
+                      [n, "open", segment]          [n, size]+fd or, if it is lost, [n]
                       [0, "unregister", [segment]]  no answer
 
 Source: first touch against touched pages in docs/design.md, "Objects"; memfd_create(2), unix(7).
@@ -23,7 +22,6 @@ import os
 import resource
 import secrets
 import socket
-import stat
 import struct
 import threading
 import time
@@ -39,16 +37,15 @@ from zmesh.exceptions import LocalProtocolError, NodeDiedError, NotRunningError,
 from zmesh.wire.ids import PeerID
 
 SLAB_BYTES_MIN = 64 * 1024
-FREE_SLABS_MAX = 1024  # a process's slabs kept for later; the oldest goes back to the node beyond
-IDLE_MAPPINGS_MAX = 64  # mappings without a view, kept for the next object in the same segment
-IDLE_SHARE = 4  # they hold at most capacity / 4
+FREE_SLABS_MAX = 1024  # what a process keeps for later; more go back to the node
+MAPPINGS_MAX = 64  # last used, kept for the next object in the same segment
+MAPPINGS_SHARE = 4  # they cover at most capacity / 4
 FULL_WAIT_S = 1.0  # how long others are given to let go of what they keep for later
 CHANNEL_TIMEOUT_S = 60.0  # a node that is silent for so long will not come back
 DESCRIPTORS_WANTED = 65_536  # each mapping and each segment takes one; 1024, the usual limit, is soon reached
 
 _MESSAGE_BYTES_MAX = 64 * 1024
 _UNREGISTER_MAX = 4096  # segments a message: 9 bytes each
-_MESSAGES_MAX = 64  # handled per call, so that one client cannot occupy the node
 # A signal makes the kernel undo and restart an allocation: a profiler's timer would never let a big one end.
 _ALLOCATE_STEP_BYTES = 16 * 1024 * 1024
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW  # a segment that shrinks is SIGBUS for its readers
@@ -59,27 +56,19 @@ def class_bytes(nbytes: int) -> int:
     """Return the size of the slab for `nbytes`: 64 KiB * (1, 1.25, 1.5, 1.75) * 2^k; at most a fifth is left unused."""
     if nbytes <= SLAB_BYTES_MIN:
         return SLAB_BYTES_MIN
-    top: int = 1 << ((nbytes - 1).bit_length() - 1)
-    quarter = top >> 2
-    return (
-        top - -(nbytes - top) // quarter * quarter
-        if (nbytes - top) % quarter == 0
-        else (top + ((nbytes - top) // quarter + 1) * quarter)
-    )
+    quarter: int = 1 << ((nbytes - 1).bit_length() - 3)
+    return -(-nbytes // quarter) * quarter
 
 
-def _lift_descriptor_limit() -> int:
-    """Raise this process's soft limit of open files towards the hard one; returns what it is now."""
+def _lift_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return soft
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return wanted
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _full(text: str, needed: int, free: int, capacity: int) -> StoreFullError:
-    error = StoreFullError(text)
+def _full(why: str, needed: int, free: int, capacity: int) -> StoreFullError:
+    error = StoreFullError(f"{needed:,} bytes of shared memory are needed {why}")
     error.__dict__.update(needed_bytes=needed, free_bytes=free, capacity_bytes=capacity)
     return error
 
@@ -100,7 +89,7 @@ class Slab:
     free: bool = False
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Mapping:
     """A segment as this process reads it.
 
@@ -108,19 +97,17 @@ class Mapping:
         segment: its id.
         size: bytes.
         memory: (size,) bytes, read-only, page-aligned; stays mapped while any view of it lives.
-        pins: views that `Store.view` gave out and that have not ended.
     """
 
     segment: int
     size: int
     memory: Any
-    pins: int = 0
 
 
 class Store:
     """A client's access to the shared memory of its host. Any thread; no call runs user code.
 
-    Calls block while the node answers, some 100 microseconds, and only where noted.
+    Where noted a call asks the node, and blocks for some 100 microseconds.
 
     Args:
         channel_path: where the node's SegmentServer listens.
@@ -139,11 +126,11 @@ class Store:
         self._slabs: dict[int, Slab] = {}  # {segment: slab of this process, in use or free}
         self._free: dict[int, list[Slab]] = {}  # {size: free slabs, last used last}
         self._free_count = 0
-        self._pinned: dict[int, Mapping] = {}  # {segment: mapping with views}
-        self._idle: OrderedDict[int, Mapping] = OrderedDict()  # {segment: mapping without}, last used last
-        self._idle_bytes = 0
-        self._unpinned: deque[int] = deque()  # segments of views that ended, from finalizers
-        self._trouble: Callable[[], Exception] | None = None
+        # {segment: mapping}. A view holds its mapping, so a mapping in use is found for as long as it is.
+        self._mappings: weakref.WeakValueDictionary[int, Mapping] = weakref.WeakValueDictionary()
+        self._recent: OrderedDict[int, Mapping] = OrderedDict()  # {segment: mapping}, last used last
+        self._recent_bytes = 0
+        self._trouble: tuple[type[Exception], str] | None = None  # why this store is of no use any more
         self._channel = _Channel(channel_path)
         _stores.add(self)
         self.capacity_bytes: int = self._channel.ask("hello", peer)[0][0]
@@ -175,19 +162,17 @@ class Store:
 
     def recycle(self, segment: int) -> None:
         """No reader of this slab is left: keep it for the next allocation. A segment that is not ours is no error."""
-        surplus = None
         with self._lock:
             slab = self._slabs.get(segment)
             if slab is None or slab.free or self._trouble is not None:
                 return
-            if self._free_count >= FREE_SLABS_MAX:
-                surplus = self._slabs.pop(segment)
-            else:
+            if self._free_count < FREE_SLABS_MAX:
                 slab.free = True
                 self._free.setdefault(slab.size, []).append(slab)
                 self._free_count += 1
-        if surplus is not None:
-            self._channel.unregister([segment])
+                return
+            del self._slabs[segment]
+        self._channel.unregister([segment])
 
     def discard(self, segment: int) -> None:
         """Forget a slab that must not be written again. The node keeps it, and its bytes live while views do."""
@@ -206,15 +191,13 @@ class Store:
                 del self._slabs[slab.segment]
             self._free.clear()
             self._free_count = 0
-            self._settle()
-            self._idle.clear()
-            self._idle_bytes = 0
+            self._recent.clear()
+            self._recent_bytes = 0
         self._channel.unregister([slab.segment for slab in slabs])
         return sum([slab.size for slab in slabs])
 
     def _create(self, size: int, nbytes: int, wait_s: float) -> Slab:
-        segment = secrets.randbits(63)
-        fd = -1
+        segment, fd = secrets.randbits(63), -1
         try:
             fd = os.memfd_create("zmesh", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(fd, size)
@@ -233,33 +216,27 @@ class Store:
                 os.close(fd)  # the mapping has its own
 
     def _register(self, segment: int, fd: int, size: int, nbytes: int, wait_s: float) -> None:
-        deadline = time.monotonic() + wait_s
-        pause = 0.002
+        deadline, pause = time.monotonic() + wait_s, 0.002
         while True:
             answer, _ = self._channel.ask("register", segment, fd=fd)
             if not answer:
                 return
-            if len(answer) == 1:
-                raise _full(f"the node has used up its limit of {answer[0]:,} open files", nbytes, 0, 0)
             used, capacity, segments = answer
             left = deadline - time.monotonic()
             if size > capacity or (not self.trim() and left <= 0):
-                text = (
-                    f"{nbytes:,} bytes are needed (a segment of {size:,}); {max(capacity - used, 0):,} of {capacity:,} are"
-                    f" free, and nobody let go of any of {segments:,} segments. Raise store_bytes_max or drop references."
-                )
-                raise _full(text, nbytes, max(capacity - used, 0), capacity)
-            if left > 0:
-                time.sleep(min(pause, left))
+                free = max(capacity - used, 0)
+                why = f"(a segment of {size:,}); {free:,} of {capacity:,} are free, {segments:,} segments are in use"
+                raise _full(f"{why}. Raise store_bytes_max or drop references.", nbytes, free, capacity)
+            time.sleep(max(0.0, min(pause, left)))
             pause = min(2 * pause, 0.05)
 
     def _exhausted(self, error: OSError, nbytes: int) -> StoreFullError:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-            why = f"this process has used up its limit of {limit:,} open files. Drop arrays, or raise ulimit -n."
+            why = f"; this process has used up its limit of {limit:,} open files. Drop arrays, or raise ulimit -n."
         else:
-            why = f"this host has no memory left for it ({error.strerror}). Drop references, or lower store_bytes_max."
-        return _full(f"{nbytes:,} bytes of shared memory are needed; {why}", nbytes, 0, self.capacity_bytes)
+            why = f"; this host has no memory left ({error.strerror}). Drop references, or lower store_bytes_max."
+        return _full(why, nbytes, 0, self.capacity_bytes)
 
     # Reading.
 
@@ -271,19 +248,17 @@ class Store:
         """
         with self._lock:
             self._check()
-            self._settle()
             mapping = self._known(segment)
         if mapping is None:
             memory, size = self._fetch(segment, nbytes, prot=mmap.PROT_READ)
             with self._lock:
-                self._check()
                 mapping = self._known(segment)  # another thread may have been faster
                 if mapping is None:
-                    mapping = self._idle[segment] = Mapping(segment, size, memory)
-                    self._idle_bytes += size
-                    self._evict()
+                    mapping = self._mappings[segment] = self._recent[segment] = Mapping(segment, size, memory)
+                    self._recent_bytes += size
+                    self._forget_oldest()
         if mapping.size < nbytes:
-            raise ObjectLostError(f"segment {segment:x} has {mapping.size:,} bytes, the object {nbytes:,}")
+            raise _lost(segment, f"it has {mapping.size:,} bytes, the object {nbytes:,}")
         return mapping
 
     def view(self, segment: int, nbytes: int, on_unpin: Callable[[], None], writable: bool = False) -> memoryview:
@@ -301,83 +276,57 @@ class Store:
         """
         import numpy
 
-        memory: Any
+        kept: Any
         if writable:
             with self._lock:
                 self._check()
-            memory, _ = self._fetch(segment, nbytes, access=mmap.ACCESS_COPY)
-            base = numpy.frombuffer(memory, numpy.uint8)
-            pinned = -1
+            kept, _ = self._fetch(segment, nbytes, access=mmap.ACCESS_COPY)
+            base = numpy.frombuffer(kept, numpy.uint8)
         else:
-            mapping = self.open(segment, nbytes)
-            base = numpy.frombuffer(mapping.memory, numpy.uint8)
-            pinned = segment
-            with self._lock:
-                self._pin(mapping)
+            kept = self.open(segment, nbytes)
+            base = numpy.frombuffer(kept.memory, numpy.uint8)
         # Slices of a memoryview of an array keep the array alive; those of a memoryview of a map only the map.
-        weakref.finalize(base, _unpin, self._unpinned, pinned, on_unpin, os.getpid()).atexit = False
+        weakref.finalize(base, _unpin, kept, on_unpin, os.getpid()).atexit = False
         return memoryview(base)[:nbytes]  # type: ignore[arg-type]  # an array exports its buffer
 
     def _known(self, segment: int) -> Mapping | None:
         """Return the mapping of a segment, or make it from a slab of this process. Lock held."""
-        mapping = self._pinned.get(segment)
-        if mapping is None:
-            mapping = self._idle.get(segment)
-            if mapping is not None:
-                self._idle.move_to_end(segment)
-            elif segment in self._slabs:
-                slab = self._slabs[segment]
-                return Mapping(segment, slab.size, slab.view.toreadonly())
+        slab = self._slabs.get(segment)
+        if slab is not None:
+            return Mapping(segment, slab.size, slab.view.toreadonly())
+        mapping = self._mappings.get(segment)
+        if mapping is not None:
+            if segment not in self._recent:
+                self._recent[segment] = mapping
+                self._recent_bytes += mapping.size
+            self._recent.move_to_end(segment)
+            self._forget_oldest()
         return mapping
+
+    def _forget_oldest(self) -> None:
+        """Keep the limits; what is in use stays mapped. Lock held."""
+        recent = self._recent
+        while len(recent) > MAPPINGS_MAX or self._recent_bytes > self.capacity_bytes // MAPPINGS_SHARE:
+            _, mapping = recent.popitem(last=False)
+            self._recent_bytes -= mapping.size
 
     def _fetch(self, segment: int, nbytes: int, **how: int) -> tuple[mmap.mmap, int]:
         """Ask the node for a segment and map it."""
         answer, fds = self._channel.ask("open", segment)
         try:
             if not answer:
-                raise ObjectLostError(
-                    f"segment {segment:x} ({nbytes:,} bytes) is gone: the node let go of it, or never had it"
-                )
+                raise _lost(segment, "the node let go of it, or never had it")
             size: int = answer[0]
             if size < nbytes:
-                raise ObjectLostError(f"segment {segment:x} has {size:,} bytes, the object {nbytes:,}")
+                raise _lost(segment, f"it has {size:,} bytes, the object {nbytes:,}")
             if not fds:  # The kernel drops a descriptor that does not fit into this process's table.
-                raise self._exhausted(OSError(errno.EMFILE, os.strerror(errno.EMFILE)), nbytes)
-            return mmap.mmap(fds[0], size, **how), size  # type: ignore[arg-type]  # prot or access
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return mmap.mmap(fds[0], size, **how), size
         except OSError as error:
             raise self._exhausted(error, nbytes) from None
         finally:
             for fd in fds:
                 os.close(fd)
-
-    def _pin(self, mapping: Mapping) -> None:
-        """Lock held."""
-        mapping.pins += 1
-        if self._idle.get(mapping.segment) is mapping:
-            del self._idle[mapping.segment]
-            self._idle_bytes -= mapping.size
-        if mapping.segment not in self._slabs:
-            self._pinned[mapping.segment] = mapping
-
-    def _settle(self) -> None:
-        """Count the views that ended since last time. Lock held."""
-        unpinned = self._unpinned
-        while unpinned:
-            mapping = self._pinned.get(unpinned.popleft())
-            if mapping is not None:
-                mapping.pins -= 1
-                if mapping.pins == 0:
-                    del self._pinned[mapping.segment]
-                    self._idle[mapping.segment] = mapping
-                    self._idle_bytes += mapping.size
-        self._evict()
-
-    def _evict(self) -> None:
-        """Unmap the idle mappings used longest ago, beyond the limits. Lock held."""
-        idle = self._idle
-        while len(idle) > IDLE_MAPPINGS_MAX or (self._idle_bytes > self.capacity_bytes // IDLE_SHARE and len(idle) > 1):
-            _, mapping = idle.popitem(last=False)
-            self._idle_bytes -= mapping.size
 
     # The end.
 
@@ -386,47 +335,34 @@ class Store:
         self.trim()
         with self._lock:
             if self._trouble is None:
-                self._trouble = _closed
+                self._trouble = NotRunningError, "the object store is closed: zmesh was shut down"
             self._slabs.clear()
-            self._pinned.clear()
         self._channel.close()
 
     def _check(self) -> None:
         if self._trouble is not None:
-            raise self._trouble()
+            raise self._trouble[0](self._trouble[1])
 
     def _forked(self) -> None:
         """In a child after a fork: be of no use. The parent's descriptors are its own."""
         self._lock = threading.Lock()  # a thread that held it does not exist here
-        self._trouble = _in_fork
+        self._trouble = LocalProtocolError, "a forked child cannot use its parent's object store; start it by spawn"
         self._channel.forked()
 
 
-def _closed() -> Exception:
-    return NotRunningError("the object store is closed: zmesh was shut down")
+def _lost(segment: int, why: str) -> ObjectLostError:
+    return ObjectLostError(f"the bytes of an object (segment {segment:x}) are gone: {why}")
 
 
-def _in_fork() -> Exception:
-    return LocalProtocolError("a forked child cannot use the object store of its parent; start the process by spawn")
-
-
-def _unpin(unpinned: deque[int], segment: int, on_unpin: Callable[[], None], pid: int) -> None:
-    """The last view of a pin is gone. Runs inside the garbage collector: no locks."""
+def _unpin(kept: Any, on_unpin: Callable[[], None], pid: int) -> None:
+    """The last view is gone. Runs inside the garbage collector: no locks."""
     if os.getpid() == pid:
-        unpinned.append(segment)
         on_unpin()
 
 
 _stores: "weakref.WeakSet[Store]" = weakref.WeakSet()
 _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC))
-
-
-def _after_fork() -> None:
-    for store in list(_stores):
-        store._forked()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=lambda: deque(map(Store._forked, list(_stores)), maxlen=0))
 
 
 class _Channel:
@@ -444,23 +380,23 @@ class _Channel:
             raise NodeDiedError(f"no node serves shared memory at {path}: {error.strerror}") from error
 
     def ask(self, verb: str, subject: Any, fd: int = -1) -> tuple[list[Any], list[int]]:
-        """Return (facts, descriptors) of the answer; ([], []) if it is "ok" without facts, or "lost"."""
+        """Return (facts, descriptors) of the answer."""
         with self._lock:
             # Answers are numbered, as a KeyboardInterrupt may have left one unread.
             number = next(self._numbers)
             try:
-                request = msgpack.packb([number, verb, subject])
-                socket.send_fds(self._socket, [request], [] if fd < 0 else [fd])
+                socket.send_fds(self._socket, [msgpack.packb([number, verb, subject])], [] if fd < 0 else [fd])
                 while True:
                     data, fds, _, _ = socket.recv_fds(self._socket, 4096, 1, socket.MSG_CMSG_CLOEXEC)
                     if not data:
                         raise ConnectionResetError(errno.ECONNRESET, "the channel was closed")
                     answer = msgpack.unpackb(data)
                     if answer[0] == number:
-                        return answer[2:], list(fds)
+                        return answer[1:], list(fds)
                     for stale in fds:
                         os.close(stale)
             except (OSError, ValueError, IndexError, TypeError) as error:
+                self._socket.close()
                 raise NodeDiedError(f"the node serves shared memory no more: {error}") from error
 
     def unregister(self, segments: list[int]) -> None:
@@ -495,28 +431,27 @@ class _Connection:
 
 
 class SegmentServer:
-    """The node's side: keeps a descriptor of every segment, and the ledger. Loop thread only; never blocks, never raises.
+    """The node's side: a descriptor of every segment, and the ledger. Loop thread only; never blocks, never raises.
 
-    Poll `filenos()` for reading and call `handle`. Only processes of the same user are served; a client that
-    breaks the rules is cut off. A client's segments outlive it: the core says when to `drop` them.
+    Poll `filenos()` for reading and call `handle`. Only processes of the same user are served, and one that breaks the
+    rules is cut off. A client's segments outlive it: the core says when to `drop` them.
 
     Args:
         path: where to listen, in a private directory.
         capacity_bytes: the quota for all segments and reserved bytes together.
-        close: called with the descriptors of dropped segments. The last close frees the pages, 0.1 s a GB: a node
-            hands them to its helper thread.
+        close: called with the descriptors of dropped segments. The last close of one frees its pages, which takes
+            time: a node has its helper thread do it.
 
     Attributes:
         used_bytes: what is booked now.
-        capacity_bytes: the quota.
-        wants_trim: a client was refused since this was last set to False: ask all clients to trim.
+        wants_trim: somebody was refused since this was last set to False: ask all clients to trim.
     """
 
     def __init__(self, path: str, capacity_bytes: int, close: Callable[[int], None] = os.close) -> None:
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
         self.wants_trim = False
-        self._limit = _lift_descriptor_limit()
+        _lift_descriptor_limit()
         self._path = path
         self._close_fd = close
         self._segments: dict[int, _Segment] = {}  # {id: segment}
@@ -538,17 +473,17 @@ class SegmentServer:
 
     def release(self, nbytes: int) -> None:
         """Undo a `reserve`."""
+        assert nbytes <= self.used_bytes, "more released than reserved"
         self.used_bytes -= nbytes
-        assert self.used_bytes >= 0, "more released than reserved"
 
     def adopt(self, segment: int, fd: int, producer: PeerID) -> bool:
-        """Take a memfd into the ledger, and the descriptor with it; returns whether it fits. If not, `fd` stays yours."""
+        """Take a memfd into the ledger, keeping a duplicate of `fd`; returns whether it fits."""
         size = os.fstat(fd).st_size
-        if self.used_bytes + size > self.capacity_bytes:
-            self.wants_trim = True
+        kept = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+        if not self.reserve(size):
+            os.close(kept)
             return False
-        self.used_bytes += size
-        self._segments[segment] = _Segment(fd, size, producer)
+        self._segments[segment] = _Segment(kept, size, producer)
         self._produced.setdefault(producer, {})[segment] = None
         return True
 
@@ -581,7 +516,7 @@ class SegmentServer:
 
     def filenos(self) -> list[int]:
         """Return the descriptors to poll: the listener, and every connection."""
-        return [self._listener.fileno(), *self._connections] if self._listener.fileno() >= 0 else []
+        return [self._listener.fileno(), *self._connections]
 
     def handle(self, fd: int) -> list[tuple[str, int]]:
         """Serve what came in on a descriptor; one that is not ours any more is no error.
@@ -594,99 +529,72 @@ class SegmentServer:
         connection = self._connections.get(fd)
         if connection is None:
             return []
-        for _ in range(_MESSAGES_MAX):
-            try:
-                data, fds, flags, _ = socket.recv_fds(
-                    connection.socket, _MESSAGE_BYTES_MAX, 1, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
-                )
-            except BlockingIOError:
+        fds: list[int] = []
+        try:
+            data, fds, flags, _ = socket.recv_fds(connection.socket, _MESSAGE_BYTES_MAX, 1, socket.MSG_CMSG_CLOEXEC)
+            if data and not flags & socket.MSG_TRUNC:
+                self._serve(connection, data, fds)
                 return []
-            except OSError:
-                break
-            keep = False
-            try:
-                if not data or flags & socket.MSG_TRUNC:
-                    break
-                keep = self._serve(connection, data, fds[0] if fds else -1, bool(flags & socket.MSG_CTRUNC))
-            except (OSError, ValueError, TypeError, msgpack.UnpackException):
-                break  # A client that breaks the rules, or does not read its answers.
-            finally:
-                if not keep:
-                    for passed in fds:
-                        os.close(passed)
-        else:
-            return []
+        except BlockingIOError:
+            if not fds:
+                return []
+        except (OSError, ValueError, TypeError):
+            pass  # It broke the rules, or reads no answers, or is gone.
+        finally:
+            for passed in fds:
+                os.close(passed)
         self._connections.pop(fd).socket.close()
         return [("closed", fd)]
 
     def _accept(self) -> list[tuple[str, int]]:
-        opened = []
-        for _ in range(_MESSAGES_MAX):
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                break  # nobody is left, or no descriptor
-            client.setblocking(False)
-            credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            if _CREDENTIALS.unpack(credentials)[1] != os.geteuid():
-                client.close()
-                continue
-            self._connections[client.fileno()] = _Connection(client)
-            opened.append(("opened", client.fileno()))
-        return opened
+        try:
+            client, _ = self._listener.accept()
+        except OSError:
+            return []  # it is gone again, or this process has too many open files
+        client.setblocking(False)
+        credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        if _CREDENTIALS.unpack(credentials)[1] != os.geteuid():
+            client.close()
+            return []
+        self._connections[client.fileno()] = _Connection(client)
+        return [("opened", client.fileno())]
 
-    def _serve(self, connection: _Connection, data: bytes, fd: int, cut: bool) -> bool:
-        """Carry out one request; returns whether `fd` was kept. Raises ValueError or TypeError if it makes no sense."""
+    def _serve(self, connection: _Connection, data: bytes, fds: list[int]) -> None:
+        """Carry out one request; what is added to `fds` is closed after. Raises ValueError if it makes no sense."""
         number, verb, subject = msgpack.unpackb(data)
-        answer: list[Any] = [number, "ok"]
+        facts: list[int] = []
+        passed: list[int] = []
         match verb:
             case "hello" if type(subject) is bytes and subject and not connection.peer:
                 connection.peer = subject
-                answer.append(self.capacity_bytes)
+                facts = [self.capacity_bytes]
             case "register" if type(subject) is int and subject not in self._segments and connection.peer:
-                if fd < 0 and cut:
-                    answer = [number, "files", self._limit]
-                elif fd < 0 or not _is_sealed(fd):
-                    raise ValueError("a segment is a sealed memfd")
-                elif self.adopt(subject, fd, connection.peer):
-                    connection.socket.send(msgpack.packb(answer))
-                    return True
-                else:
-                    answer = [number, "full", self.used_bytes, self.capacity_bytes, len(self._segments)]
+                if fds and fcntl.fcntl(fds[0], fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+                    raise ValueError("a segment that can shrink")
+                # If this process has too many open files, the kernel dropped it.
+                if not fds or not self.adopt(subject, fds[0], connection.peer):
+                    facts = [self.used_bytes, self.capacity_bytes, len(self._segments)]
             case "unregister" if type(subject) is list:
                 mine = self._produced.get(connection.peer, {})
                 self.drop([segment for segment in subject if type(segment) is int and segment in mine])
-                return False
+                return
             case "open" if type(subject) is int and connection.peer:
-                self._send_segment(connection, number, self._segments.get(subject))
-                return False
+                found = self._segments.get(subject)
+                if found is not None:
+                    # A descriptor that is open for writing cannot be made read-only, but opened anew it can.
+                    passed.append(os.open(f"/proc/self/fd/{found.fd}", os.O_RDONLY | os.O_CLOEXEC))
+                    fds += passed
+                    facts = [found.size]
             case _:
                 raise ValueError("no such request")
-        connection.socket.send(msgpack.packb(answer))
-        return False
-
-    def _send_segment(self, connection: _Connection, number: int, segment: _Segment | None) -> None:
-        if segment is None:
-            connection.socket.send(msgpack.packb([number, "lost"]))
-            return
-        # A descriptor that was open for writing cannot be made read-only; one opened anew can.
-        fd = os.open(f"/proc/self/fd/{segment.fd}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            socket.send_fds(connection.socket, [msgpack.packb([number, "ok", segment.size])], [fd])
-        finally:
-            os.close(fd)
+        socket.send_fds(connection.socket, [msgpack.packb([number, *facts])], passed)
 
     def close(self) -> None:
         """Stop listening, cut all clients off, close all descriptors."""
         self._listener.close()
-        if not self._path.startswith("\0"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
         for connection in self._connections.values():
             connection.socket.close()
         self._connections.clear()
         self.drop(list(self._segments))
-
-
-def _is_sealed(fd: int) -> bool:
-    return stat.S_ISREG(os.fstat(fd).st_mode) and fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS

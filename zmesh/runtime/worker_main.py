@@ -125,12 +125,10 @@ class Worker:
                     core.finished(*outcome, now)
                     outcome = None
                 running = core.next(now)
-                if core.effects or running is None:
-                    reactor.pump(now)
+                if core.effects:
+                    reactor.pump(now, everything=False)
                     if running is None:
                         running = core.next(now)
-                        if core.effects:
-                            reactor.pump(now)
                 reactor.holder = 0
             if running is not None:
                 outcome = self._run(running)
