@@ -158,6 +158,13 @@ class ClientCore:
         self.effects.append(Send(self.node, StatusRequest(ticket.seq)))
         return ticket
 
+    def fetch(self, entry: Entry) -> None:
+        """Somebody waits for an entry: ask for its value if it is borrowed."""
+        self.references.fetch(entry)
+        if self.lost is not None:
+            self.references.lose_node(self.lost)
+            self._flush()
+
     def unresolved(self) -> list[Task]:
         """Return all tasks without an outcome: leased, queued, waiting."""
         leased = [task for thief in self.victim.thieves.values() for task in thief.leased.values()]

@@ -290,10 +290,18 @@ class Reactor:
         waiter.condition = condition
         self.wait(waiter, None, in_task=in_task)
 
-    def wait(self, waiter: Waiter, deadline: float | None, *, in_task: bool = False) -> bool:
+    def wait(
+        self,
+        waiter: Waiter,
+        deadline: float | None,
+        *,
+        in_task: bool = False,
+        prepare: Callable[[], None] | None = None,
+    ) -> bool:
         """Drive the sockets until the waiter is satisfied; False if the deadline (monotonic seconds) came first.
 
         Args:
+            prepare: called first, under the lock: registers the waiter.
             in_task: the thread is a worker's main thread, whose CPU others may use meanwhile.
         """
         me = threading.get_ident()
@@ -304,6 +312,13 @@ class Reactor:
                     self.holder = me
                     waiter.sleeping = False
                     now = monotonic()
+                    if prepare is not None:
+                        prepare()
+                        prepare = None
+                        if waiter.satisfied and not self.core.effects:
+                            left = True
+                            self.holder = 0
+                            break
                     if in_task and not begun:
                         self.core.wait_begins(now)  # type: ignore[attr-defined]  # a WorkerCore, if in a task
                         begun = True

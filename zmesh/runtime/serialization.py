@@ -345,7 +345,7 @@ def _why_unpicklable(value: Any) -> str | None:
 
     _packing.stack.append([])
     try:
-        cloudpickle.dumps(value, 5)
+        cloudpickle.dumps(value, 5, lambda _: None)
     except Exception as error:
         return _clip(_text_of(error), 1024) or type(error).__name__
     finally:

@@ -201,44 +201,34 @@ class Session:
     ) -> list[Entry]:
         """Wait until `needed` of the entries resolve, or the timeout; returns those that were pending at first."""
         deadline = None if timeout is None else monotonic() + timeout
-        reactor = self.reactor
+        reactor, core = self.reactor, self.core
         reactor.check_usable()
         waiter = Waiter(needed, first_error=first_error)
-        with reactor.lock:
-            reactor.holder = threading.get_ident()
-            resolved = 0
-            fetch = self.core.references.fetch
-            listening = []
+        listening: list[Entry] = []
+
+        def register() -> None:
             for entry in entries:
                 if entry.status == PENDING:
                     listen(entry, waiter)
                     listening.append(entry)
                     if entry.share is not None:
-                        fetch(entry)
-                        if self.core.lost is not None and entry.share.oid is not None:
-                            entry.status, entry.value = ERROR, self.core.lost
-                            waiter.resolved(entry)
+                        core.fetch(entry)
                 else:
-                    resolved += 1
-                    if first_error and entry.status in (FAILED, ERROR):
-                        waiter.remaining = 0
-            waiter.remaining -= resolved
-            waiter.satisfied = waiter.satisfied or waiter.remaining <= 0
-            reactor.holder = 0
-        if not waiter.satisfied or self.core.effects:
-            in_task = threading.get_ident() == self._task_thread
-            try:
-                reactor.wait(waiter, deadline, in_task=in_task)
-            except KeyboardInterrupt:
-                if not self._task_thread:
-                    self.cancel_all()
-                raise
-            finally:
-                if waiter.remaining > 0 or len(listening) > needed:
-                    with reactor.lock:
-                        for entry in listening:
-                            if entry.status == PENDING:
-                                unlisten(entry, waiter)
+                    waiter.resolved(entry)
+
+        in_task = threading.get_ident() == self._task_thread
+        try:
+            reactor.wait(waiter, deadline, in_task=in_task, prepare=register)
+        except KeyboardInterrupt:
+            if not self._task_thread:
+                self.cancel_all()
+            raise
+        finally:
+            if waiter.remaining > 0 or len(listening) > needed:
+                with reactor.lock:
+                    for entry in listening:
+                        if entry.status == PENDING:
+                            unlisten(entry, waiter)
         return listening
 
     def get(self, entries: list[Entry], timeout: float | None, *, writable: bool = False) -> list[Any]:
@@ -281,7 +271,7 @@ class Session:
             for entry in entries:
                 if entry.status == PENDING:
                     listen(entry, waiter)
-                    self.core.references.fetch(entry)
+                    self.core.fetch(entry)
                 else:
                     waiter.ready.append(entry)
         left = len(entries)
@@ -435,7 +425,7 @@ class Session:
         with self.reactor.lock:
             if entry.status == PENDING:
                 listen(entry, waiter)
-                self.core.references.fetch(entry)
+                self.core.fetch(entry)
             else:
                 settle(entry)
         self.nudge()

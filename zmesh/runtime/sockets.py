@@ -17,9 +17,9 @@ from zmesh.wire.ids import PeerID
 
 # Plain integers: the arithmetic of zmq's enum flags costs 2 us each, five times a round trip.
 _IN = int(zmq.POLLIN)
-_EVENTS = int(zmq.EVENTS)
 _DONTWAIT = int(zmq.DONTWAIT)
 _MORE = int(zmq.SNDMORE | zmq.DONTWAIT)
+_readable = zmq.backend.zmq_poll  # takes in what came and says whether there is a frame, in half the time of EVENTS
 _send = zmq.backend.Socket.send  # without the checks for draft sockets that zmq.Socket.send adds
 
 CLOSE_LINGER_MS = 500  # last results still leave a process that ends in good order
@@ -128,11 +128,12 @@ class ClientSockets:
             self._drain(peer, socket, deliver)
 
     def _drain(self, peer: PeerID, socket: Any, deliver: Deliver) -> None:
+        item = [(socket, _IN)]
         if peer:
-            while not socket.closed and socket.get(_EVENTS) & _IN:
+            while not socket.closed and _readable(item, 0):
                 deliver(peer, socket.recv(_DONTWAIT))
         else:
-            while socket.get(_EVENTS) & _IN:
+            while _readable(item, 0):
                 sender = socket.recv(_DONTWAIT)
                 deliver(sender, socket.recv(_DONTWAIT))
 
@@ -173,8 +174,9 @@ class NodeSocket:
     def drain(self, deliver: Deliver, frames_max: int = 1024) -> bool:
         """Hand on what is there; returns whether more may be waiting."""
         router = self._router
+        item = [(router, _IN)]
         for _ in range(frames_max):
-            if not router.get(_EVENTS) & _IN:
+            if not _readable(item, 0):
                 return False
             parts = router.recv_multipart(_DONTWAIT)
             if len(parts) == 2:

@@ -116,30 +116,28 @@ class Worker:
         reactor, core = self.reactor, self.core
         idle = Waiter(1)
         me = threading.get_ident()
-        outcome: Any = None
+        running: Running | None = None
+
+        def take() -> bool:
+            """Take the next task, if there is one: asked under the lock after each look at the sockets."""
+            nonlocal running
+            running = core.next(monotonic())
+            return running is not None or self._exiting
+
         while not self._exiting:
+            if running is None:
+                idle.satisfied = False
+                reactor.wait_until(idle, take)
+                continue
+            outcome = self._run(running)
             with reactor.lock:
                 reactor.holder = me
                 now = monotonic()
-                if outcome is not None:
-                    core.finished(*outcome, now)
-                    outcome = None
+                core.finished(*outcome, now)
                 running = core.next(now)
                 if core.effects:
                     reactor.pump(now, everything=False)
-                    if running is None:
-                        running = core.next(now)
                 reactor.holder = 0
-            if running is not None:
-                outcome = self._run(running)
-            elif not self._exiting:
-                idle.satisfied = False
-                self._await_work(idle)
-
-    def _await_work(self, idle: Waiter) -> None:
-        """Lead the reactor until there is a task."""
-        core = self.core
-        self.reactor.wait_until(idle, lambda: core.thief.queued > 0 or self._exiting)
 
     def _look(self, now: float) -> None:
         self.core.thief.stalled(now)

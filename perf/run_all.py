@@ -1,0 +1,91 @@
+"""Run all questions and write what they found between the two markers of docs/performance.md.
+
+The scripts are run one after the other with the same options; the section is made of the results on disk, so that a
+single question can be asked anew and the page be written again with --render. Quick results are only printed.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import harness
+
+PAGE = harness.HERE.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
+
+SCRIPTS = (  # (script, its further options, the results it writes)
+    ("roundtrip.py", (), ("roundtrip",)),
+    ("throughput.py", (), ("throughput",)),
+    ("throughput.py", ("--queued", "1000000"), ("queued",)),
+    ("map_efficiency.py", (), ("map_efficiency",)),
+    ("arrays.py", (), ("arrays", "arrays_private")),
+    ("startup.py", (), ("startup",)),
+    ("idle.py", (), ("idle",)),
+)
+
+
+def find_section(text: str) -> tuple[int, int]:
+    """Return where the measured section begins and ends, without its markers.
+
+    Raises:
+        LookupError: the page does not have exactly one pair of markers, in order.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise LookupError(f"{PAGE} must hold {BEGIN} once and, behind it, {END} once")
+    return text.index(BEGIN) + len(BEGIN), text.index(END)
+
+
+def render(*, quick: bool) -> str:
+    """Return the section: a heading, a table and its origin for each result there is."""
+    parts = []
+    for _, _, names in SCRIPTS:
+        for name in names:
+            path = harness.result_path(name, quick=quick)
+            if path.exists():
+                result = json.loads(path.read_text())
+                parts.append(f"### {result['title']}\n\n{result['table']}\n\n{harness.describe(result)}")
+    return "\n\n".join(parts)
+
+
+def run_scripts(options: list[str], only: list[str]) -> int:
+    """Run the scripts; returns 1 if one of them reported a failure."""
+    failed = 0
+    for script, more, names in SCRIPTS:
+        if only and not set(only) & set(names):
+            continue
+        code = subprocess.run([sys.executable, str(harness.HERE / script), *more, *options], check=False).returncode
+        failed |= int(code != 0)
+    return failed
+
+
+def main() -> int:
+    """Measure, then write the page."""
+    given = harness.parse(
+        __doc__,
+        only={"help": "names of results, separated by commas: ask only these", "default": ""},
+        render={"action": "store_true", "help": "measure nothing, only write the page"},
+    )
+    if not given.quick:
+        find_section(PAGE.read_text())  # before hours of measuring, not after
+    options = ["--quick"] if given.quick else []
+    options += ["--rounds", str(given.rounds)] if given.rounds is not None else []
+    options += ["--peers", given.peers] if given.peers is not None else []
+    failed = 0 if given.render else run_scripts(options, [name for name in given.only.split(",") if name])
+    section = render(quick=given.quick)
+    if given.quick:
+        print(section)
+    else:
+        write_section(PAGE, section)
+    return failed
+
+
+def write_section(page: pathlib.Path, section: str) -> None:
+    """Replace what lies between the markers, and nothing else."""
+    text = page.read_text()
+    begin, end = find_section(text)
+    page.write_text(f"{text[:begin]}\n\n{section}\n\n{text[end:]}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
