@@ -108,7 +108,7 @@ def status(name: str, as_json: bool) -> None:
         json.dump(told, sys.stdout, indent=2)
         click.echo()
         return
-    from zmesh_cli.report import describe
+    from .report import describe
 
     click.echo(describe(name, told))
 
@@ -135,6 +135,6 @@ def map_command(jobs: int | None, keep_order: bool, tag: bool, command: tuple[st
     ls *.gz | zmesh map 'zcat {} | wc -l'
     zmesh map -k --tag 'sleep {}; echo done' ::: 3 1 2
     """
-    from zmesh_cli.shell_map import run
+    from .shell_map import run
 
     sys.exit(run(command, jobs=jobs, keep_order=keep_order, tag=tag))

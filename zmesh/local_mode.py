@@ -131,8 +131,9 @@ class LocalSession:
 
     def value(self, entry: Entry, *, writable: bool = False) -> Any:
         """Return one value, or raise its error."""
+        del writable  # every value is unpickled for its reader alone
         if entry.status == INLINE:
-            return serialization.unpack_inline(bytearray(entry.value) if writable else entry.value)
+            return serialization.unpack_inline(entry.value)
         raise serialization.unpack_error(entry.value) if entry.status == FAILED else build_error(entry.value)
 
     def wait(self, entries: list[Entry], num_returns: int, timeout: float | None) -> None:

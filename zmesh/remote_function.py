@@ -76,7 +76,7 @@ class RemoteFunction:
             return ObjectRef(task, session)
         if self._returns == STREAMING:
             return ObjectRefGenerator(task, session)
-        return [ObjectRef(output, session) for output in task.outputs] if self._returns else None
+        return [ObjectRef(output, session) for output in task.outputs or ()] if self._returns else None
 
     def _register(self, session: "Session") -> None:
         options = self._options

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from time import monotonic
@@ -10,7 +11,7 @@ from typing import Any
 from zmesh.core import effects as fx
 from zmesh.core.client import ClientCore
 from zmesh.core.timers import Timers
-from zmesh.exceptions import MeshError, NotRunningError, TaskUnschedulableError
+from zmesh.exceptions import MeshError, NotRunningError
 from zmesh.runtime import processes, rundir
 from zmesh.runtime.forkserver import describe_status
 from zmesh.runtime.reactor import Reactor, Waiter
@@ -18,7 +19,7 @@ from zmesh.runtime.session import Session, set_current
 from zmesh.runtime.sockets import ClientSockets
 from zmesh.runtime.store import Store
 from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, node_peer
-from zmesh.wire.messages import UNIT, Goodbye, Hello
+from zmesh.wire.messages import Goodbye, Hello
 
 HELLO_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0  # a private node that has not ended by then is killed
@@ -47,7 +48,7 @@ class DriverSession(Session):
         }
         reactor = Reactor(core, sockets, handlers, self._pidfd)
         super().__init__(core, reactor, Store(run_dir.segments_socket(), me), me)
-        self.information: dict[str, Any] = {
+        self.information = {
             "node": record["node"],
             "pid": record["pid"],
             "private": node is not None,
@@ -76,21 +77,6 @@ class DriverSession(Session):
         if core.welcome.refused:
             raise MeshError(f"the node refused us: {core.welcome.refused}")
 
-    def total_cpus(self) -> float:
-        """Return the CPUs of the node."""
-        assert self.core.welcome is not None
-        return self.core.welcome.total.get("CPU", 0) / UNIT
-
-    def check_strategy(self, strategy: Any) -> None:
-        """Accept a strategy that may run on this host.
-
-        Raises:
-            TaskUnschedulableError: it names another node, and insists.
-        """
-        here = self.information["node"]
-        if strategy.zmesh_strategy == "affinity" and not strategy.soft and strategy.node_id != here:
-            raise TaskUnschedulableError(f"node {strategy.node_id} is not part of the mesh; the only node is {here}")
-
     def _recycle(self, effect: fx.Recycle) -> None:
         for segment in effect.segments:
             self.store.recycle(segment)
@@ -111,17 +97,15 @@ class DriverSession(Session):
             self.core.effects.append(fx.Send(self.core.node, Goodbye()))
             self.reactor.pump(monotonic())
         self.close()
-        if get_pid_of(self._node) and self._pidfd is not None and not processes.wait_exit(self._pidfd, STOP_TIMEOUT_S):
-            processes.kill_node(self._pidfd)
         if self._pidfd is not None:
+            if self._node is not None:
+                processes.kill(self._pidfd, signal.SIGTERM)
+                if not processes.wait_exit(self._pidfd, STOP_TIMEOUT_S):
+                    processes.kill(self._pidfd)
+                processes.reap(self._node.pid)
             os.close(self._pidfd)
             self._pidfd = None
         set_current(None)
-
-
-def get_pid_of(node: processes.NodeProcess | None) -> int:
-    """Return the pid of a node we started, else 0."""
-    return node.pid if node is not None else 0
 
 
 def connect(name: str | None, settings: dict[str, Any], *, log_to_driver: bool) -> DriverSession:

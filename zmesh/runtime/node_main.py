@@ -4,7 +4,7 @@ Never runs user code, never unpickles anything, sits in the path of no local tas
 core/node.py; this file is sockets, pipes, pidfds and signals.
 """
 
-import gc
+import contextlib
 import json
 import os
 import random
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+from zmesh._version import __version__
 from zmesh.core import effects as fx
 from zmesh.core.logs import LogStream
 from zmesh.core.node import Executing, Limits, NodeCore
@@ -22,13 +23,14 @@ from zmesh.core.timers import Timers
 from zmesh.exceptions import ConfigError, RemoteProtocolError
 from zmesh.runtime import machine
 from zmesh.runtime.blackbox import BlackBoxes
-from zmesh.runtime.forkserver import Ended, ForkServer, Started, WorkerStart
-from zmesh.runtime.processes import open_pidfd
+from zmesh.runtime.forkserver import Ended, ForkServer, Started
+from zmesh.runtime.processes import open_pidfd, raise_fd_limit
 from zmesh.runtime.rundir import RunDir
 from zmesh.runtime.store import SegmentServer
+from zmesh.runtime.worker_main import run_worker
 from zmesh.wire.codec import decode, encode
-from zmesh.wire.ids import NODE_ID_BYTES, PeerID
-from zmesh.wire.messages import Goodbye, Hello, Trim
+from zmesh.wire.ids import NODE_ID_BYTES, PeerID, node_peer
+from zmesh.wire.messages import Trim
 
 READ_BYTES_MAX = 64 * 1024  # of a worker's output at a time
 BOX_SLOTS = 1024
@@ -52,6 +54,8 @@ class Node:
         from zmesh.runtime.sockets import NodeSocket
 
         self.node_id = os.urandom(NODE_ID_BYTES)
+        self.record = {"pid": os.getpid(), "node": self.node_id.hex(), "private": bool(driver), "version": __version__}
+        self.record |= {"path": run_dir.path, "name": os.path.basename(run_dir.path)}
         self._run_dir = run_dir
         self._forks = forks
         self._boxes = boxes
@@ -70,7 +74,7 @@ class Node:
         )
         self._segments = SegmentServer(run_dir.segments_socket(), machine.store_bytes(settings))
         self.core.directory_reserve = self._segments.reserve
-        self._socket = NodeSocket(run_dir.node_socket())
+        self._socket = NodeSocket(run_dir.socket_of(node_peer(self.node_id)))
         self._poll = select.poll()
         self._readers: dict[int, Callable[[int], None]] = {}
         self._pidfds: dict[PeerID, int] = {}  # of drivers; workers are reaped by the forkserver
@@ -91,7 +95,7 @@ class Node:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
-        self._watch(self._wake_read, lambda fd: os.read(fd, 512) and None)
+        self._watch(self._wake_read, self._on_wake)
         self._driver_fd = -1
         if driver:
             fd = open_pidfd(driver)
@@ -111,6 +115,10 @@ class Node:
     def _on_signal(self, number: int, frame: Any) -> None:
         del number, frame
         self._running = False
+
+    def _on_wake(self, fd: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(fd, 512)
 
     def _stop(self) -> None:
         self._running = False
@@ -254,9 +262,39 @@ class Node:
         self._run_dir.remove()
 
 
-def main() -> None:
-    """Start a node: settings come as JSON on standard input, readiness goes to descriptor 3 as one line of JSON."""
-    raise SystemExit("see runtime/processes.py")
+def main(ready: int) -> None:
+    """Be a node: settings come as JSON on standard input, readiness goes to descriptor `ready` as one line of JSON."""
+    os.umask(0o077)
+    try:
+        settings = json.load(sys.stdin)
+        node = _start(settings)
+    except ConfigError as error:
+        os.write(ready, json.dumps({"error": str(error)}).encode() + b"\n")
+        raise SystemExit(2) from None
+    os.write(ready, json.dumps(node.record).encode() + b"\n")
+    os.close(ready)
+    node.run()
 
 
-_ = (gc, json, Goodbye, Hello, WorkerStart)
+def _start(settings: dict[str, Any]) -> Node:
+    """Take the lock, fork the forkserver, and only then open sockets."""
+    machine.total_resources(settings)  # a setting that makes no sense is refused before anything is made
+    machine.store_bytes(settings)
+    raise_fd_limit()
+    run_dir = RunDir.create(settings["name"])
+    try:
+        log = os.open(run_dir.log_path(), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        os.close(null)
+        boxes = BlackBoxes(BOX_SLOTS)
+        forks = ForkServer.start(boxes, lambda start: run_worker(start, run_dir), [run_dir.lock_fd])
+        node = Node(settings, run_dir, forks, boxes, settings["driver"])
+        run_dir.write_record(node.record)
+    except BaseException:
+        run_dir.remove()
+        raise
+    return node

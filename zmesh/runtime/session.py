@@ -15,13 +15,13 @@ from typing import Any
 from zmesh import exceptions
 from zmesh.core.client import ClientCore
 from zmesh.core.records import Entry, Inputs, Spec, Task
-from zmesh.exceptions import GetTimeoutError, LocalProtocolError, NotRunningError
+from zmesh.exceptions import GetTimeoutError, LocalProtocolError, NotRunningError, TaskUnschedulableError
 from zmesh.object_ref import ObjectRef
 from zmesh.runtime import calls, serialization
 from zmesh.runtime.reactor import LOOK_S, Reactor, Waiter, listen, unlisten
 from zmesh.runtime.store import Store
-from zmesh.wire.ids import PeerID
-from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED
+from zmesh.wire.ids import NODE_ID_BYTES, PeerID
+from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, UNIT
 
 INLINE_BYTES_MAX = 64 * 1024  # larger values go to shared memory: Source: perf/arrays.py, a put costs about 20 us
 
@@ -41,6 +41,7 @@ class Session:
         self.reactor = reactor
         self.store = store
         self.job = job
+        self.information: dict[str, Any] = {"node": core.node[:NODE_ID_BYTES].hex(), "pid": 0}
         self.depth = 0  # of the tasks this process submits now
         self.dropped = reactor.dropped
         self.nudge = reactor.nudge
@@ -407,6 +408,21 @@ class Session:
         answer: dict[str, Any] = self._redeem(ticket, timeout)
         return answer
 
+    def total_cpus(self) -> float:
+        """Return the CPUs of the node."""
+        welcome = self.core.welcome
+        return welcome.total.get("CPU", 0) / UNIT if welcome is not None else 1.0
+
+    def check_strategy(self, strategy: Any) -> None:
+        """Accept a strategy that may run on this host.
+
+        Raises:
+            TaskUnschedulableError: it names another node, and insists.
+        """
+        here = self.information["node"]
+        if strategy.zmesh_strategy == "affinity" and not strategy.soft and strategy.node_id != here:
+            raise TaskUnschedulableError(f"node {strategy.node_id} is not part of the mesh; the only node is {here}")
+
     def waits_for(self, entry: Entry) -> str:
         """Say why an entry has no value yet."""
         with self.reactor.lock:
@@ -441,6 +457,10 @@ class Session:
     def in_task_thread(self) -> None:
         """This thread runs tasks: its waits give the CPU back."""
         self._task_thread = threading.get_ident()
+
+    def shutdown(self) -> None:
+        """Leave the mesh."""
+        self.close()
 
     def close(self, linger_ms: int = 500) -> None:
         """End the session; refs of it are dead from now on."""

@@ -1,0 +1,79 @@
+"""The black box of each worker: 64 bytes shared with the node that name the task it executes right now.
+
+Written before user code is entered and cleared after it. After a death the node reads what was executing; before a
+kill it makes sure that it still is. One mapping for all workers, made by the node before the forkserver is forked.
+"""
+
+import mmap
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from zmesh.wire.ids import PeerID
+
+BOX_BYTES = 64
+_BOX = struct.Struct("=IIQ16s16sd")  # generation (odd: executing), attempt, seq, owner, job, start time
+_GENERATION = struct.Struct("=I")
+_READ_TRIES = 100
+
+
+@dataclass(slots=True)
+class Box:
+    """What a worker executes: attempt `attempt` of task `seq` of `owner`, for `job`, since `start_s` (monotonic)."""
+
+    owner: PeerID
+    seq: int
+    attempt: int
+    job: PeerID
+    start_s: float
+
+
+class BlackBoxes:
+    """The boxes of one node's workers."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self._memory = mmap.mmap(-1, BOX_BYTES * slots)
+
+    def entering(self, slot: int) -> Callable[[PeerID, int, int, PeerID, float], None]:
+        """Return the worker's function to call before user code: (owner, seq, attempt, job, start time).
+
+        It makes the generation even, writes, and makes it odd: a reader that sees the same odd generation before and
+        after has seen one task. x86 and ARM alike, as a syscall lies between a write here and the death that matters.
+        """
+        memory, at = self._memory, slot * BOX_BYTES
+        pack, mark = _BOX.pack_into, _GENERATION.pack_into
+        generation = _GENERATION.unpack_from(memory, at)[0] & ~1
+
+        def enter(owner: PeerID, seq: int, attempt: int, job: PeerID, start_s: float) -> None:
+            nonlocal generation
+            generation = (generation + 2) & 0xFFFFFFFE
+            pack(memory, at, generation, attempt, seq, owner, job, start_s)
+            mark(memory, at, generation | 1)
+
+        return enter
+
+    def leaving(self, slot: int) -> Callable[[], None]:
+        """Return the worker's function to call after user code."""
+        memory, at = self._memory, slot * BOX_BYTES
+
+        def leave() -> None:
+            memory[at] &= 0xFE
+
+        return leave
+
+    def read(self, slot: int) -> Box | None:
+        """Return what the worker in this slot executes, or None. Node only; any moment."""
+        at = slot * BOX_BYTES
+        for _ in range(_READ_TRIES):
+            generation, attempt, seq, owner, job, start_s = _BOX.unpack_from(self._memory, at)
+            if not generation & 1:
+                return None
+            if _GENERATION.unpack_from(self._memory, at)[0] == generation:
+                return Box(owner, seq, attempt, job, start_s)
+        return None
+
+    def clear(self, slot: int) -> None:
+        """Forget what a dead worker left. Node only."""
+        at = slot * BOX_BYTES
+        self._memory[at : at + BOX_BYTES] = bytes(BOX_BYTES)

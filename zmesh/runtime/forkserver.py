@@ -1,0 +1,301 @@
+"""A warm process that forks workers and reaps them, so that a worker costs milliseconds and shares its pages.
+
+Forked from the node before any socket or thread exists. The node asks over a socketpair, with the write ends of the
+worker's stdout and stderr; the forkserver answers with pids and with waitpid statuses. PDEATHSIG chains node ->
+forkserver -> worker, so that no kill -9 of anything leaves a worker; what a worker's task left behind in its process
+group ends with the worker.
+"""
+
+import contextlib
+import ctypes
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+import msgpack
+
+from zmesh.runtime.blackbox import BlackBoxes
+from zmesh.wire.ids import PeerID
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_MESSAGE_BYTES_MAX = 4096
+_OOM_SCORE = "800"  # the kernel should take a worker, never the node
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(slots=True)
+class WorkerStart:
+    """What a freshly forked worker knows of itself."""
+
+    peer: PeerID
+    slot: int
+    boxes: BlackBoxes
+
+
+@dataclass(slots=True)
+class Started:
+    """A worker was forked."""
+
+    peer: PeerID
+    pid: int
+
+
+@dataclass(slots=True)
+class Ended:
+    """A worker is gone and reaped; `status` is what waitpid gave. A fork that failed has pid 0."""
+
+    peer: PeerID
+    pid: int
+    status: int
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends; at once if `parent` is gone already."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def describe_status(status: int) -> tuple[int | None, str | None, str]:
+    """Return (exit code, signal name, text for a sentence) of a waitpid status."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        return None, name, f"was killed by {name}"
+    code = os.waitstatus_to_exitcode(status)
+    return code, None, f"ended with exit code {code}"
+
+
+class ForkServer:
+    """The node's handle of the forkserver. Loop thread only; never blocks."""
+
+    def __init__(self, link: socket.socket, pid: int) -> None:
+        self._link = link
+        self.pid = pid
+        self.died = False
+
+    @classmethod
+    def start(cls, boxes: BlackBoxes, run_worker: Callable[[WorkerStart], None], close: list[int]) -> "ForkServer":
+        """Fork the forkserver. Call it before any thread or ZeroMQ context exists.
+
+        Args:
+            run_worker: what a worker does; its process ends when that returns.
+            close: descriptors of the node that its children must not keep, e.g. of its lock.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        node = os.getpid()
+        gc.collect()
+        gc.freeze()  # so that a collection in a child does not copy every page that holds an object of ours
+        pid = os.fork()
+        if pid == 0:
+            try:
+                ours.close()
+                for fd in close:
+                    os.close(fd)
+                _Server(theirs, boxes, run_worker, node).serve()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        theirs.close()
+        ours.setblocking(False)
+        return cls(ours, pid)
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when there are reports."""
+        return self._link.fileno()
+
+    def spawn(self, peer: PeerID, slot: int) -> tuple[int, int]:
+        """Ask for a worker; returns the read ends of its stdout and stderr, which do not block."""
+        out_read, out_write = os.pipe2(os.O_CLOEXEC)
+        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        try:
+            socket.send_fds(self._link, [msgpack.packb(("spawn", peer, slot))], [out_write, err_write])
+        except OSError:
+            self.died = True
+        finally:
+            os.close(out_write)
+            os.close(err_write)
+        os.set_blocking(out_read, False)
+        os.set_blocking(err_read, False)
+        return out_read, err_read
+
+    def kill(self, peer: PeerID) -> None:
+        """SIGKILL a worker and its process group; done by its parent, so the pid is surely still its own."""
+        self._say(("kill", peer))
+
+    def _say(self, request: tuple[object, ...]) -> None:
+        try:
+            self._link.send(msgpack.packb(request))
+        except OSError:
+            self.died = True
+
+    def reports(self) -> list[Started | Ended]:
+        """Return what happened since the last call; sets `died` if the forkserver is gone."""
+        found: list[Started | Ended] = []
+        while True:
+            try:
+                data = self._link.recv(_MESSAGE_BYTES_MAX)
+            except BlockingIOError:
+                return found
+            except OSError:
+                data = b""
+            if not data:
+                self.died = True
+                return found
+            kind, *fields = msgpack.unpackb(data)
+            found.append(Started(*fields) if kind == "started" else Ended(*fields))
+
+    def close(self) -> None:
+        """End the forkserver and all workers, their process groups included; waits for it."""
+        with contextlib.suppress(OSError):
+            self._link.shutdown(socket.SHUT_WR)
+        poll = select.poll()
+        poll.register(self._link, select.POLLIN)
+        self._link.setblocking(False)
+        while poll.poll(2000):
+            with contextlib.suppress(BlockingIOError):
+                if not self._link.recv(_MESSAGE_BYTES_MAX):
+                    break
+        else:
+            os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+        self._link.close()
+
+
+class _Server:
+    """The forkserver process itself."""
+
+    def __init__(
+        self, link: socket.socket, boxes: BlackBoxes, run_worker: Callable[[WorkerStart], None], node: int
+    ) -> None:
+        self._link = link
+        self._boxes = boxes
+        self._run_worker = run_worker
+        self._workers: dict[int, PeerID] = {}  # {pid: peer} not reaped yet
+        die_with_parent(node)
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+
+    def serve(self) -> None:
+        """Fork, kill and reap until the node closes the link."""
+        poll = select.poll()
+        poll.register(self._link, select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == self._wake_read:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wake_read, 4096)
+                    self._reap()
+                elif not self._serve_one():
+                    self._end()
+
+    def _serve_one(self) -> bool:
+        data, fds, _, _ = socket.recv_fds(self._link, _MESSAGE_BYTES_MAX, 2)
+        if not data:
+            return False
+        verb, peer, *rest = msgpack.unpackb(data)
+        if verb == "spawn":
+            self._spawn(peer, rest[0], fds)
+            for fd in fds:
+                os.close(fd)
+        else:
+            for pid, known in self._workers.items():
+                if known == peer:
+                    self._kill(pid)
+        return True
+
+    def _spawn(self, peer: PeerID, slot: int, fds: list[int]) -> None:
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._report(("ended", peer, 0, (error.errno or 1) << 8))
+            return
+        if pid == 0:
+            self._be_worker(peer, slot, fds)
+        self._workers[pid] = peer
+        self._report(("started", peer, pid))
+
+    def _be_worker(self, peer: PeerID, slot: int, fds: list[int]) -> NoReturn:
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            # The forkserver's only thread is its main thread: it cannot end before the process.
+            die_with_parent(os.getppid())
+            _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+            os.setsid()
+            os.dup2(fds[0], 1)
+            os.dup2(fds[1], 2)
+            null = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(null, 0)
+            for fd in {null, *fds, self._wake_read, self._wake_write}:
+                os.close(fd)
+            self._link.close()
+            with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+                file.write(_OOM_SCORE)
+            self._run_worker(WorkerStart(peer, slot, self._boxes))
+            code = 0
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+    def _kill(self, pid: int) -> None:
+        """Kill an unreaped child and its process group."""
+        with contextlib.suppress(OSError):
+            os.killpg(pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            peer = self._workers.pop(pid, None)
+            if peer is not None:  # else an orphan of a worker, adopted by us
+                with contextlib.suppress(OSError):
+                    os.killpg(pid, signal.SIGKILL)
+                self._report(("ended", peer, pid, status))
+
+    def _report(self, report: tuple[object, ...]) -> None:
+        with contextlib.suppress(OSError):  # the node is gone: so are we, in a moment
+            self._link.send(msgpack.packb(report))
+
+    def _end(self) -> NoReturn:
+        for pid in self._workers:
+            self._kill(pid)
+        for pid in self._workers:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        os._exit(0)
