@@ -51,6 +51,7 @@ class ClientSockets:
         self.changed = True  # the list of descriptors is not what it was
         self._by_fd: dict[int, tuple[PeerID, Any]] = {}  # {descriptor: (peer, socket)}; the ROUTER's peer is b""
         self._touched: dict[int, tuple[PeerID, Any]] = {}  # those of them that may hold a frame whose edge is gone
+        self._seen: dict[int, tuple[PeerID, Any]] = {}  # those that a sleeper saw readable
         self._links: dict[PeerID, tuple[int, Any]] = {}  # {node or victim: (descriptor, DEALER)}
         self._dial(node)
         self._router: Any = None
@@ -90,6 +91,7 @@ class ClientSockets:
         if link is not None:
             del self._by_fd[fd]
             self._touched.pop(fd, None)
+            self._seen.pop(fd, None)
             link.close()
             self.changed = True
 
@@ -112,11 +114,22 @@ class ClientSockets:
         """A sleeper saw this descriptor readable: `drain_touched` looks at its socket."""
         socket = self._by_fd.get(fd)
         if socket is not None:
-            self._touched[fd] = socket
+            self._seen[fd] = socket
 
     def drain_touched(self, deliver: Deliver) -> None:
         """Drain what was sent on or seen readable since the last drain; nothing else can have lost its edge."""
-        touched = self._touched
+        seen, touched = self._seen, self._touched
+        while seen:
+            _, (peer, socket) = seen.popitem()
+            # Most likely there is a frame: trying costs less than asking first.
+            try:
+                sender = peer or socket.recv(_DONTWAIT)
+                frame = socket.recv(_DONTWAIT)
+            except zmq.Again:
+                pass
+            else:
+                deliver(sender, frame)
+            self._drain(peer, socket, deliver)
         while touched:
             _, (peer, socket) = touched.popitem()
             self._drain(peer, socket, deliver)
@@ -124,6 +137,7 @@ class ClientSockets:
     def drain(self, deliver: Deliver) -> None:
         """Hand on every frame that is there, until each socket says EAGAIN."""
         self._touched.clear()
+        self._seen.clear()
         for peer, socket in list(self._by_fd.values()):
             self._drain(peer, socket, deliver)
 
