@@ -62,6 +62,7 @@ class Node:
         self._timers = Timers()
         self._effects: list[fx.Effect] = []
         total = machine.total_resources(settings)
+        self._segments = SegmentServer(run_dir.segments_socket(), machine.store_bytes(settings))
         self.core = NodeCore(
             self.node_id,
             os.getpid(),
@@ -70,10 +71,10 @@ class Node:
             self._effects,
             self._timers,
             self._executing,
-            Limits(),
+            Limits(workers_max=BOX_SLOTS),
+            reserve=self._segments.reserve,
+            release=self._segments.release,
         )
-        self._segments = SegmentServer(run_dir.segments_socket(), machine.store_bytes(settings))
-        self.core.directory_reserve = self._segments.reserve
         self._socket = NodeSocket(run_dir.socket_of(node_peer(self.node_id)))
         self._poll = select.poll()
         self._readers: dict[int, Callable[[int], None]] = {}

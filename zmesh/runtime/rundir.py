@@ -30,10 +30,7 @@ def base() -> str:
         ConfigError: it is not ours alone.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime and _is_ours(runtime):
-        path = os.path.join(runtime, "zmesh")
-    else:
-        path = f"/tmp/zmesh-{os.getuid()}"
+    path = os.path.join(runtime, "zmesh") if runtime and _is_ours(runtime) else f"/tmp/zmesh-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
     if not _is_ours(path):

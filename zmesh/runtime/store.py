@@ -49,7 +49,6 @@ _UNREGISTER_MAX = 4096  # segments a message: 9 bytes each
 # A signal makes the kernel undo and restart an allocation: a profiler's timer would never let a big one end.
 _ALLOCATE_STEP_BYTES = 16 * 1024 * 1024
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW  # a segment that shrinks is SIGBUS for its readers
-_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
 def class_bytes(nbytes: int) -> int:
@@ -345,9 +344,9 @@ class Store:
 
     def _forked(self) -> None:
         """In a child after a fork: be of no use. The parent's descriptors are its own."""
-        self._lock = threading.Lock()  # a thread that held it does not exist here
+        self._lock = threading.Lock()  # the thread that may have held it does not exist here
         self._trouble = LocalProtocolError, "a forked child cannot use its parent's object store; start it by spawn"
-        self._channel.forked()
+        self._channel.socket.close()
 
 
 def _lost(segment: int, why: str) -> ObjectLostError:
@@ -371,12 +370,12 @@ class _Channel:
     def __init__(self, path: str) -> None:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.settimeout(CHANNEL_TIMEOUT_S)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(CHANNEL_TIMEOUT_S)
         try:
-            self._socket.connect(path)
+            self.socket.connect(path)
         except OSError as error:
-            self._socket.close()
+            self.socket.close()
             raise NodeDiedError(f"no node serves shared memory at {path}: {error.strerror}") from error
 
     def ask(self, verb: str, subject: Any, fd: int = -1) -> tuple[list[Any], list[int]]:
@@ -385,36 +384,37 @@ class _Channel:
             # Answers are numbered, as a KeyboardInterrupt may have left one unread.
             number = next(self._numbers)
             try:
-                socket.send_fds(self._socket, [msgpack.packb([number, verb, subject])], [] if fd < 0 else [fd])
+                socket.send_fds(self.socket, [msgpack.packb([number, verb, subject])], [] if fd < 0 else [fd])
                 while True:
-                    data, fds, _, _ = socket.recv_fds(self._socket, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+                    data, fds, _ = _receive(self.socket)
                     if not data:
                         raise ConnectionResetError(errno.ECONNRESET, "the channel was closed")
                     answer = msgpack.unpackb(data)
                     if answer[0] == number:
-                        return answer[1:], list(fds)
+                        return answer[1:], fds
                     for stale in fds:
                         os.close(stale)
             except (OSError, ValueError, IndexError, TypeError) as error:
-                self._socket.close()
+                self.socket.close()
                 raise NodeDiedError(f"the node serves shared memory no more: {error}") from error
 
     def unregister(self, segments: list[int]) -> None:
         """Tell the node that these segments are no more. A node that is gone knows."""
         for start in range(0, len(segments), _UNREGISTER_MAX):
             with contextlib.suppress(OSError):
-                self._socket.send(msgpack.packb([0, "unregister", segments[start : start + _UNREGISTER_MAX]]))
+                self.socket.send(msgpack.packb([0, "unregister", segments[start : start + _UNREGISTER_MAX]]))
 
     def close(self) -> None:
         """Close the channel; a request under way fails."""
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
 
-    def forked(self) -> None:
-        """Close the child's copy; the parent's stays open."""
-        self._lock = threading.Lock()
-        self._socket.close()
+
+def _receive(channel: socket.socket) -> tuple[bytes, list[int], int]:
+    """Return (message, descriptors, flags). Not socket.recv_fds: it ignores flags, so children would inherit them."""
+    data, extra, flags, _ = channel.recvmsg(_MESSAGE_BYTES_MAX, socket.CMSG_LEN(4), socket.MSG_CMSG_CLOEXEC)
+    return data, [fd for _, _, part in extra for (fd,) in struct.iter_unpack("i", part)], flags
 
 
 @dataclass(slots=True, eq=False)
@@ -489,8 +489,7 @@ class SegmentServer:
 
     def descriptor(self, segment: int) -> int | None:
         """Return the node's own descriptor of a segment, open until it is dropped."""
-        found = self._segments.get(segment)
-        return None if found is None else found.fd
+        return self._segments[segment].fd if segment in self._segments else None
 
     def drop(self, segments: Collection[int]) -> None:
         """Close the node's descriptors; the pages go with the last mapping. Unknown segments are no error."""
@@ -529,14 +528,15 @@ class SegmentServer:
         connection = self._connections.get(fd)
         if connection is None:
             return []
-        fds: list[int] = []
         try:
-            data, fds, flags, _ = socket.recv_fds(connection.socket, _MESSAGE_BYTES_MAX, 1, socket.MSG_CMSG_CLOEXEC)
+            data, fds, flags = _receive(connection.socket)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data, fds, flags = b"", [], 0
+        try:
             if data and not flags & socket.MSG_TRUNC:
                 self._serve(connection, data, fds)
-                return []
-        except BlockingIOError:
-            if not fds:
                 return []
         except (OSError, ValueError, TypeError):
             pass  # It broke the rules, or reads no answers, or is gone.
@@ -552,8 +552,8 @@ class SegmentServer:
         except OSError:
             return []  # it is gone again, or this process has too many open files
         client.setblocking(False)
-        credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        if _CREDENTIALS.unpack(credentials)[1] != os.geteuid():
+        _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid != os.geteuid():
             client.close()
             return []
         self._connections[client.fileno()] = _Connection(client)

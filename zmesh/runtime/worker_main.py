@@ -108,7 +108,7 @@ class Worker:
         raw = LabelledOutput(fd, lambda: self._name)
         return io.TextIOWrapper(
             raw, encoding="utf-8", errors="backslashreplace", line_buffering=True, write_through=True
-        )  # type: ignore[type-var]
+        )
 
     # The loop.
 

@@ -1,0 +1,206 @@
+"""Objects that more than one process holds: what their value is, who holds them, who waits for them.
+
+Counts are by peer, and a message may overtake another client's: a count below zero waits for the Hold that is on its
+way. A segment is written again only if every hold on it ended by a Release; any death in between makes it unclean.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from zmesh.core.effects import DropSegments, Effect, Send
+from zmesh.wire.ids import PEER_ID_BYTES, ObjectID, PeerID
+from zmesh.wire.messages import ERROR, INLINE, PENDING, STORED, Ack, Fetched, RecycleSegments
+
+Holder = bytes  # a PeerID, or the ObjectID of a value that contains the object
+
+
+@dataclass(slots=True)
+class Record:
+    """One object."""
+
+    status: int
+    value: Any
+    inside: list[ObjectID]
+    holders: dict[Holder, int] = field(default_factory=dict)  # {holder: holds}; never 0
+    waiters: dict[PeerID, bool] = field(default_factory=dict)
+    clean: bool = True
+
+
+class Directory:
+    """The objects of one node.
+
+    Args:
+        alive: whether a peer is a living client of this node.
+        reserve: books bytes in the store; False if it is full.
+        release: gives them back.
+    """
+
+    def __init__(
+        self,
+        effects: list[Effect],
+        *,
+        alive: Callable[[PeerID], bool],
+        reserve: Callable[[int], bool],
+        release: Callable[[int], None],
+    ) -> None:
+        self._effects = effects
+        self._alive = alive
+        self._reserve = reserve
+        self._release = release
+        self._records: dict[ObjectID, Record] = {}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def promote(self, peer: PeerID, request: int, objects: list[Any]) -> None:
+        """Keep an owner's objects from now on: it holds each once more."""
+        for oid, status, value, inside in objects:
+            record = self._records.get(oid)
+            if record is None:
+                if status == INLINE and not self._reserve(len(value)):
+                    text = (
+                        f"{len(value):,} bytes do not fit into the store: raise object_store_memory or drop references"
+                    )
+                    self._effects.append(Send(peer, Ack(request, text)))
+                    return
+                record = self._records[oid] = Record(status, value, list(inside))
+                self._hold_inside(oid, record)
+            self._count(oid, record, peer, 1)
+        self._effects.append(Send(peer, Ack(request)))
+
+    def _hold_inside(self, oid: ObjectID, record: Record) -> None:
+        for inner in record.inside:
+            held = self._records.get(inner)
+            if held is not None:
+                self._count(inner, held, oid, 1)
+
+    def resolve(self, objects: list[Any]) -> None:
+        """Owners tell the values of objects that were pending."""
+        for oid, status, value, inside in objects:
+            record = self._records.get(oid)
+            if record is None or record.status != PENDING:
+                if record is None and status == STORED:
+                    self.free_segments([(value[2], value[0], True)])
+                continue
+            record.status, record.value, record.inside = status, value, list(inside)
+            if status == INLINE:
+                # The work is done and its result must not be lost for want of room: the books may run over.
+                self._reserve(len(value))
+            self._hold_inside(oid, record)
+            self._answer(oid, record)
+
+    def _answer(self, oid: ObjectID, record: Record) -> None:
+        waiters, record.waiters = record.waiters, {}
+        for peer in waiters:
+            self._effects.append(Send(peer, Fetched([(oid, record.status, record.value)])))
+
+    def hold(self, peer: PeerID, request: int, holders: list[Any]) -> None:
+        """Count further holders."""
+        error = ""
+        for oid, holder in holders:
+            record = self._records.get(oid)
+            if record is None:
+                error = f"object {oid.hex()} is not known here: it was freed"
+            elif self._alive(holder):
+                self._count(oid, record, holder, 1)
+        if request:
+            self._effects.append(Send(peer, Ack(request, error)))
+
+    def release(self, peer: PeerID, objects: list[Any]) -> None:
+        """A client drops holds; see messages.Release."""
+        for oid, holds, clean in objects:
+            record = self._records.get(oid)
+            if record is not None:
+                record.clean = record.clean and clean
+                self._count(oid, record, peer, -holds)
+
+    def _count(self, oid: ObjectID, record: Record, holder: Holder, change: int) -> None:
+        holds = record.holders.get(holder, 0) + change
+        if holds:
+            record.holders[holder] = holds
+        else:
+            record.holders.pop(holder, None)
+        if not record.holders:
+            self._free(oid)
+
+    def _free(self, oid: ObjectID) -> None:
+        """Forget an object nobody holds, and what only it contained."""
+        todo = [oid]
+        while todo:
+            oid = todo.pop()
+            record = self._records.pop(oid)
+            if record.status == STORED:
+                self.free_segments([(record.value[2], record.value[0], record.clean)])
+            elif record.status == INLINE:
+                self._release(len(record.value))
+            for peer in record.waiters:
+                self._effects.append(Send(peer, Fetched([(oid, *_lost(oid))])))
+            for inner in record.inside:
+                held = self._records.get(inner)
+                if held is not None and oid in held.holders:
+                    held.holders[oid] -= 1
+                    if not held.holders[oid]:
+                        del held.holders[oid]
+                    held.clean = held.clean and record.clean
+                    if not held.holders:
+                        todo.append(inner)
+
+    def fetch(self, peer: PeerID, oids: list[ObjectID]) -> None:
+        """Tell values, now or as soon as there is one; every object asked for is answered."""
+        for oid in oids:
+            record = self._records.get(oid)
+            if record is None:
+                self._effects.append(Send(peer, Fetched([(oid, *_lost(oid))])))
+            elif record.status == PENDING:
+                record.waiters[peer] = True
+            else:
+                self._effects.append(Send(peer, Fetched([(oid, record.status, record.value)])))
+
+    def free_segments(self, segments: list[Any]) -> None:
+        """Let producers write segments again; those of the dead, and unclean ones, are dropped for good."""
+        by_producer: dict[PeerID, list[int]] = {}
+        dropped = []
+        for producer, segment, clean in segments:
+            if clean and self._alive(producer):
+                by_producer.setdefault(producer, []).append(segment)
+            else:
+                dropped.append(segment)
+        for producer, again in by_producer.items():
+            self._effects.append(Send(producer, RecycleSegments(again)))
+        if dropped:
+            self._effects.append(DropSegments(dropped))
+
+    def peer_died(self, peer: PeerID) -> None:
+        """A client is gone: it holds nothing, and what it had promised to make will never come."""
+        for oid, record in list(self._records.items()):
+            if oid not in self._records:
+                continue  # freed with its container
+            record.waiters.pop(peer, None)
+            if record.status == PENDING and oid[:PEER_ID_BYTES] == peer:
+                text = f"the process that owned object {oid.hex()} died before the object was made"
+                record.status, record.value = ERROR, ("OwnerDiedError", text, {})
+                self._answer(oid, record)
+            if peer in record.holders:
+                record.clean = False
+                del record.holders[peer]
+            # A count below zero waits for a Hold that the dead may have owed.
+            for holder in [holder for holder, holds in record.holders.items() if holds < 0]:
+                del record.holders[holder]
+            if not record.holders:
+                self._free(oid)
+
+    def segments_in_use(self) -> list[int]:
+        """Return the segments that records name."""
+        return [record.value[0] for record in self._records.values() if record.status == STORED]
+
+    def check(self) -> None:
+        """Verify the tables; for tests and the simulator."""
+        for oid, record in self._records.items():
+            assert record.holders, oid.hex()
+            assert all(record.holders.values())
+            assert record.status == PENDING or not record.waiters
+
+
+def _lost(oid: ObjectID) -> tuple[int, Any]:
+    return ERROR, ("ObjectLostError", f"object {oid.hex()} is not known to the node: it was freed, or never was", {})

@@ -1,0 +1,454 @@
+"""Who works for whom: gives workers to clients that can keep them busy, and takes them back.
+
+A demand says how many workers of a shape a client could use in all. High priority first, then the job with fewer
+workers, then the deepest task (else parents would beget parents), then the oldest demand. What does not fit is not
+starved by what does: while workers are detached for it, the resources they free are set aside.
+
+Knows bookings and black boxes; what a client's death means is core/node.py's business.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from zmesh.core.effects import Effect, Send, Spawn, Warn
+from zmesh.core.records import ShapeKey, shape_key
+from zmesh.core.timers import Timers
+from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, PeerID
+from zmesh.wire.messages import Attach, Detach, Infeasible, Shape, Stop
+
+STARTING, IDLE, ATTACHED, DETACHING, STOPPING = "starting", "idle", "attached", "detaching", "stopping"
+
+
+@dataclass(slots=True)
+class Limits:
+    """What a node allows. Seconds and counts."""
+
+    worker_idle_s: float = 30.0  # an idle worker ends after this time
+    surplus_s: float = 2.0  # a client keeps workers it has no work for so long, as its next call then costs 2 messages
+    slice_s: float = 0.05  # a worker stays with a client at least so long before another job may have it
+    fresh_s: float = 0.005  # nor is a parked one taken before its client could send it anything
+    workers_max: int = 512
+    zero_cpu_workers_max: int = 64  # attached for shapes without resources
+    start_failures_max: int = 3
+    start_pause_s: float = 1.0
+
+
+@dataclass(slots=True)
+class Worker:
+    """A worker of this node."""
+
+    peer: PeerID
+    slot: int
+    pid: int = 0
+    state: str = STARTING
+    job: PeerID = b""  # fixed by its first Attach: its modules are those of one program
+    victim: PeerID = b""
+    epoch: int = 0
+    booking: Any = None
+    attached_s: float = 0.0
+    idle_s: float = 0.0  # since when
+    demand: "Demanded | None" = None
+    detached_for: "Demanded | None" = None
+    victims: dict[PeerID, bool] = field(default_factory=dict)  # {client: True} it ever served
+    reason: str = ""  # why it was killed
+
+
+@dataclass(slots=True)
+class Demanded:
+    """What one client told of one shape."""
+
+    client: PeerID
+    job: PeerID
+    shape: Shape
+    key: ShapeKey
+    order: int
+    workers: int = 0
+    depth: int = 0
+    priority: int = 0
+    attached: dict[PeerID, Worker] = field(default_factory=dict)
+    waits_for: str = ""
+    surplus_timer: int = 0
+
+    @property
+    def lacks(self) -> int:
+        """Workers it could use and does not have."""
+        return self.workers - len(self.attached)
+
+
+class Matchmaking:
+    """Workers and demands of one node.
+
+    Args:
+        fits, book, release, missing: of the node's Resources.
+        executing: whether the worker in a slot runs user code now.
+        config_of: the settings of a job, for a worker that joins it.
+    """
+
+    def __init__(
+        self,
+        node: NodeID,
+        rng: random.Random,
+        effects: list[Effect],
+        timers: Timers,
+        limits: Limits,
+        *,
+        resources: Any,
+        executing: Callable[[int], Any],
+        config_of: Callable[[PeerID], dict[str, Any]],
+    ) -> None:
+        self._node = node
+        self._rng = rng
+        self._effects = effects
+        self._timers = timers
+        self._limits = limits
+        self._resources = resources
+        self._executing = executing
+        self._config_of = config_of
+        self.workers: dict[PeerID, Worker] = {}
+        self.demands: dict[tuple[PeerID, ShapeKey], Demanded] = {}
+        self._slots = list(range(limits.workers_max - 1, -1, -1))
+        self._orders = 0
+        self._epochs = 0
+        self._idle_timer = 0
+        self._slice_timer = 0
+        self._start_failures = 0
+        self._paused_until = 0.0
+
+    # Demands.
+
+    def demand(
+        self, client: PeerID, job: PeerID, shape: Shape, workers: int, depth: int, priority: int, now: float
+    ) -> None:
+        """Take what a client could use; the latest word wins."""
+        key = shape_key(shape)
+        found = self.demands.get((client, key))
+        if found is None:
+            self._orders += 1
+            found = self.demands[client, key] = Demanded(client, job, dict(shape), key, self._orders)
+        found.job, found.workers, found.depth, found.priority = job, workers, depth, priority
+        missing = self._resources.missing(shape)
+        if missing and workers:
+            found.waits_for = missing
+            found.workers = 0
+            self._effects.append(Send(client, Infeasible(dict(shape), missing)))
+        self._forget_empty(found)
+        self._watch_surplus(found, now)
+        self.match(now)
+
+    def _forget_empty(self, demand: Demanded) -> None:
+        if not demand.workers and not demand.attached:
+            self.demands.pop((demand.client, demand.key), None)
+            if demand.surplus_timer:
+                self._timers.cancel(demand.surplus_timer)
+                demand.surplus_timer = 0
+
+    def _watch_surplus(self, demand: Demanded, now: float) -> None:
+        if demand.lacks < 0 and not demand.surplus_timer:
+            demand.surplus_timer = self._timers.set(
+                now + self._limits.surplus_s, lambda then: self._take_surplus(demand, then)
+            )
+
+    def _take_surplus(self, demand: Demanded, now: float) -> None:
+        """Detach parked workers a client has had no use for."""
+        demand.surplus_timer = 0
+        for worker in list(demand.attached.values()):
+            if demand.lacks >= 0:
+                break
+            if worker.state == ATTACHED and self._executing(worker.slot) is None:
+                self._detach(worker, None)
+        self._watch_surplus(demand, now)
+
+    # Workers.
+
+    def said_hello(self, worker: Worker, now: float) -> None:
+        """A forked worker is ready."""
+        self._start_failures = 0
+        self._make_idle(worker, now)
+        self.match(now)
+
+    def free(self, worker: Worker, epoch: int, now: float) -> None:
+        """A worker left its victim, or refuses to stop."""
+        if worker.state == DETACHING and epoch == worker.epoch:
+            self._unbook(worker)
+            self._make_idle(worker, now)
+        elif worker.state == STOPPING:
+            self._make_idle(worker, now)
+        else:
+            return
+        self.match(now)
+
+    def _make_idle(self, worker: Worker, now: float) -> None:
+        worker.state = IDLE
+        worker.idle_s = now
+        worker.detached_for = None
+        if not self._idle_timer:
+            self._idle_timer = self._timers.set(now + self._limits.worker_idle_s, self._reap)
+
+    def _reap(self, now: float) -> None:
+        """Stop workers that were idle for long; look again when the next one will have been."""
+        self._idle_timer = 0
+        waiting = []
+        for worker in self.workers.values():
+            if worker.state == IDLE:
+                if now - worker.idle_s >= self._limits.worker_idle_s:
+                    self.stop(worker)
+                else:
+                    waiting.append(worker.idle_s)
+        if waiting:
+            self._idle_timer = self._timers.set(min(waiting) + self._limits.worker_idle_s, self._reap)
+
+    def stop(self, worker: Worker) -> None:
+        """Ask an idle worker to end; one that owns something answers Free."""
+        worker.state = STOPPING
+        self._effects.append(Send(worker.peer, Stop()))
+
+    def _unbook(self, worker: Worker) -> None:
+        if worker.booking is not None:
+            self._resources.release(worker.booking)
+            worker.booking = None
+        if worker.demand is not None:
+            worker.demand.attached.pop(worker.peer, None)
+            self._forget_empty(worker.demand)
+            worker.demand = None
+        worker.victim = b""
+
+    def gone(self, worker: Worker, now: float) -> None:
+        """A worker ended: its bookings and its slot are free. The caller matches again when all is told."""
+        if worker.state == STARTING:
+            self._start_failures += 1
+            if self._start_failures >= self._limits.start_failures_max:
+                self._paused_until = now + self._limits.start_pause_s
+                self._timers.set(self._paused_until, self.match)
+                self._effects.append(Warn(f"{self._start_failures} workers ended before they were ready: see the log"))
+        self._unbook(worker)
+        del self.workers[worker.peer]
+        self._slots.append(worker.slot)
+        self._slots.sort(reverse=True)
+
+    def client_gone(self, client: PeerID) -> list[Worker]:
+        """Forget a client's demands; returns the workers attached to it, for the caller to kill or detach."""
+        for demand in [demand for demand in self.demands.values() if demand.client == client]:
+            demand.workers = 0
+            self._forget_empty(demand)
+        return [worker for worker in self.workers.values() if worker.victim == client]
+
+    def leave(self, worker: Worker) -> None:
+        """Detach a worker from a client that is dead."""
+        worker.state = DETACHING
+        self._effects.append(Send(worker.peer, Detach(worker.victim, worker.epoch, dead=True)))
+
+    def blocked(self, worker: Worker, now: float) -> None:
+        """The worker's task waits: what it has booked may be used meanwhile."""
+        if worker.booking is not None:
+            self._resources.block(worker.booking)
+            self.match(now)
+
+    def unblocked(self, worker: Worker) -> None:
+        """The worker's task goes on."""
+        if worker.booking is not None:
+            self._resources.unblock(worker.booking)
+
+    # Matching.
+
+    def match(self, now: float) -> None:
+        """Serve what can be served; called after every change."""
+        while self._match_one(now):
+            pass
+
+    def _match_one(self, now: float) -> bool:
+        """Attach one worker, if any demand allows it; else start or detach workers so that it may, soon."""
+        shares = self._shares()
+        unmet = [demand for demand in self.demands.values() if demand.lacks > 0]
+        unmet.sort(key=lambda d: (-d.priority, shares.get(d.job, 0), -d.depth, d.order))
+        reserved: Shape = {}
+        starting = [worker for worker in self.workers.values() if worker.state == STARTING]
+        for demand in unmet:
+            demand.waits_for = ""
+            if not demand.key and self._zero_cpu() >= self._limits.zero_cpu_workers_max:
+                demand.waits_for = f"the node runs {self._limits.zero_cpu_workers_max} tasks without resources already"
+                continue
+            lacks = demand.lacks
+            while lacks > 0 and self._resources.fits(demand.shape, reserved):
+                worker = self._idle_for(demand.job)
+                if worker is not None:
+                    self._attach(worker, demand, now)
+                    return True
+                lacks -= 1
+                if starting:
+                    starting.pop()
+                elif not self._more_workers(demand, now):
+                    break
+                _add(reserved, demand.shape)
+            if lacks > 0 and not demand.waits_for:
+                demand.waits_for = "resources are in use"
+                if self._make_room(demand, now):
+                    _add(reserved, demand.shape)
+        return False
+
+    def _shares(self) -> dict[PeerID, int]:
+        """Workers by job that use resources now."""
+        shares: dict[PeerID, int] = {}
+        for worker in self.workers.values():
+            if worker.booking is not None and not worker.booking.blocked:
+                shares[worker.job] = shares.get(worker.job, 0) + 1
+        return shares
+
+    def _zero_cpu(self) -> int:
+        return sum(worker.demand is not None and not worker.demand.key for worker in self.workers.values())
+
+    def _idle_for(self, job: PeerID) -> Worker | None:
+        """Return an idle worker that may serve the job: one of its own first, the last to become idle."""
+        fit = [w for w in self.workers.values() if w.state == IDLE and w.job in (job, b"")]
+        return max(fit, key=lambda w: (w.job == job, w.idle_s), default=None)
+
+    def _attach(self, worker: Worker, demand: Demanded, now: float) -> None:
+        self._epochs += 1
+        config = {} if worker.job else self._config_of(demand.job)
+        worker.state = ATTACHED
+        worker.job = demand.job
+        worker.victim = demand.client
+        worker.victims[demand.client] = True
+        worker.epoch = self._epochs
+        worker.booking = self._resources.book(demand.shape)
+        worker.attached_s = now
+        worker.demand = demand
+        demand.attached[worker.peer] = worker
+        self._effects.append(
+            Send(
+                worker.peer,
+                Attach(demand.client, worker.epoch, demand.job, dict(demand.shape), list(worker.booking.gpus), config),
+            )
+        )
+
+    def _more_workers(self, demand: Demanded, now: float) -> bool:
+        """Get one more worker on its way for a demand whose resources are free; False if none can be had."""
+        parked = self._parked(demand, now)
+        if parked is not None:
+            self._detach(parked, demand)
+            return True
+        if now < self._paused_until:
+            demand.waits_for = "workers fail to start: see the node's log"
+            return False
+        if not self._slots:
+            demand.waits_for = f"the node has {self._limits.workers_max} workers already, as many as it may"
+            for worker in self.workers.values():
+                if worker.state == IDLE:  # of another job: its place is worth more
+                    self.stop(worker)
+                    break
+            return False
+        peer = self._node + self._rng.randbytes(PEER_ID_BYTES - NODE_ID_BYTES)
+        worker = self.workers[peer] = Worker(peer, self._slots.pop())
+        self._effects.append(Spawn(peer, worker.slot))
+        return True
+
+    def _parked(self, demand: Demanded, now: float) -> Worker | None:
+        """Return a worker of the same job that waits for work somewhere else, where it is not needed."""
+        for worker in self.workers.values():
+            if worker.state == ATTACHED and worker.job == demand.job and worker.demand is not demand:
+                assert worker.demand is not None
+                needless = worker.demand.lacks < 0 or now - worker.attached_s >= self._limits.fresh_s
+                if needless and self._executing(worker.slot) is None:
+                    return worker
+        return None
+
+    def _detach(self, worker: Worker, demand: Demanded | None) -> None:
+        worker.state = DETACHING
+        worker.detached_for = demand
+        self._effects.append(Send(worker.peer, Detach(worker.victim, worker.epoch)))
+
+    def _make_room(self, demand: Demanded, now: float) -> bool:
+        """Detach workers so that the demand will fit; returns whether some are on their way for it."""
+        coming: Shape = {}
+        for worker in self.workers.values():
+            if worker.detached_for is demand and worker.booking is not None and not worker.booking.blocked:
+                _add(coming, worker.booking.shape)
+        if coming:
+            return True
+        chosen: list[Worker] = []
+        for worker in [*self._needless(demand, now), *self._unfair(demand, now)]:
+            if self._fits_with(demand.shape, coming):
+                break
+            if worker not in chosen:
+                chosen.append(worker)
+                _add(coming, worker.booking.shape)
+        if not chosen or not self._fits_with(demand.shape, coming):
+            return False
+        for worker in chosen:
+            self._detach(worker, demand)
+        return True
+
+    def _fits_with(self, shape: Shape, coming: Shape) -> bool:
+        available = self._resources.available
+        return all(amount <= available.get(name, 0) + coming.get(name, 0) for name, amount in shape.items())
+
+    def _detachable(self, demand: Demanded) -> list[Worker]:
+        """Workers that may be taken for a demand, as far as priority goes."""
+        return [
+            worker
+            for worker in self.workers.values()
+            if worker.state == ATTACHED
+            and worker.demand is not None
+            and worker.demand is not demand
+            and not worker.booking.blocked
+        ]
+
+    def _needless(self, demand: Demanded, now: float) -> list[Worker]:
+        """Attached workers that wait for work: surplus ones of anybody, and parked ones of the same job."""
+        found = []
+        for worker in self._detachable(demand):
+            assert worker.demand is not None
+            surplus = worker.demand.lacks < 0
+            old = now - worker.attached_s >= self._limits.fresh_s
+            if (surplus or (worker.job == demand.job and old)) and self._executing(worker.slot) is None:
+                found.append((not surplus, worker))
+        return [worker for _, worker in sorted(found, key=lambda pair: pair[0])]
+
+    def _unfair(self, demand: Demanded, now: float) -> list[Worker]:
+        """Workers of the group that has too many, compared with this demand's: by job and shape."""
+        groups: dict[tuple[PeerID, ShapeKey], list[Worker]] = {}
+        for worker in self.workers.values():
+            if worker.demand is not None and worker.booking is not None and not worker.booking.blocked:
+                groups.setdefault((worker.job, worker.demand.key), []).append(worker)
+        mine = len(groups.pop((demand.job, demand.key), ()))
+        largest = max(groups.values(), key=len, default=[])
+        if len(largest) < mine + 2 and (mine or not largest):
+            return []
+        found = []
+        for worker in largest:
+            assert worker.demand is not None
+            if worker.state != ATTACHED or worker.demand.priority > demand.priority:
+                continue
+            since = now - worker.attached_s
+            if since < self._limits.slice_s:
+                self._look_later(worker.attached_s + self._limits.slice_s)
+                continue
+            busy = self._executing(worker.slot) is not None
+            found.append(((busy, worker.demand.priority, worker.demand.depth, worker.attached_s), worker))
+        return [worker for _, worker in sorted(found, key=lambda pair: pair[0])]
+
+    def _look_later(self, at: float) -> None:
+        if not self._slice_timer:
+
+            def look(now: float) -> None:
+                self._slice_timer = 0
+                self.match(now)
+
+            self._slice_timer = self._timers.set(at, look)
+
+    def check(self) -> None:
+        """Verify the tables; for tests and the simulator."""
+        for worker in self.workers.values():
+            booked = worker.state in (ATTACHED, DETACHING)
+            assert booked == (worker.booking is not None), worker
+            if worker.demand is not None:
+                assert worker.demand.attached[worker.peer] is worker
+        for demand in self.demands.values():
+            assert all(worker.demand is demand for worker in demand.attached.values())
+        assert len(self._slots) + len(self.workers) == self._limits.workers_max
+
+
+def _add(target: Shape, shape: Shape) -> None:
+    for name, amount in shape.items():
+        target[name] = target.get(name, 0) + amount
