@@ -433,7 +433,7 @@ class Simulation:
 
     def _finish(self, process: Process, running: Any, status: int, value: Any, inside: list[bytes]) -> None:
         del running
-        self.boxes.pop(process.slot, None)
+        self.boxes[process.slot].over = True
         process.core.finished(status, value, inside, 10, self.now)
         self.settle(process)
 

@@ -330,6 +330,8 @@ class ClientCore:
             self._flush()
             return
         charged = thief.leased.get(message.seq) if message.owner == self.me else None
+        if message.over and charged is not None and charged.spec.max_retries:
+            charged = None  # it did finish, only its result is lost: running it again is nobody's fault
         self._requeue(thief, [task for task in thief.leased.values() if task is not charged], now)
         if charged is not None:
             self.victim.returned(thief, charged)

@@ -192,7 +192,7 @@ class Matchmaking:
         waiting = []
         for worker in self.workers.values():
             if worker.state == IDLE:
-                if now - worker.idle_s >= self._limits.worker_idle_s:
+                if worker.idle_s + self._limits.worker_idle_s <= now:
                     self.stop(worker)
                 else:
                     waiting.append(worker.idle_s)
@@ -420,9 +420,9 @@ class Matchmaking:
             assert worker.demand is not None
             if worker.state != ATTACHED or worker.demand.priority > demand.priority:
                 continue
-            since = now - worker.attached_s
-            if since < self._limits.slice_s:
-                self._look_later(worker.attached_s + self._limits.slice_s)
+            due = worker.attached_s + self._limits.slice_s
+            if now < due:
+                self._look_later(due)
                 continue
             busy = self._executing(worker.slot) is not None
             found.append(((busy, worker.demand.priority, worker.demand.depth, worker.attached_s), worker))

@@ -43,12 +43,13 @@ __all__ = ["Executing", "Limits", "NodeCore"]
 
 @dataclass(slots=True)
 class Executing:
-    """What a worker's black box names."""
+    """What a worker's black box names: the task it executes, or, if `over`, the last it did."""
 
     owner: PeerID
     seq: int
     attempt: int
     job: PeerID
+    over: bool = False
 
 
 @dataclass(slots=True)
@@ -67,7 +68,7 @@ class NodeCore:
         node: its ID; `pid` its process.
         total: what it has, in units of 1/10,000.
         rng: the only source of chance.
-        executing: reads the black box in a slot; None if no user code runs there.
+        black_box: reads the black box in a slot; None if no user code ever ran there.
         reserve, release: book and free bytes of the store for inline values.
     """
 
@@ -79,7 +80,7 @@ class NodeCore:
         rng: random.Random,
         effects: list[Effect],
         timers: Timers,
-        executing: Callable[[int], Executing | None],
+        black_box: Callable[[int], Executing | None],
         limits: Limits,
         *,
         reserve: Callable[[int], bool] = lambda nbytes: True,
@@ -88,7 +89,7 @@ class NodeCore:
         self.node = node
         self._pid = pid
         self._effects = effects
-        self._executing = executing
+        self._black_box = black_box
         self._clients: dict[PeerID, Client] = {}
         self._store = (0, 0)
         self.resources = Resources(total)
@@ -99,7 +100,7 @@ class NodeCore:
             timers,
             limits,
             resources=self.resources,
-            executing=executing,
+            executing=self._executing,
             config_of=lambda job: self._clients[job].config if job in self._clients else {},
         )
         self.directory = Directory(effects, alive=self._clients.__contains__, reserve=reserve, release=release)
@@ -120,6 +121,11 @@ class NodeCore:
             Fetch: lambda peer, m, now: directory.fetch(peer, m.objects),
             FreeSegments: lambda peer, m, now: directory.free_segments(m.segments),
         }
+
+    def _executing(self, slot: int) -> Executing | None:
+        """Return what runs in a slot now."""
+        box = self._black_box(slot)
+        return None if box is None or box.over else box
 
     # From clients.
 
@@ -205,13 +211,14 @@ class NodeCore:
         worker = self.matchmaking.workers.get(peer)
         if worker is None:
             return
-        box = self._executing(worker.slot)
+        box = self._black_box(worker.slot)
         owner, seq, attempt = (box.owner, box.seq, box.attempt) if box is not None else (b"", 0, 0)
         self.matchmaking.gone(worker, now)
         self._clients.pop(peer, None)
         for victim in worker.victims:
             if victim in self._clients:
                 notice = WorkerDied(peer, worker.pid, status, owner, seq, attempt, worker.reason or reason, tail)
+                notice.over = box is not None and box.over
                 self._effects.append(Send(victim, notice))
         self._client_died(peer)
         self.matchmaking.match(now)

@@ -31,7 +31,7 @@ class Resources:
         for name, amount in shape.items():
             if amount > self.total.get(name, 0):
                 has = self.total.get(name, 0) / UNIT
-                return f"it needs {name} {amount / UNIT:g}, and the node has {has:g} in all: start it with more, or ask less"
+                return f"it needs {name} {amount / UNIT:g}, and the node has {has:g} in all: start it with more"
         return ""
 
     def fits(self, shape: Shape, reserved: Shape | None = None) -> bool:

@@ -26,6 +26,7 @@ class Box:
     attempt: int
     job: PeerID
     start_s: float
+    over: bool  # it has left user code; the last task stays readable
 
 
 class BlackBoxes:
@@ -39,7 +40,7 @@ class BlackBoxes:
         """Return the worker's function to call before user code: (owner, seq, attempt, job, start time).
 
         It makes the generation even, writes, and makes it odd: a reader that sees the same odd generation before and
-        after has seen one task. x86 and ARM alike, as a syscall lies between a write here and the death that matters.
+        after has seen one task; leaving makes it even again. x86 and ARM alike, as a syscall lies between a write here and the death that matters.
         """
         memory, at = self._memory, slot * BOX_BYTES
         pack, mark = _BOX.pack_into, _GENERATION.pack_into
@@ -63,14 +64,14 @@ class BlackBoxes:
         return leave
 
     def read(self, slot: int) -> Box | None:
-        """Return what the worker in this slot executes, or None. Node only; any moment."""
+        """Return what the worker in this slot executes or executed last, None before its first. Node only; any moment."""
         at = slot * BOX_BYTES
         for _ in range(_READ_TRIES):
             generation, attempt, seq, owner, job, start_s = _BOX.unpack_from(self._memory, at)
-            if not generation & 1:
+            if not generation:
                 return None
             if _GENERATION.unpack_from(self._memory, at)[0] == generation:
-                return Box(owner, seq, attempt, job, start_s)
+                return Box(owner, seq, attempt, job, start_s, not generation & 1)
         return None
 
     def clear(self, slot: int) -> None:

@@ -70,7 +70,7 @@ class Node:
             random.Random(self.node_id),
             self._effects,
             self._timers,
-            self._executing,
+            self._black_box,
             Limits(workers_max=BOX_SLOTS),
             reserve=self._segments.reserve,
             release=self._segments.release,
@@ -168,9 +168,9 @@ class Node:
             for effect in effects:
                 self._handlers[type(effect)](effect)
 
-    def _executing(self, slot: int) -> Executing | None:
+    def _black_box(self, slot: int) -> Executing | None:
         found = self._boxes.read(slot)
-        return None if found is None else Executing(found.owner, found.seq, found.attempt, found.job)
+        return None if found is None else Executing(found.owner, found.seq, found.attempt, found.job, found.over)
 
     # Workers.
 

@@ -140,7 +140,7 @@ class WorkerDied:
     """Node to every client the worker ever served: it is gone.
 
     `owner`, `seq`, `attempt` name the task it was executing (seq 0: none); `reason` is "", "timeout" or "cancel".
-    `status` is what waitpid gave.
+    `over` says that it had finished that task, but may not have sent its result. `status` is what waitpid gave.
     """
 
     worker: PeerID
@@ -151,6 +151,7 @@ class WorkerDied:
     attempt: int
     reason: str
     tail: str
+    over: bool = False
 
 
 @dataclass(slots=True)
