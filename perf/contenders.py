@@ -309,9 +309,11 @@ class Dask(Contender):
 
     def start(self) -> None:
         """Start scheduler (a thread here), nannies and workers."""
+        import dask
         import distributed
 
         self._directory = tempfile.mkdtemp(prefix="perf-dask-")
+        dask.config.set(temporary_directory=self._directory)
         self._cluster = distributed.LocalCluster(
             n_workers=WORKERS,
             threads_per_worker=1,

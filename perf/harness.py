@@ -17,6 +17,7 @@ import math
 import os
 import pathlib
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from contenders import ALWAYS, BY_NAME, PEERS, WORKERS, Contender
-from processes import adopt_orphans, end_descendants
+from processes import adopt_orphans, busy_share, end_descendants
 
 HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -33,7 +34,8 @@ ROUNDS = 11  # the least at which a median has two whole quartiles around it
 QUICK_ROUNDS = 3
 TURN_S_MAX = 600.0
 EXIT_GRACE_S = 10.0
-BUSY_LOAD = 0.5  # from this load on, somebody else is using the machine
+BUSY_SHARE = 0.1  # with so much of all cores in use while we only wait, somebody else is using the machine
+BUSY_SAMPLE_S = 0.2
 ERROR_TEXT_MAX = 300
 
 
@@ -64,7 +66,7 @@ class Question:
 
     Attributes:
         name: of the result file.
-        title: one line above the table.
+        title: one line above the table; a template of the parameters.
         function: of the script: (contender, parameters) -> {figure: number}; runs in the driver.
         columns: of the table.
         parameters: handed to the function; also kept with the result.
@@ -114,24 +116,26 @@ def ask(question: Question, given: argparse.Namespace) -> int:
         What the script exits with: 1 if a contender failed, else 0. Those not installed do not count.
     """
     adopt_orphans()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that a turn is cleaned up
     parameters = question.parameters | (question.quick if given.quick else {})
     rounds = given.rounds or (QUICK_ROUNDS if given.quick else ROUNDS)
     taking_part, skipped = _select(question, given.peers)
     machine = describe_machine(taking_part)
-    if machine["load_1min"] > BUSY_LOAD:
-        _say(f"the machine is busy (load {machine['load_1min']}): the figures will be worse and wider than they are")
-    turns, failed = _play(question, taking_part, parameters, rounds)
+    turns, failed, busy = _play(question, taking_part, parameters, rounds)
+    if quantile(busy, 0.75) > BUSY_SHARE:
+        _say("somebody else was using the machine: the figures are worse and wider than they should be")
     figures = {name: _summarise_all(turns[name]) for name in turns}
     table = render(question.columns, turns)
     result = {
         "question": question.name,
-        "title": question.title,
+        "title": question.title.format(**parameters),
         "command": f"python perf/{pathlib.Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip(),
         "quick": given.quick,
         "rounds": rounds,
         "workers": WORKERS,
         "parameters": parameters,
         "machine": machine,
+        "others_busy": summarise(busy),
         "figures": figures,
         "skipped": skipped,
         "failed": failed,
@@ -140,7 +144,7 @@ def ask(question: Question, given: argparse.Namespace) -> int:
     path = result_path(question.name, quick=given.quick)
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"### {question.title}\n\n{table}\n\n{describe(result)}\n")
+    print(f"### {result['title']}\n\n{table}\n\n{describe(result)}\n")
     return 1 if failed else 0
 
 
@@ -178,16 +182,22 @@ def _why_not_importable(module: str) -> str | None:
 
 def _play(
     question: Question, taking_part: list[type[Contender]], parameters: dict[str, Any], rounds: int
-) -> tuple[dict[str, list[dict[str, float]]], dict[str, str]]:
-    """Play all rounds. Returns ({name: figures by round}, {name: how it failed}); who fails is out."""
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, str], list[float]]:
+    """Play all rounds; who fails is out.
+
+    Returns:
+        ({name: figures by round}, {name: how it failed}, share of the machine others used before each turn).
+    """
     turns: dict[str, list[dict[str, float]]] = {contender.name: [] for contender in taking_part}
     failed: dict[str, str] = {}
+    busy: list[float] = []
     for number in range(rounds):
         shift = number % max(1, len(taking_part))
         for contender in taking_part[shift:] + taking_part[:shift]:
             name = contender.name
             if name in failed:
                 continue
+            busy.append(busy_share(BUSY_SAMPLE_S))
             _say(f"{question.name}: round {number + 1} of {rounds}: {name}")
             answer = take_turn(question.function, name, parameters)
             if "figures" in answer:
@@ -196,7 +206,7 @@ def _play(
                 failed[name] = answer["error"]
                 del turns[name]
                 _say(f"failed {name}: {answer['error']}")
-    return turns, failed
+    return turns, failed, busy
 
 
 def take_turn(function: str, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -327,7 +337,7 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def describe_machine(taking_part: Iterable[type[Contender]]) -> dict[str, Any]:
-    """Return what a reader needs to judge a figure: processor, cores, kernel, versions, date, load."""
+    """Return what a reader needs to judge a figure: processor, cores, kernel, versions, date."""
     return {
         "cpu": _first_line_value("/proc/cpuinfo", "model name") or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
@@ -337,7 +347,6 @@ def describe_machine(taking_part: Iterable[type[Contender]]) -> dict[str, Any]:
         "versions": {c.package: importlib.metadata.version(c.package) for c in taking_part if c.package},
         "zmesh_commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "load_1min": os.getloadavg()[0],
     }
 
 

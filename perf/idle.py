@@ -16,7 +16,7 @@ from processes import context_switches, cpu_seconds
 
 QUESTION = Question(
     name="idle",
-    title="Context switches in 10 s of idleness",
+    title="Context switches in {seconds:g} s of idleness",
     function="measure",
     columns=[
         Column("switches", "switches", spread=True),

@@ -18,7 +18,7 @@ ITEM_S = 10e-6
 
 QUESTION = Question(
     name="map_efficiency",
-    title="Map over 100,000 items of 10 µs",
+    title="Map over {items:,} items of 10 µs",
     function="measure",
     columns=[
         Column("% of ideal", "efficiency", 100, digits=1, spread=True),

@@ -107,6 +107,20 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return total * _TICK_S
 
 
+def busy_share(seconds: float) -> float:
+    """Return which part of all cores is in use, 0 to 1, by sleeping for some seconds; stolen time counts as used."""
+    before = _core_ticks()
+    time.sleep(seconds)
+    total, idle = (late - early for late, early in zip(_core_ticks(), before, strict=True))
+    return 1.0 - idle / total if total else 0.0
+
+
+def _core_ticks() -> tuple[int, int]:
+    """Return (ticks so far, those of them in which cores had nothing to do)."""
+    ticks = [int(word) for word in (_PROC / "stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return sum(ticks), ticks[3] + ticks[4]
+
+
 def end_descendants(grace_s: float) -> int:
     """Wait for the descendants of this process to end, kill those that do not, and return how many were killed."""
     deadline = time.monotonic() + grace_s

@@ -67,7 +67,7 @@ def main() -> int:
         render={"action": "store_true", "help": "measure nothing, only write the page"},
     )
     if not given.quick:
-        find_section(PAGE.read_text())  # before hours of measuring, not after
+        find_section(PAGE.read_text())  # before an hour of measuring, not after
     options = ["--quick"] if given.quick else []
     options += ["--rounds", str(given.rounds)] if given.rounds is not None else []
     options += ["--peers", given.peers] if given.peers is not None else []

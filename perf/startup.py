@@ -5,6 +5,7 @@ result of a first no-op task; what an import left for later counts here. Memory 
 a page shared by n processes counts 1/n) of all processes but the driver, some time after each worker ran a task.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -50,7 +51,7 @@ def measure(contender: Contender, parameters: dict[str, Any]) -> dict[str, float
         time.sleep(parameters["settle_s"])
         processes = contender.processes()
         pss = total_pss(processes)
-        driver_pss = memory_of(_me())["Pss"]
+        driver_pss = memory_of(os.getpid())["Pss"]
     finally:
         stopping = perf_counter()
         contender.stop()
@@ -64,12 +65,6 @@ def measure(contender: Contender, parameters: dict[str, Any]) -> dict[str, float
         "processes": len(processes),
         "stop_s": stop_s,
     }
-
-
-def _me() -> int:
-    import os
-
-    return os.getpid()
 
 
 def _time_interpreter(code: str) -> float:

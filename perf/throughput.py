@@ -43,7 +43,7 @@ def queued_question(tasks: int) -> Question:
     """Return the question after memory, for so many tasks."""
     return Question(
         name="queued",
-        title=f"Driver memory with {tasks:,} queued tasks",
+        title="Driver memory with {queued:,} queued tasks",
         function="measure_queued",
         columns=[
             Column("queued, MiB more", "queued_bytes", 1 / MIB),

@@ -313,17 +313,16 @@ class Simulation:
         self.started[key] = self.started.get(key, 0) + 1
         self.starts.append((self.now, owner, running.seq, running.attempt, process.peer))
         self.boxes[process.slot] = Executing(owner, running.seq, running.attempt, running.spec.job)
-        for _, value, dep_key in [dep for dep in running.deps if dep[0] == m.STORED]:
-            self._open(process, running, value, dep_key)
-        self._execute(process, running, msgpack.unpackb(running.args))
+        stored = [(value, key) for status, value, key in running.deps if status == m.STORED]
+        closings = [self._open(process, running, value, key) for value, key in stored]
+        self._execute(process, running, msgpack.unpackb(running.args), closings)
         return True
 
-    def _open(self, process: Process, running: Any, location: Any, key: Any) -> None:
+    def _open(self, process: Process, running: Any, location: Any, key: Any) -> Callable[[], None]:
         segment = location[0]
         full = process.core.references.view_opened(running.victim, key)
         process.views[segment] = process.views.get(segment, 0) + 1
         assert segment in self.written, f"seed {self.seed}: {process.name} maps segment {segment}, which is gone"
-        keep = self.rng.choice((0.0, 0.0, 0.3))
 
         def close() -> None:
             if process.alive:
@@ -331,12 +330,11 @@ class Simulation:
                 process.core.references.view_closed(full)
                 self.settle(process)
 
-        running.args = (running.args, close, keep)
+        return close
 
-    def _execute(self, process: Process, running: Any, code: dict[str, Any]) -> None:
-        closing = None
-        if isinstance(running.args, tuple):
-            _, closing, keep = running.args
+    def _execute(
+        self, process: Process, running: Any, code: dict[str, Any], closings: list[Callable[[], None]]
+    ) -> None:
         seconds = code.get("seconds", 0.001)
 
         def still() -> bool:
@@ -348,10 +346,11 @@ class Simulation:
             if self.now < process.stopped_until:
                 self.at(process.stopped_until - self.now, lambda: end(status, value, inside))
                 return
-            if closing is not None and not keep:
-                closing()
-            elif closing is not None:
-                self.at(keep, closing)
+            for close in closings:
+                if self.rng.random() < 0.7:
+                    close()
+                else:  # a global keeps the array beyond the task
+                    self.at(self.rng.uniform(0.0, 0.3), close)
             self._finish(process, running, status, value, inside)
 
         kind = code["kind"]

@@ -144,12 +144,14 @@ class ClientCore:
     def cancel(self, task: Task, now: float, *, force: bool = False, recursive: bool = True) -> None:
         """Cancel one task; see Tasks.cancel."""
         self.tasks.cancel(task, now, force=force, recursive=recursive)
+        self.victim.serve(now)
         self._flush()
 
     def cancel_all(self, now: float) -> None:
         """Cancel every unresolved task: the user pressed Ctrl-C."""
         for task in self.unresolved():
             self.tasks.cancel(task, now, force=False, recursive=True)
+        self.victim.serve(now)
         self._flush()
 
     def ask_status(self) -> Entry:
@@ -361,6 +363,7 @@ class ClientCore:
                 self.victim.forget(task)
                 self.tasks.resolve(task, ERROR, ("TaskUnschedulableError", f"{task.spec.name}: {text}", {}))
                 self.tasks.entry_resolved(task, now)
+        self.victim.serve(now)
         self._flush()
 
     def _log(self, peer: PeerID, message: Log, now: float) -> None:

@@ -69,6 +69,7 @@ class Demanded:
     priority: int = 0
     attached: dict[PeerID, Worker] = field(default_factory=dict)
     waits_for: str = ""
+    claiming: bool = False  # workers were detached for it: what they free is its own, before anybody else's
     surplus_timer: int = 0
 
     @property
@@ -261,7 +262,7 @@ class Matchmaking:
         """Attach one worker, if any demand allows it; else start or detach workers so that it may, soon."""
         shares = self._shares()
         unmet = [demand for demand in self.demands.values() if demand.lacks > 0]
-        unmet.sort(key=lambda d: (-d.priority, shares.get(d.job, 0), -d.depth, d.order))
+        unmet.sort(key=lambda d: (not d.claiming, -d.priority, shares.get(d.job, 0), -d.depth, d.order))
         reserved: Shape = {}
         starting = [worker for worker in self.workers.values() if worker.state == STARTING]
         for demand in unmet:
@@ -314,6 +315,7 @@ class Matchmaking:
         worker.booking = self._resources.book(demand.shape)
         worker.attached_s = now
         worker.demand = demand
+        demand.claiming = False
         demand.attached[worker.peer] = worker
         self._effects.append(
             Send(
@@ -377,6 +379,7 @@ class Matchmaking:
             return False
         for worker in chosen:
             self._detach(worker, demand)
+        demand.claiming = True
         return True
 
     def _fits_with(self, shape: Shape, coming: Shape) -> bool:

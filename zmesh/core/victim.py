@@ -88,6 +88,8 @@ class Victim:
         self.thieves[peer] = queue.thieves[peer] = thief
         queue.idle[peer] = thief
         self.fill(thief, now)
+        if queue.told:
+            self._watch(queue, now)
 
     def returned(self, thief: Thief, task: Task) -> None:
         """A lease ended: by a result, a give-back or death. The caller decides what becomes of the task."""
@@ -126,8 +128,14 @@ class Victim:
             del queue.thieves[thief.peer]
         if self.thieves.get(thief.peer) is thief:
             del self.thieves[thief.peer]
+        self._renew(queue, now)
+
+    def _renew(self, queue: Queue, now: float) -> None:
+        """Ask for more if there is more to do, else see to it that less is told soon."""
         if queue.count:
             self.ask(queue, now)
+        elif queue.told:
+            self._watch(queue, now)
 
     def close(self, thief: Thief) -> None:
         """The thief withdrew its steal or is dying: it gets nothing more."""
@@ -203,8 +211,7 @@ class Victim:
                 self.fill(thief, now)
                 if thief.peer in queue.idle:
                     break
-            if queue.count:
-                self.ask(queue, now)
+            self._renew(queue, now)
 
     # Demand.
 
