@@ -20,9 +20,18 @@ class MeshError(Exception):
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
+def bare(cls: type["MeshError"]) -> "MeshError":
+    """Make an error without running its __init__, by the __new__ of the built-in exception it derives from."""
+    builtin: type = cls
+    while builtin.__module__ != "builtins":
+        builtin = next(base for base in builtin.__mro__ if base.__module__ == "builtins")
+    made: MeshError = builtin.__new__(cls)
+    return made
+
+
 def _rebuild(cls: type[MeshError], args: tuple[Any, ...], attributes: dict[str, Any]) -> MeshError:
     """Make an error without running its __init__, whose signature may ask for more than `args`."""
-    error = cls.__new__(cls)
+    error = bare(cls)
     error.args = args
     error.__dict__.update(attributes)
     return error

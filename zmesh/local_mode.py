@@ -32,6 +32,7 @@ class LocalSession:
     """The methods of runtime/session.py that the face uses, inline."""
 
     def __init__(self) -> None:
+        self.closed = False
         self.dropped = _Sink()
         self.information: dict[str, Any] = {"node": "local", "pid": os.getpid(), "local": True}
         self._seq = 0
@@ -202,3 +203,4 @@ class LocalSession:
 
     def shutdown(self) -> None:
         """Nothing to stop."""
+        self.closed = True

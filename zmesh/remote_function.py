@@ -66,10 +66,11 @@ class RemoteFunction:
             SerializationError: the function or an argument cannot be pickled.
             TaskUnschedulableError: the strategy names a node that is not there.
         """
-        from zmesh import api
+        session = self._session
+        if session is None or session.closed:
+            from zmesh import api
 
-        session = api.auto_init()
-        if session is not self._session:
+            session = api.auto_init()
             self._register(session)
         task = session.submit(self._spec, args, kwargs)
         if self._returns == 1:

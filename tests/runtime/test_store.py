@@ -700,22 +700,26 @@ def test_a_spawned_process_shares_its_arrays(node: Node, bob: Store) -> None:
 
 
 def test_nothing_is_left_when_all_are_killed(tmp_path: Path) -> None:
-    """A server and a client in a child, killed with a segment in use: no name in /dev/shm, no page kept."""
+    """A server and a client in a child, killed with a segment in use: there was never a name to leave behind."""
     names = sorted(os.listdir("/dev/shm"))
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             node = Node(str(tmp_path / "segments"))
-            put(Store(node.path, ALICE), np.ones(1_000_000))
+            client = Store(node.path, ALICE)
+            put(client, np.ones(1_000_000))
             os.write(writer, b"x")
             signal.pause()
         finally:
             os._exit(1)
-    assert os.read(reader, 1) == b"x"
-    assert mapped_segments(str(child)) == 1
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    try:
+        assert os.read(reader, 1) == b"x"
+        assert mapped_segments(str(child)) == 1
+        assert sorted(os.listdir("/dev/shm")) == names
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     assert sorted(os.listdir("/dev/shm")) == names
     os.close(reader)
     os.close(writer)

@@ -183,6 +183,7 @@ class Queue:
         "idle",
         "key",
         "levels",
+        "most",
         "order",
         "peak",
         "shape",
@@ -191,6 +192,7 @@ class Queue:
         "timer",
         "told",
         "told_depth",
+        "told_priority",
     )
 
     def __init__(self, key: ShapeKey, shape: Shape) -> None:
@@ -201,8 +203,10 @@ class Queue:
         self.count = 0  # tasks in state QUEUED in all levels
         self.thieves: dict[PeerID, Thief] = {}
         self.idle: dict[PeerID, Thief] = {}  # those with nothing leased and open for more; last in is first served
+        self.most = 1 << 30  # workers of this shape the node can have at once, once it is known
         self.told = 0  # workers of the last Demand
         self.told_depth = 0
+        self.told_priority = 0
         self.peak = 0  # most workers that were of use since the timer was set
         self.timer = 0  # set while told may be too high
         self.spec: Spec | None = None  # of the last task pushed, for its job

@@ -73,7 +73,9 @@ class Victim:
         queue.spec = spec
         if queue.idle:
             self.fill(next(reversed(queue.idle.values())), now)
-        if queue.count:
+        if queue.count and (
+            queue.told < queue.most or task.depth > queue.told_depth or spec.priority > queue.told_priority
+        ):
             self.ask(queue, now)
 
     def forget(self, task: Task) -> None:
@@ -217,10 +219,12 @@ class Victim:
 
     def ask(self, queue: Queue, now: float) -> None:
         """Tell the node how many workers could be busy now, if that is more than it knows."""
+        queue.most = self._workers_max(queue)
         wanted = self._wanted(queue)
         if wanted > queue.peak:
             queue.peak = wanted
-        if wanted > queue.told or (queue.told_depth < self._head(queue).depth and queue.count):
+        head = self._head(queue)
+        if wanted > queue.told or head.depth > queue.told_depth or head.spec.priority > queue.told_priority:
             self._tell(queue, wanted)
         self._watch(queue, now)
 
@@ -229,7 +233,7 @@ class Victim:
 
     def _wanted(self, queue: Queue) -> int:
         busy = len(queue.thieves) - len(queue.idle)
-        return min(busy + queue.count, max(self._workers_max(queue), busy))
+        return min(busy + queue.count, max(queue.most, busy))
 
     def _workers_max(self, queue: Queue) -> int:
         """How many workers of this shape the node can have at once: no use in asking for more."""
@@ -244,6 +248,7 @@ class Victim:
             head = self._head(queue)
             depth, priority = head.depth, head.spec.priority
         queue.told_depth = depth
+        queue.told_priority = priority
         assert queue.spec is not None
         self._effects.append(Send(self._node, Demand(queue.spec.job, queue.shape, workers, depth, priority)))
 

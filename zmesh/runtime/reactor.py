@@ -111,7 +111,6 @@ class Reactor:
         self.signalled: Any = None  # (number, frame, handler, thread) noted while that thread held the lock
         self._broken: MeshError | None = None
         self._node_pidfd = node_pidfd
-        self._pid = os.getpid()
         self._leader = _NOBODY
         self._leading: Waiter | None = None  # of the foreground leader
         self._until = inf  # when that leader wakes by itself
@@ -247,7 +246,7 @@ class Reactor:
 
     def nudge(self) -> None:
         """Have somebody look soon. Takes no lock: also for finalizers and signal handlers."""
-        if os.getpid() != self._pid or self._closed:
+        if self._closed or self._broken is not None:
             return
         if self._leader == _FOREGROUND:
             os.eventfd_write(self._front_wake, 1)
@@ -262,8 +261,10 @@ class Reactor:
         """
         if self._broken is not None:
             raise self._broken
-        if os.getpid() != self._pid:
-            raise MeshError("this process was forked from one that uses zmesh: call zmesh.init() again in the child")
+
+    def disown(self) -> None:
+        """This is a forked child: the sockets and threads stayed with the parent."""
+        self._broken = MeshError("this ObjectRef belongs to the process this one was forked from")
 
     # Signals.
 

@@ -5,6 +5,7 @@ about tasks and references is in core/; starting nodes is runtime/connect.py's b
 """
 
 import hashlib
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +16,13 @@ from typing import Any
 from zmesh import exceptions
 from zmesh.core.client import ClientCore
 from zmesh.core.records import Entry, Inputs, Spec, Task
-from zmesh.exceptions import GetTimeoutError, LocalProtocolError, NotRunningError, TaskUnschedulableError
+from zmesh.exceptions import (
+    GetTimeoutError,
+    LocalProtocolError,
+    NotRunningError,
+    SerializationError,
+    TaskUnschedulableError,
+)
 from zmesh.object_ref import ObjectRef
 from zmesh.runtime import calls, serialization
 from zmesh.runtime.reactor import LOOK_S, Reactor, Waiter, listen, unlisten
@@ -48,7 +55,7 @@ class Session:
         self._specs: dict[Any, Spec] = {}  # {(digest, options key): spec}
         self._futures: queue.SimpleQueue[Callable[[], None] | None] | None = None
         self._task_thread = 0  # ident of a worker's main thread
-        self._closed = False
+        self.closed = False  # also in a forked child, which must start anew
 
     # Submitting.
 
@@ -89,13 +96,10 @@ class Session:
             SerializationError: an argument cannot be pickled.
             StoreFullError: large arguments do not fit.
         """
+        payload: Any = None if kwargs else calls.pack_plain(args)
         inputs = None
-        if kwargs or not calls.all_plain(args):
+        if payload is None or len(payload) > INLINE_BYTES_MAX:
             payload, inputs = self._pack_call(spec, args, kwargs)
-        else:
-            payload = calls.dumps_plain(args)
-            if len(payload) > INLINE_BYTES_MAX:
-                payload, inputs = self._pack_call(spec, args, kwargs)
         reactor = self.reactor
         with reactor.lock:
             reactor.holder = threading.get_ident()
@@ -122,7 +126,10 @@ class Session:
             return value
 
         call = (tuple(place(value) for value in args), {name: place(value) for name, value in kwargs.items()})
-        packed = serialization.pack(call, f"arguments of {spec.name}")
+        try:
+            packed = serialization.pack(call, f"arguments of {spec.name}")
+        except SerializationError as error:
+            raise _in_terms_of_the_call(error, spec.name, args, kwargs) from None
         held = [ref._entry for ref in packed.refs]
         if held:
             self._promote(held)
@@ -239,7 +246,9 @@ class Session:
             GetTimeoutError: with what the first pending one waits for.
         """
         pending = [entry for entry in entries if entry.status == PENDING]
-        if pending:
+        if len(pending) == 1 and len(entries) == 1 and timeout is None:
+            self._wait_one(pending[0])
+        elif pending:
             self._wait_entries(pending, len(pending), timeout, first_error=True)
             for entry in pending:
                 if entry.status in (FAILED, ERROR):
@@ -257,6 +266,27 @@ class Session:
             return [self.value(entry, writable=True) for entry in entries]
         value = self.value
         return [value(entry) for entry in entries]
+
+    def _wait_one(self, entry: Entry) -> None:
+        """Wait for one entry without limit: what a program does most."""
+        reactor = self.reactor
+        reactor.check_usable()
+        waiter = Waiter(1)
+
+        def register() -> None:
+            if entry.status == PENDING:
+                listen(entry, waiter)
+                if entry.share is not None:
+                    self.core.fetch(entry)
+            else:
+                waiter.satisfied = True
+
+        try:
+            reactor.wait(waiter, None, in_task=threading.get_ident() == self._task_thread, prepare=register)
+        except KeyboardInterrupt:
+            if not self._task_thread:
+                self.cancel_all()
+            raise
 
     def wait(self, entries: list[Entry], num_returns: int, timeout: float | None) -> None:
         """Wait until `num_returns` of the entries have a value or an error."""
@@ -464,9 +494,9 @@ class Session:
 
     def close(self, linger_ms: int = 500) -> None:
         """End the session; refs of it are dead from now on."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         if self._futures is not None:
             self._futures.put(None)
         self.reactor.close(linger_ms)
@@ -489,17 +519,43 @@ def _settle_all(actions: "queue.SimpleQueue[Callable[[], None] | None]") -> None
         action()
 
 
+def _in_terms_of_the_call(
+    error: SerializationError, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> SerializationError:
+    """Return the error with the path as the user wrote the call: `args[0].model.lock`."""
+    named = [(f"args[{index}]", value) for index, value in enumerate(args)]
+    named += [(f"kwargs[{key!r}]", value) for key, value in kwargs.items()]
+    for where, value in named:
+        if not isinstance(value, ObjectRef):
+            try:
+                serialization.pack(value, where)
+            except SerializationError as found:
+                return SerializationError(f"{name}.remote(): {found}", found.path)
+    return error
+
+
 def build_error(failure: Any) -> exceptions.MeshError:
     """Return the exception of an ERROR value: (class in zmesh.exceptions, text, attributes)."""
     name, text, attributes = failure
     cls = getattr(exceptions, name, exceptions.MeshError)
-    error: exceptions.MeshError = cls.__new__(cls)
+    error = exceptions.bare(cls)
     error.args = (text,)
     error.__dict__.update(attributes)
     return error
 
 
 _current: Session | None = None
+
+
+def _forget() -> None:
+    """Start anew in a forked child, if it uses zmesh at all."""
+    if _current is not None:
+        _current.closed = True
+        _current.reactor.disown()
+        set_current(None)
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def current() -> Session:

@@ -22,7 +22,7 @@ from zmesh.runtime import calls, serialization, session
 from zmesh.runtime.forkserver import WorkerStart, describe_status
 from zmesh.runtime.reactor import Reactor, Waiter
 from zmesh.runtime.rundir import RunDir
-from zmesh.runtime.session import Session, build_error
+from zmesh.runtime.session import INLINE_BYTES_MAX, Session, build_error
 from zmesh.runtime.sockets import ClientSockets
 from zmesh.runtime.store import Store
 from zmesh.wire.ids import node_peer
@@ -185,8 +185,9 @@ class Worker:
         value = loaded[0](*args, **kwargs)
         del args, kwargs
         if spec.num_returns == 1:
-            if value is None:
-                return INLINE, calls.NONE, [], 8
+            plain = calls.pack_plain_value(value)
+            if plain is not None and len(plain) <= INLINE_BYTES_MAX:
+                return INLINE, plain, [], len(plain)
             status, packed, inside, size = self.session.pack_value(value, f"result of {spec.name}")
             del value
             return status, packed, self._hold(running, inside), size

@@ -37,6 +37,7 @@ def _types(cls: type[Any]) -> tuple[type, ...]:
 _CODE = {cls: code for code, cls in enumerate(MESSAGES)}
 _VALUES = {cls: _values(cls) for cls in MESSAGES}
 _TYPES = [_types(cls) for cls in MESSAGES]
+_EXACT = [tuple(tuple if expected is list else expected for expected in types) for types in _TYPES]  # as unpacked
 _REQUIRED = [
     sum(f.default is f.default_factory is dataclasses.MISSING for f in dataclasses.fields(cls)) for cls in MESSAGES
 ]
@@ -68,6 +69,8 @@ def decode(frame: bytes) -> Any:
     del values[len(types) :]
     if len(values) < _REQUIRED[code]:
         raise RemoteProtocolError(f"{cls.__name__} has {len(values)} fields, {_REQUIRED[code]} are needed")
+    if tuple(map(type, values)) == _EXACT[code]:
+        return cls(*values)
     for value, expected in zip(values, types, strict=False):
         if type(value) is not expected and not (expected is list and type(value) is tuple):
             if expected is float and type(value) is int:
