@@ -32,8 +32,7 @@ def describe(name: str, told: dict[str, Any]) -> str:
         states[worker["state"]] = states.get(worker["state"], 0) + 1
     busy = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none"
     lines.append(f"  {'workers':10} {busy}")
-    for worker in told["workers"]:
-        lines.append(f"    pid {worker['pid']:<8} {worker['state']}")
+    lines += [f"    pid {worker['pid']:<8} {worker['state']}" for worker in told["workers"]]
     demands = told["demands"]
     lines.append(f"  {'queue':10} {len(demands)} demand(s)")
     for demand in demands:

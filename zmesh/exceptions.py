@@ -25,7 +25,7 @@ def bare(cls: type["MeshError"]) -> "MeshError":
     builtin: type = cls
     while builtin.__module__ != "builtins":
         builtin = next(base for base in builtin.__mro__ if base.__module__ == "builtins")
-    made: MeshError = builtin.__new__(cls)
+    made: MeshError = builtin.__new__(cls)  # type: ignore[call-overload]  # it is an exception's, not type's
     return made
 
 

@@ -317,7 +317,6 @@ def test_what_a_task_left_behind_ends_with_its_worker(node: StandIn, tmp_path: p
     assert wait_until(lambda: gone(child))
 
 
-@pytest.mark.xfail(strict=True, reason="only the worker's own process group is killed")
 def test_a_command_with_a_process_group_of_its_own_ends_with_its_worker(node: StandIn, tmp_path: pathlib.Path) -> None:
     """`timeout 60 COMMAND` makes itself one; only the session says whose it is."""
     _, child = leaving(node, tmp_path, "['sleep', '60'], process_group=0", "os._exit(0)")
@@ -332,7 +331,6 @@ def test_workers_end_when_the_forkserver_is_killed(node: StandIn, tmp_path: path
     assert wait_until(lambda: gone(worker))
 
 
-@pytest.mark.xfail(strict=True, reason="the worker asks getppid after the fork")
 def test_a_worker_ends_although_the_forkserver_died_before_it_could_ask_for_its_signal(
     tmp_path: pathlib.Path,
 ) -> None:
@@ -352,7 +350,6 @@ def test_forkserver_and_workers_end_when_the_node_is_killed(node: StandIn, tmp_p
     assert wait_until(lambda: gone(node.forkserver) and gone(worker))
 
 
-@pytest.mark.xfail(strict=False, reason="SIGKILL mostly reaches the forkserver before it has read EOF")
 def test_what_tasks_started_ends_when_the_node_is_killed(node: StandIn, tmp_path: pathlib.Path) -> None:
     _, child = leaving(node, tmp_path, "['sleep', '60']", "child.wait()")
     os.kill(node.pid, signal.SIGKILL)
@@ -393,7 +390,6 @@ def test_a_fork_that_fails_is_a_worker_that_ended(tmp_path: pathlib.Path) -> Non
         node.end()
 
 
-@pytest.mark.xfail(strict=True, reason="a full socket counts as a dead forkserver")
 def test_a_burst_of_spawns_is_not_taken_for_the_death_of_the_forkserver(node: StandIn, tmp_path: pathlib.Path) -> None:
     """A stopped forkserver stands for one that is slower than the node: its socket fills, then comes the rest."""
     count = 400
@@ -507,7 +503,6 @@ def test_a_node_that_is_not_ready_in_time_is_killed(home: pathlib.Path, monkeypa
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.xfail(strict=True, reason="start_node does not clean up after KeyboardInterrupt")
 def test_interrupting_the_start_leaves_no_node(home: pathlib.Path) -> None:
     pid_file = home / "pid"
 
@@ -538,7 +533,6 @@ def test_interrupting_the_start_leaves_no_node(home: pathlib.Path) -> None:
             os.waitpid(pid, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="the node is started with -E")
 def test_workers_hash_strings_as_the_driver_was_told_to(home: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that splits keys by hash() over its tasks sets PYTHONHASHSEED; its workers are forks of the node."""
     monkeypatch.setenv("PYTHONHASHSEED", "0")
@@ -549,7 +543,6 @@ def test_workers_hash_strings_as_the_driver_was_told_to(home: pathlib.Path, monk
 
 
 @pytest.mark.skipif(importlib.util.find_spec("zmesh_cli") is None, reason="zmesh is not installed as editable")
-@pytest.mark.xfail(strict=True, reason="the node is started with -S")
 def test_workers_can_import_what_the_driver_finds_by_an_import_hook(home: pathlib.Path) -> None:
     """An editable install is a .pth file that adds a hook: it is on no path that the driver could hand over."""
     node = processes.start_node({"do": "ready"}, private=True)
@@ -564,7 +557,6 @@ def test_stop_kills_a_node_that_does_not_end(home: pathlib.Path) -> None:
     processes.reap(node.pid)
 
 
-@pytest.mark.xfail(strict=True, reason="stop_node trusts the pid of an old record")
 def test_stop_does_not_touch_a_process_that_is_no_node(home: pathlib.Path) -> None:
     """The node of the record died long ago, and its pid was given to somebody else."""
     stranger = subprocess.Popen(["sleep", "60"])

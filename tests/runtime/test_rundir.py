@@ -87,7 +87,6 @@ def test_of_creators_at_once_exactly_one_wins() -> None:
     made[0].remove()
 
 
-@pytest.mark.xfail(strict=False, reason="create and sweep race")
 def test_private_nodes_that_start_at_once_do_not_sweep_each_other() -> None:
     """Each start sweeps; the directory of another start may be made but not yet locked."""
     errors: list[BaseException] = []
@@ -107,7 +106,6 @@ def test_private_nodes_that_start_at_once_do_not_sweep_each_other() -> None:
     assert errors == []
 
 
-@pytest.mark.xfail(strict=False, reason="probes take the exclusive lock")
 def test_looking_for_a_dead_node_never_makes_it_look_alive() -> None:
     """A probe must not take a lock that another probe, or the next node of that name, mistakes for a living node's."""
     dead = RunDir.create("dead")
@@ -128,7 +126,6 @@ def test_looking_for_a_dead_node_never_makes_it_look_alive() -> None:
     assert [one for one in found if one is not None] == []
 
 
-@pytest.mark.xfail(strict=False, reason="create does not try again")
 def test_a_name_can_be_taken_while_others_look_for_it() -> None:
     deadline = time.monotonic() + 0.15
     stop = threading.Event()
@@ -151,7 +148,6 @@ def test_a_name_can_be_taken_while_others_look_for_it() -> None:
             thread.join()
 
 
-@pytest.mark.xfail(strict=True, reason="the locked file is not compared with the one there")
 def test_a_lock_on_a_file_that_was_replaced_meanwhile_is_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last owner removes the directory and the next one makes it again, between our open and our flock."""
     path = pathlib.Path(rundir.base()) / "swap"
@@ -195,7 +191,6 @@ def test_list_running_names_all_living_nodes() -> None:
     nodes[2].remove()
 
 
-@pytest.mark.xfail(strict=True, reason="every plain file in the directory is deleted")
 def test_what_zmesh_did_not_make_is_not_deleted() -> None:
     run_dir = RunDir.create("mine")
     precious = pathlib.Path(run_dir.path) / "thesis.tex"

@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from zmesh.wire.ids import PeerID
 
 BOX_BYTES = 64
-_BOX = struct.Struct("=IIQ16s16sd")  # generation (odd: executing), attempt, seq, owner, job, start time
+_BOX = struct.Struct("=IIQ16s16sd")  # generation, attempt, seq, owner, job, start time
 _GENERATION = struct.Struct("=I")
 _READ_TRIES = 100
+# The lowest bits of the generation; neither of them while the worker writes.
+_EXECUTING = 1
+_OVER = 2
+_STATE = 3
 
 
 @dataclass(slots=True)
@@ -39,18 +43,19 @@ class BlackBoxes:
     def entering(self, slot: int) -> Callable[[PeerID, int, int, PeerID, float], None]:
         """Return the worker's function to call before user code: (owner, seq, attempt, job, start time).
 
-        It makes the generation even, writes, and makes it odd: a reader that sees the same odd generation before and
-        after has seen one task; leaving makes it even again. x86 and ARM alike, as a syscall lies between a write here and the death that matters.
+        It takes a new generation without a state, writes, and sets the state: a reader that sees the same generation
+        with a state before and after has seen one task. x86 and ARM alike, as a syscall lies between a write here and
+        the death that matters.
         """
         memory, at = self._memory, slot * BOX_BYTES
         pack, mark = _BOX.pack_into, _GENERATION.pack_into
-        generation = _GENERATION.unpack_from(memory, at)[0] & ~1
+        generation = _GENERATION.unpack_from(memory, at)[0] & ~_STATE
 
         def enter(owner: PeerID, seq: int, attempt: int, job: PeerID, start_s: float) -> None:
             nonlocal generation
-            generation = (generation + 2) & 0xFFFFFFFE
+            generation = (generation + 4) & 0xFFFFFFFC
             pack(memory, at, generation, attempt, seq, owner, job, start_s)
-            mark(memory, at, generation | 1)
+            mark(memory, at, generation | _EXECUTING)
 
         return enter
 
@@ -59,19 +64,21 @@ class BlackBoxes:
         memory, at = self._memory, slot * BOX_BYTES
 
         def leave() -> None:
-            memory[at] &= 0xFE
+            memory[at] = memory[at] & ~_STATE | _OVER
 
         return leave
 
     def read(self, slot: int) -> Box | None:
-        """Return what the worker in this slot executes or executed last, None before its first. Node only; any moment."""
+        """Return what the worker in this slot executes or executed last. Node only; any moment.
+
+        None before its first task, and if it died, or always was, just about to enter one.
+        """
         at = slot * BOX_BYTES
         for _ in range(_READ_TRIES):
             generation, attempt, seq, owner, job, start_s = _BOX.unpack_from(self._memory, at)
-            if not generation:
-                return None
-            if _GENERATION.unpack_from(self._memory, at)[0] == generation:
-                return Box(owner, seq, attempt, job, start_s, not generation & 1)
+            state = generation & _STATE
+            if state and _GENERATION.unpack_from(self._memory, at)[0] == generation:
+                return Box(owner, seq, attempt, job, start_s, state == _OVER)
         return None
 
     def clear(self, slot: int) -> None:

@@ -2,8 +2,9 @@
 
 Forked from the node before any socket or thread exists. The node asks over a socketpair, with the write ends of the
 worker's stdout and stderr; the forkserver answers with pids and with waitpid statuses. PDEATHSIG chains node ->
-forkserver -> worker, so that no kill -9 of anything leaves a worker; what a worker's task left behind in its process
-group ends with the worker.
+forkserver -> worker, so that no kill -9 of anything leaves a worker; what a worker's task left behind in its session
+ends with the worker. The forkserver's own is SIGTERM, as it has to kill what the tasks started before it ends; only a
+process that made itself a session (a daemon) outlives its worker.
 """
 
 import contextlib
@@ -15,8 +16,10 @@ import signal
 import socket
 import sys
 import traceback
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 from typing import NoReturn
 
 import msgpack
@@ -27,6 +30,8 @@ from zmesh.wire.ids import PeerID
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _MESSAGE_BYTES_MAX = 4096
+_SESSIONS_MAX = 1024  # of ended workers, whose leftovers may show up later
+_END_TIMEOUT_S = 1.0  # for what was killed to be gone
 _OOM_SCORE = "800"  # the kernel should take a worker, never the node
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -58,9 +63,13 @@ class Ended:
     status: int
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends; at once if `parent` is gone already."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """Have the kernel signal this process when the thread that started it ends; end if that was before now.
+
+    Args:
+        parent: its pid, asked before the fork: afterwards getppid may already name the one that inherited us.
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
 
@@ -85,6 +94,9 @@ class ForkServer:
         self._link = link
         self.pid = pid
         self.died = False
+        # Requests for which the socket has no room yet, with the descriptors they carry. It has room again once the
+        # forkserver has served some, of which it tells: so reports() sends on.
+        self._pending: deque[tuple[bytes, list[int]]] = deque()
 
     @classmethod
     def start(cls, boxes: BlackBoxes, run_worker: Callable[[WorkerStart], None], close: list[int]) -> "ForkServer":
@@ -121,26 +133,32 @@ class ForkServer:
         """Ask for a worker; returns the read ends of its stdout and stderr, which do not block."""
         out_read, out_write = os.pipe2(os.O_CLOEXEC)
         err_read, err_write = os.pipe2(os.O_CLOEXEC)
-        try:
-            socket.send_fds(self._link, [msgpack.packb(("spawn", peer, slot))], [out_write, err_write])
-        except OSError:
-            self.died = True
-        finally:
-            os.close(out_write)
-            os.close(err_write)
+        self._say(("spawn", peer, slot), [out_write, err_write])
         os.set_blocking(out_read, False)
         os.set_blocking(err_read, False)
         return out_read, err_read
 
     def kill(self, peer: PeerID) -> None:
         """SIGKILL a worker and its process group; done by its parent, so the pid is surely still its own."""
-        self._say(("kill", peer))
+        self._say(("kill", peer), [])
 
-    def _say(self, request: tuple[object, ...]) -> None:
-        try:
-            self._link.send(msgpack.packb(request))
-        except OSError:
-            self.died = True
+    def _say(self, request: tuple[object, ...], fds: list[int]) -> None:
+        """Send a request as soon as there is room; closes the descriptors once they are on their way."""
+        self._pending.append((msgpack.packb(request), fds))
+        self._send_pending()
+
+    def _send_pending(self) -> None:
+        while self._pending:
+            data, fds = self._pending[0]
+            try:
+                socket.send_fds(self._link, [data], fds)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.died = True
+            self._pending.popleft()
+            for fd in fds:
+                os.close(fd)
 
     def reports(self) -> list[Started | Ended]:
         """Return what happened since the last call; sets `died` if the forkserver is gone."""
@@ -149,6 +167,7 @@ class ForkServer:
             try:
                 data = self._link.recv(_MESSAGE_BYTES_MAX)
             except BlockingIOError:
+                self._send_pending()
                 return found
             except OSError:
                 data = b""
@@ -186,11 +205,14 @@ class _Server:
         self._boxes = boxes
         self._run_worker = run_worker
         self._workers: dict[int, PeerID] = {}  # {pid: peer} not reaped yet
-        die_with_parent(node)
+        self._sessions: dict[int, None] = {}  # {session: None} of workers that ended, the last ones
+        self._pid = os.getpid()
+        self._stop = False
+        signal.signal(signal.SIGTERM, self._on_term)
+        die_with_parent(node, signal.SIGTERM)
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
@@ -201,14 +223,20 @@ class _Server:
         poll = select.poll()
         poll.register(self._link, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
-        while True:
+        while not self._stop:
             for fd, _ in poll.poll():
                 if fd == self._wake_read:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wake_read, 4096)
                     self._reap()
                 elif not self._serve_one():
-                    self._end()
+                    self._stop = True
+        self._end()
+
+    def _on_term(self, number: int, frame: object) -> None:
+        """The node is dead, or somebody wants us to end; the wakeup descriptor ends the poll."""
+        del number, frame
+        self._stop = True
 
     def _serve_one(self) -> bool:
         data, fds, _, _ = socket.recv_fds(self._link, _MESSAGE_BYTES_MAX, 2)
@@ -234,16 +262,16 @@ class _Server:
         if pid == 0:
             self._be_worker(peer, slot, fds)
         self._workers[pid] = peer
+        self._sessions.pop(pid, None)
         self._report(("started", peer, pid))
 
     def _be_worker(self, peer: PeerID, slot: int, fds: list[int]) -> NoReturn:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)
-            # The forkserver's only thread is its main thread: it cannot end before the process.
-            die_with_parent(os.getppid())
+            for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+            die_with_parent(self._pid)
             _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
             os.setsid()
             os.dup2(fds[0], 1)
@@ -275,18 +303,50 @@ class _Server:
             os.kill(pid, signal.SIGKILL)
 
     def _reap(self) -> None:
+        """Reap who ended, and kill what workers that ended left."""
+        reaped = False
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                # Only looked at: as long as the zombie has its pid, the group of that number is the worker's.
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if pid == 0:
+            if ended is None:
+                if reaped:
+                    self._kill_leftovers()
                 return
+            reaped = True
+            pid = ended.si_pid
             peer = self._workers.pop(pid, None)
             if peer is not None:  # else an orphan of a worker, adopted by us
-                with contextlib.suppress(OSError):
-                    os.killpg(pid, signal.SIGKILL)
+                self._kill(pid)
+                self._sessions[pid] = None
+                if len(self._sessions) > _SESSIONS_MAX:
+                    del self._sessions[next(iter(self._sessions))]
+            _, status = os.waitpid(pid, 0)
+            if peer is not None:
                 self._report(("ended", peer, pid, status))
+
+    def _kill_leftovers(self) -> bool:
+        """Kill what ended workers started in process groups of their own, as timeout(1) does: we inherited them.
+
+        The children of what is killed here come to us too, and so does the news that it ended: we look again.
+        Returns whether there was anything.
+        """
+        found = False
+        try:
+            with open(f"/proc/{self._pid}/task/{self._pid}/children") as file:
+                children = [int(pid) for pid in file.read().split()]
+        except OSError:
+            return False  # a kernel without CONFIG_PROC_CHILDREN: what is in the worker's own group was killed anyway
+        for pid in children:
+            with contextlib.suppress(OSError):
+                if pid not in self._workers and os.getsid(pid) in self._sessions:
+                    found = True
+                    if os.getpgid(pid) == pid:
+                        os.killpg(pid, signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
+        return found
 
     def _report(self, report: tuple[object, ...]) -> None:
         with contextlib.suppress(OSError):  # the node is gone: so are we, in a moment
@@ -295,7 +355,14 @@ class _Server:
     def _end(self) -> NoReturn:
         for pid in self._workers:
             self._kill(pid)
-        for pid in self._workers:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        deadline = monotonic() + _END_TIMEOUT_S
+        while monotonic() < deadline:
+            self._reap()
+            if not self._workers and not self._kill_leftovers():
+                break
+            if poll.poll(10):
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake_read, 4096)
         os._exit(0)

@@ -5,6 +5,8 @@
         p-<8 hex>/                                  of a private node
 
 The lock (flock) is held for the node's life: a free one marks what a killed node left, which the next start removes.
+Whoever looks or sweeps holds it too, for microseconds: so a held lock is a living node only together with a record
+whose process has the start time in the record, and whoever wants the lock tries for a while.
 """
 
 import contextlib
@@ -13,6 +15,7 @@ import json
 import os
 import re
 import stat
+import time
 from typing import Any
 
 from zmesh.exceptions import ConfigError
@@ -21,6 +24,9 @@ from zmesh.wire.ids import NODE_ID_BYTES, PeerID
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,32}")
 _SOCKET_PATH_BYTES_MAX = 107  # sun_path, less its final zero
 _PRIVATE = "p-"
+_OURS = ("node.json", "node.json.new", "log")  # besides sockets: nothing else is deleted
+_LOCK_WAIT_S = 0.2
+_LOCK_RETRY_S = 0.002
 
 
 def base() -> str:
@@ -71,14 +77,15 @@ class RunDir:
         while True:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, 0o700)
-            fd = _take_lock(path)
-            if fd is None:
-                running = _record(path)
-                pid = running["pid"] if running else "?"
-                raise ConfigError(f"a node named {name!r} runs already (pid {pid}): zmesh down, or use --name")
-            if os.path.exists(os.path.join(path, "lock")):
+            try:
+                fd = _take_lock(path, _LOCK_WAIT_S)
+            except FileNotFoundError:
+                continue  # a sweeper removed the directory as fast as we made it
+            if fd is not None:
                 break
-            os.close(fd)  # its last owner removed the directory while we took the lock
+            holder = _record(path)
+            pid = holder["pid"] if holder else "?"
+            raise ConfigError(f"a node named {name!r} runs already (pid {pid}): zmesh down, or use --name")
         _empty(path)
         return cls(path, fd)
 
@@ -98,7 +105,8 @@ class RunDir:
         """Publish what programs need to find the node; appears whole or not at all."""
         path = os.path.join(self.path, "node.json")
         with open(path + ".new", "w") as file:
-            json.dump(record | {"path": self.path, "name": os.path.basename(self.path)}, file)
+            born = _born(record["pid"])
+            json.dump(record | {"path": self.path, "name": os.path.basename(self.path), "born": born}, file)
         os.rename(path + ".new", path)
 
     def remove(self) -> None:
@@ -112,15 +120,28 @@ class RunDir:
             self.lock_fd = -1
 
 
-def _take_lock(path: str) -> int | None:
-    """Return a descriptor that holds the directory's lock, or None if somebody else does."""
-    fd = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        return None
-    return fd
+def _take_lock(path: str, wait_s: float) -> int | None:
+    """Return a descriptor that holds the directory's lock, or None if somebody else does for as long as we wait.
+
+    Raises:
+        FileNotFoundError: there is no such directory (any more).
+    """
+    deadline = time.monotonic() + wait_s
+    lock = os.path.join(path, "lock")
+    while True:
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), os.lstat(lock)):
+                return fd
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(fd)
+                return None
+            time.sleep(_LOCK_RETRY_S)
+        except FileNotFoundError:
+            pass
+        os.close(fd)  # opened anew: its owner may remove the file, and then a lock on it is a lock on nothing
 
 
 def _is_held(path: str) -> bool:
@@ -129,7 +150,7 @@ def _is_held(path: str) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who only look are not in each other's way
     except OSError:
         return True
     else:
@@ -142,7 +163,7 @@ def _empty(path: str) -> None:
     """Delete what a node puts there: sockets, record, log. Never descends."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(path):
-            if entry.name != "lock" and not entry.is_dir(follow_symlinks=False):
+            if entry.name in _OURS or stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
                 with contextlib.suppress(OSError):
                     os.unlink(entry.path)
 
@@ -153,7 +174,7 @@ def _sweep(top: str) -> None:
         if not entry.name.startswith(_PRIVATE) or not entry.is_dir(follow_symlinks=False):
             continue
         with contextlib.suppress(OSError):
-            fd = _take_lock(entry.path)
+            fd = _take_lock(entry.path, 0.0)
             if fd is not None:
                 RunDir(entry.path, fd).remove()
 
@@ -169,11 +190,28 @@ def _record(path: str) -> dict[str, Any] | None:
 
 def find(name: str) -> dict[str, Any] | None:
     """Return the record of the running node of that name, or None: pid, node, path, name, private, version."""
-    path = os.path.join(base(), name)
-    return _record(path) if _NAME.fullmatch(name) and _is_held(path) else None
+    return running(os.path.join(base(), name)) if _NAME.fullmatch(name) else None
+
+
+def running(path: str) -> dict[str, Any] | None:
+    """Return the record of the node whose directory this is, or None if it does not run."""
+    record = _record(path) if _is_held(path) else None
+    return record if record is not None and record.get("born") == _born(record["pid"]) != 0 else None
+
+
+def _born(pid: int) -> int:
+    """Return when a process started, in clock ticks since boot; 0 if there is none.
+
+    Source: proc_pid_stat(5), field 22, counted from behind the name, which may hold anything.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except OSError:
+        return 0
 
 
 def list_running() -> list[dict[str, Any]]:
     """Return the records of all running nodes of this user, private ones included."""
-    found = [_record(entry.path) for entry in os.scandir(base()) if _is_held(entry.path)]
+    found = [running(entry.path) for entry in os.scandir(base())]
     return [record for record in found if record is not None]
