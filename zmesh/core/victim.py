@@ -155,7 +155,10 @@ class Victim:
         specs: list[Any] = []
         size = 0
         load_s, credit_s = thief.load_s, thief.credit_s
-        while queue.count and len(tasks) < BATCH_TASKS_MAX and len(leased) < LEASED_TASKS_MAX:
+        # No more than its share of what is left: the last call may have been short by chance, and others come.
+        share = -(-queue.count // max(1, queue.told, len(queue.thieves)))
+        tasks_max = min(share, BATCH_TASKS_MAX, LEASED_TASKS_MAX - len(leased))
+        while queue.count and len(tasks) < tasks_max:
             level = self._level(queue)
             task = level[0]
             spec = task.spec

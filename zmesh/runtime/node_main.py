@@ -7,10 +7,12 @@ core/node.py; this file is sockets, pipes, pidfds and signals.
 import contextlib
 import json
 import os
+import queue
 import random
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -62,7 +64,12 @@ class Node:
         self._timers = Timers()
         self._effects: list[fx.Effect] = []
         total = machine.total_resources(settings)
-        self._segments = SegmentServer(run_dir.segments_socket(), machine.store_bytes(settings))
+        # Closing the last descriptor of 1 GB takes 180 ms, in which the loop must not stand still.
+        self._closing: queue.SimpleQueue[int] = queue.SimpleQueue()
+        threading.Thread(target=_close_all, args=(self._closing,), name="zmesh-close", daemon=True).start()
+        self._segments = SegmentServer(
+            run_dir.segments_socket(), machine.store_bytes(settings), close=self._closing.put
+        )
         self.core = NodeCore(
             self.node_id,
             os.getpid(),
@@ -261,6 +268,11 @@ class Node:
         self._socket.close()
         self._segments.close()
         self._run_dir.remove()
+
+
+def _close_all(descriptors: "queue.SimpleQueue[int]") -> None:
+    while True:
+        os.close(descriptors.get())
 
 
 def main(ready: int) -> None:
