@@ -14,7 +14,7 @@ from time import perf_counter
 
 import zmesh
 
-FILES_A_TASK = 24  # enough work for a task not to be all overhead, few enough for the last tasks to end together
+FILES_A_TASK = 100  # merging costs as much for a task of few files as for one of many, so rather few tasks
 IDENTIFIER = re.compile(r"[^\W\d]\w*")
 
 
