@@ -35,9 +35,11 @@ def make_stack(images: int, side: int) -> Any:
 def filter_image(image: Any) -> Any:
     """Return the image without what varies faster than CUTOFF, with a soft edge: (side, side) float64."""
     side = len(image)
-    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :])
-    spectrum = np.fft.rfft2(image) / (1 + (frequency / CUTOFF) ** 8)
-    return np.fft.irfft2(spectrum, s=image.shape)
+    # Mirrored, the image goes on smoothly where it ends; else each edge would bleed into the opposite one.
+    mirrored = np.pad(image, ((0, side), (0, side)), mode="symmetric")
+    frequency = np.hypot(np.fft.fftfreq(2 * side)[:, None], np.fft.rfftfreq(2 * side)[None, :])
+    spectrum = np.fft.rfft2(mirrored) / (1 + (frequency / CUTOFF) ** 8)
+    return np.fft.irfft2(spectrum, s=mirrored.shape)[:side, :side].copy()
 
 
 @zmesh.remote
