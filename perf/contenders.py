@@ -200,6 +200,7 @@ def _echo(endpoint: str) -> None:
 
     dealer = zmq.Context().socket(zmq.DEALER)
     dealer.set_hwm(0)
+    dealer.reconnect_ivl = 1  # ms: the socket is bound only after we were forked
     dealer.connect(endpoint)
     dealer.send(b"ready")
     while message := dealer.recv():

@@ -14,6 +14,8 @@ from typing import Any
 from contenders import BY_NAME
 from processes import adopt_orphans
 
+ERROR_TEXT_MAX = 4000  # an answer must fit into the pipe, which is read only after we have ended
+
 
 def answer(order: dict[str, Any]) -> dict[str, Any]:
     """Measure as ordered; whatever goes wrong in a contender becomes the answer."""
@@ -22,7 +24,7 @@ def answer(order: dict[str, Any]) -> dict[str, Any]:
         return {"figures": measure(BY_NAME[order["contender"]](), order["parameters"])}
     except Exception as error:  # a contender may fail in any way; the harness reports it
         traceback.print_exc()
-        return {"error": f"{type(error).__name__}: {error}"}
+        return {"error": f"{type(error).__name__}: {error}"[:ERROR_TEXT_MAX]}
 
 
 def main() -> None:

@@ -122,8 +122,6 @@ def ask(question: Question, given: argparse.Namespace) -> int:
     taking_part, skipped = _select(question, given.peers)
     machine = describe_machine(taking_part)
     turns, failed, busy = _play(question, taking_part, parameters, rounds)
-    if quantile(busy, 0.75) > BUSY_SHARE:
-        _say("somebody else was using the machine: the figures are worse and wider than they should be")
     figures = {name: _summarise_all(turns[name]) for name in turns}
     table = render(question.columns, turns)
     result = {
@@ -331,6 +329,12 @@ def describe(result: dict[str, Any]) -> str:
         f"{machine['date']}, {machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, "
         f"Python {machine['python']}; {versions}."
     ]
+    busy = result["others_busy"]
+    if busy["q3"] > BUSY_SHARE:
+        lines.append(
+            f"Disturbed: just before a turn, others used {busy['median']:.0%} of the machine "
+            f"(median; quartiles {busy['q1']:.0%}-{busy['q3']:.0%})."
+        )
     lines += [f"Skipped: {name}: {reason}." for name, reason in result["skipped"].items()]
     lines += [f"Failed: {name}: {reason[:ERROR_TEXT_MAX]}" for name, reason in result["failed"].items()]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Run all questions and write what they found between the two markers of docs/performance.md.
 
 The scripts are run one after the other with the same options; the section is made of the results on disk, so that a
-single question can be asked anew and the page be written again with --render. Quick results are only printed.
+single question can be asked anew and the page be written again with --render. With --quick the page stays as it is.
 """
 
 import json
@@ -26,7 +26,7 @@ SCRIPTS = (  # (script, its further options, the results it writes)
 
 
 def find_section(text: str) -> tuple[int, int]:
-    """Return where the measured section begins and ends, without its markers.
+    """Return where the measured section of the page begins and ends, without its markers.
 
     Raises:
         LookupError: the page does not have exactly one pair of markers, in order.
@@ -36,12 +36,12 @@ def find_section(text: str) -> tuple[int, int]:
     return text.index(BEGIN) + len(BEGIN), text.index(END)
 
 
-def render(*, quick: bool) -> str:
+def render() -> str:
     """Return the section: a heading, a table and its origin for each result there is."""
     parts = []
     for _, _, names in SCRIPTS:
         for name in names:
-            path = harness.result_path(name, quick=quick)
+            path = harness.result_path(name, quick=False)
             if path.exists():
                 result = json.loads(path.read_text())
                 parts.append(f"### {result['title']}\n\n{result['table']}\n\n{harness.describe(result)}")
@@ -49,7 +49,14 @@ def render(*, quick: bool) -> str:
 
 
 def run_scripts(options: list[str], only: list[str]) -> int:
-    """Run the scripts; returns 1 if one of them reported a failure."""
+    """Run the scripts; returns 1 if one of them reported a failure.
+
+    Raises:
+        LookupError: nobody writes one of the results that are wanted.
+    """
+    known = [name for _, _, names in SCRIPTS for name in names]
+    if unknown := [name for name in only if name not in known]:
+        raise LookupError(f"no script writes {', '.join(unknown)}; there are {', '.join(known)}")
     failed = 0
     for script, more, names in SCRIPTS:
         if only and not set(only) & set(names):
@@ -66,17 +73,18 @@ def main() -> int:
         only={"help": "names of results, separated by commas: ask only these", "default": ""},
         render={"action": "store_true", "help": "measure nothing, only write the page"},
     )
-    if not given.quick:
-        find_section(PAGE.read_text())  # before an hour of measuring, not after
+    only = [name for name in given.only.split(",") if name]
     options = ["--quick"] if given.quick else []
     options += ["--rounds", str(given.rounds)] if given.rounds is not None else []
     options += ["--peers", given.peers] if given.peers is not None else []
-    failed = 0 if given.render else run_scripts(options, [name for name in given.only.split(",") if name])
-    section = render(quick=given.quick)
-    if given.quick:
-        print(section)
-    else:
-        write_section(PAGE, section)
+    try:
+        if not given.quick:
+            find_section(PAGE.read_text())  # before an hour of measuring, not after
+        failed = 0 if given.render else run_scripts(options, only)
+    except (FileNotFoundError, LookupError) as error:
+        sys.exit(str(error))
+    if not given.quick:
+        write_section(PAGE, render())
     return failed
 
 

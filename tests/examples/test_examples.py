@@ -36,9 +36,9 @@ def check_success(done: subprocess.CompletedProcess[str]) -> None:
 
 
 def test_word_count_finds_the_identifiers_one_process_finds(tmp_path: pathlib.Path) -> None:
-    done = run_example(tmp_path, "wordcount.py", "--files", "100")
+    done = run_example(tmp_path, "wordcount.py", "--files", "300")
     check_success(done)
-    assert re.search(r"^100 files, ", done.stdout, re.MULTILINE)
+    assert re.search(r"^300 files, ", done.stdout, re.MULTILINE)
     assert len(re.findall(r"^ *[\d,]+  \w+$", done.stdout, re.MULTILINE)) == 10
     assert re.search(r"^ *[\d,]+  self$", done.stdout, re.MULTILINE)
 

@@ -370,6 +370,10 @@ class Simulation:
             self.at(seconds, lambda: end(m.MANY, values, []))
         elif kind == "stream":
             self._stream(process, running, code["items"], seconds, end)
+        elif kind == "borrow":
+            self._borrow(process, code["oids"], seconds, still, end)
+        elif kind == "give":
+            self._give(process, running, code, still, end)
         elif kind != "hang":
             self.at(seconds, lambda: end(m.INLINE, msgpack.packb(code.get("value")), []))
 
@@ -429,6 +433,72 @@ class Simulation:
             self.at(seconds, step)
 
         self.at(seconds, step)
+
+    def when(self, process: Process, entries: list[Entry], then: Callable[[], None], still: Callable[[], bool]) -> None:
+        """Call `then` once all entries have a value, if the process still cares."""
+        if still():
+            if any(entry.status == m.PENDING for entry in entries):
+                self.at(0.0003, lambda: self.when(process, entries, then, still))
+            else:
+                then()
+                self.settle(process)
+
+    def _borrow(
+        self, process: Process, oids: list[bytes], seconds: float, still: Callable[[], bool], end: Callable[..., None]
+    ) -> None:
+        """Take refs out of the arguments, read what they name, and let go of them at the end or some time after."""
+        references = process.core.references
+        entries = [references.borrow(oid) for oid in oids]
+        for entry in entries:
+            process.core.fetch(entry)
+
+        def drop() -> None:
+            if process.alive:
+                for entry in entries:
+                    references.drop(entry)
+                self.settle(process)
+
+        def done() -> None:
+            process.core.wait_ends(self.now)
+            keep = self.rng.random() < 0.5
+            values = [entry.status in (m.INLINE, m.STORED) for entry in entries]
+            if not keep:
+                drop()
+            end(m.INLINE, msgpack.packb(values), [])
+            if keep:
+                self.at(self.rng.uniform(0.0, 0.3), drop)
+
+        def wait() -> None:
+            if still():
+                process.core.wait_begins(self.now)
+                self.settle(process)
+                self.when(process, entries, done, still)
+
+        self.at(seconds, wait)
+
+    def _give(
+        self, process: Process, running: Any, code: dict[str, Any], still: Callable[[], bool], end: Callable[..., None]
+    ) -> None:
+        """Put objects and return refs of them: the worker holds them until the victim does."""
+        del running
+        references = process.core.references
+        made = []
+        for index in range(code["count"]):
+            stored = code["stored"] and index % 2 == 0
+            status = m.STORED if stored else m.INLINE
+            made.append(process.core.put(status, self.write(process, index) if stored else msgpack.packb(index), []))
+        oids = [references.oid(entry) for entry in made]
+
+        def promoted() -> None:
+            process.core.give(made)
+            end(m.INLINE, msgpack.packb(oids), oids)
+            for entry in made:
+                references.drop(entry)
+
+        ticket = references.promote(made)
+        assert ticket is not None
+        self.settle(process)
+        self.when(process, [ticket], promoted, still)
 
     def _finish(self, process: Process, running: Any, status: int, value: Any, inside: list[bytes]) -> None:
         del running

@@ -349,6 +349,92 @@ def test_an_idle_worker_ends_and_a_busy_one_does_not() -> None:
     assert not sim.live_workers()
 
 
+def promote(sim: Simulation, process: Process, entries: list[Any]) -> None:
+    """Hand entries to the node and wait for its answer, as a call with nested refs does."""
+    ticket = process.core.references.promote(entries)
+    sim.settle(process)
+    if ticket is not None:
+        sim.run_until(lambda: ticket.status != m.PENDING, 1.0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("deadly", [False, True])
+def test_refs_inside_arguments_hold_their_objects_and_let_go(seed: int, deadly: bool) -> None:
+    sim = Simulation(seed)
+    driver = sim.driver("d")
+    fate = random.Random(seed)
+    spec = sim.spec(driver, max_retries=-1)
+    tasks: list[Task] = []
+    for i in range(20):
+        inline = driver.core.put(m.INLINE, b"value", [])
+        pending = sim.submit(driver, spec, program("big", value=i, seconds=fate.uniform(0.0, 0.01)))
+        promote(sim, driver, [inline, pending])
+        oids = [driver.core.references.oid(inline), driver.core.references.oid(pending)]
+        code = program("borrow", oids=oids, seconds=0.001)
+        tasks += [sim.submit(driver, spec, code, Inputs(held=[inline, pending])) for _ in range(fate.randrange(1, 3))]
+        sim.drop(driver, inline)
+        sim.drop(driver, pending)
+        sim.run(sim.now + fate.uniform(0.0, 0.01))
+        if deadly and sim.live_workers() and fate.random() < 0.3:
+            sim.kill(fate.choice(sim.live_workers()))
+    finish(sim, driver, tasks)
+    for task in tasks:
+        assert value_of(task) == [True, True], "nothing is freed while a task that names it is unfinished"
+    settle_down(sim, driver, tasks)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("deadly", [False, True])
+def test_refs_inside_results_outlive_the_worker_that_made_them(seed: int, deadly: bool) -> None:
+    sim = Simulation(seed)
+    driver = sim.driver("d")
+    fate = random.Random(seed)
+    spec = sim.spec(driver, max_retries=-1)
+    tasks = [sim.submit(driver, spec, program("give", count=3, stored=fate.random() < 0.5)) for _ in range(15)]
+    for _ in range(6 if deadly else 0):
+        sim.run(sim.now + fate.uniform(0.0, 0.01))
+        ready = [worker for worker in sim.live_workers() if worker.core.welcome is not None]
+        if ready:
+            sim.kill(fate.choice(ready))
+    finish(sim, driver, tasks)
+    sim.run(sim.now + 0.1)
+    for worker in sim.live_workers() if deadly else []:
+        sim.kill(worker)
+    sim.run(sim.now + 0.1)
+    borrowed = []
+    for task in tasks:
+        borrowed += [driver.core.references.borrow(oid) for oid in value_of(task)]
+        sim.drop(driver, task)
+    for entry in borrowed:
+        driver.core.fetch(entry)
+        sim.settle(driver)
+    sim.run_until(lambda: all(entry.status != m.PENDING for entry in borrowed), 1.0)
+    assert all(entry.status in (m.INLINE, m.STORED) for entry in borrowed), [entry.value for entry in borrowed]
+    for entry in borrowed:
+        sim.drop(driver, entry)
+    settle_down(sim, driver, [])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_death_of_a_driver_frees_what_only_it_held(seed: int) -> None:
+    sim = Simulation(seed)
+    first, second = sim.driver("first"), sim.driver("second")
+    spec = sim.spec(first)
+    kept = [first.core.put(m.INLINE, b"x" * 100, []) for _ in range(5)]
+    pending = sim.submit(first, spec, program("work", seconds=5.0))
+    promote(sim, first, [*kept, pending])
+    oid = first.core.references.oid(pending)
+    waiting = second.core.references.borrow(oid)
+    second.core.fetch(waiting)
+    sim.settle(second)
+    sim.run(sim.now + 0.1)
+    sim.kill(first)
+    sim.run_until(lambda: waiting.status != m.PENDING, 5.0)
+    assert waiting.value[0] in ("OwnerDiedError", "ObjectLostError")
+    sim.drop(second, waiting)
+    settle_down(sim, second, [])
+
+
 def trace_of(seed: int) -> str:
     """Return the trace of one eventful run."""
     sim = Simulation(seed)

@@ -18,8 +18,10 @@ from zmesh.wire.messages import (
     ERROR,
     INLINE,
     ITEM,
+    MANY,
     STORED,
     Ack,
+    Buried,
     Done,
     Fetched,
     GiveBack,
@@ -265,12 +267,24 @@ class ClientCore:
                 tasks.entry_resolved(task, now)
             elif result[2] == ITEM:
                 tasks.item(task, result[3])
+                self._take(peer, result)
             else:
                 victim.returned(thief, task)
                 tasks.outcome(task, result, now)
+                self._take(peer, result)
         victim.refill(thief, now)
         if thief.closing and not leased:
             victim.gone(thief, now)
+
+    def _take(self, peer: PeerID, result: Any) -> None:
+        """Have the references inside a result counted for us, if there are any."""
+        status, value = result[2], result[3]
+        if (
+            len(result) > 4
+            or (status == ITEM and value[3])
+            or (status == MANY and any(inside for _, _, inside in value))
+        ):
+            self.references.claim(peer, result[0])
 
     def _late(self, peer: PeerID, result: Any, now: float) -> None:
         """A result nobody leases: the success of an earlier attempt still counts, all else is dropped."""
@@ -283,6 +297,7 @@ class ClientCore:
             self.tasks.outcome(task, result, now)
         elif result[2] == STORED:
             self.references.free_segment(result[3])
+        self._take(peer, result)
 
     def _give_back(self, peer: PeerID, message: GiveBack, now: float) -> None:
         thief = self.victim.thieves.get(peer)
@@ -327,6 +342,8 @@ class ClientCore:
     def _bury(self, message: WorkerDied, now: float) -> None:
         self.references.reader_died(message.worker)
         self.references.victim_died(message.worker)
+        # All it sent lies before this on our link to the node, and so does every Hold that came of it.
+        self.effects.append(Send(self.node, Buried(message.worker)))
         thief = self.victim.thieves.get(message.worker)
         if thief is None:
             self._flush()

@@ -171,16 +171,20 @@ class Directory:
         if dropped:
             self._effects.append(DropSegments(dropped))
 
-    def peer_died(self, peer: PeerID) -> None:
-        """A client is gone: it holds nothing, and what it had promised to make will never come."""
-        for oid, record in list(self._records.items()):
-            if oid not in self._records:
-                continue  # freed with its container
+    def owner_died(self, peer: PeerID) -> None:
+        """A client is gone: it waits for nothing, and what it had promised to make will never come."""
+        for oid, record in self._records.items():
             record.waiters.pop(peer, None)
             if record.status == PENDING and oid[:PEER_ID_BYTES] == peer:
                 text = f"the process that owned object {oid.hex()} died before the object was made"
                 record.status, record.value = ERROR, ("OwnerDiedError", text, {})
                 self._answer(oid, record)
+
+    def holder_died(self, peer: PeerID) -> None:
+        """What a dead client held may go: nobody will come and say that it was given to him."""
+        for oid, record in list(self._records.items()):
+            if oid not in self._records:
+                continue  # freed with its container
             if peer in record.holders:
                 record.clean = False
                 del record.holders[peer]

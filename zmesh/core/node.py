@@ -18,6 +18,7 @@ from zmesh.wire.messages import (
     PROTOCOL_MAJOR,
     UNIT,
     Blocked,
+    Buried,
     Demand,
     Fetch,
     Free,
@@ -92,6 +93,7 @@ class NodeCore:
         self._black_box = black_box
         self._clients: dict[PeerID, Client] = {}
         self._store = (0, 0)
+        self._mourners: dict[PeerID, dict[PeerID, bool]] = {}  # {dead worker: clients that have not buried it}
         self.resources = Resources(total)
         self.matchmaking = Matchmaking(
             node,
@@ -119,6 +121,7 @@ class NodeCore:
             Hold: lambda peer, m, now: directory.hold(peer, m.request, m.holders),
             Release: lambda peer, m, now: directory.release(peer, m.objects),
             Fetch: lambda peer, m, now: directory.fetch(peer, m.objects),
+            Buried: self._buried,
             FreeSegments: lambda peer, m, now: directory.free_segments(m.segments),
         }
 
@@ -215,20 +218,29 @@ class NodeCore:
         owner, seq, attempt = (box.owner, box.seq, box.attempt) if box is not None else (b"", 0, 0)
         self.matchmaking.gone(worker, now)
         self._clients.pop(peer, None)
-        for victim in worker.victims:
-            if victim in self._clients:
-                notice = WorkerDied(peer, worker.pid, status, owner, seq, attempt, worker.reason or reason, tail)
-                notice.over = box is not None and box.over
-                self._effects.append(Send(victim, notice))
-        self._client_died(peer)
+        mourners = {victim: True for victim in worker.victims if victim in self._clients}
+        notice = WorkerDied(peer, worker.pid, status, owner, seq, attempt, worker.reason or reason, tail)
+        notice.over = box is not None and box.over
+        self._effects += [Send(victim, notice) for victim in mourners]
+        self._client_died(peer, mourners)
         self.matchmaking.match(now)
+
+    def _buried(self, peer: PeerID, message: Buried, now: float) -> None:
+        """A victim has taken in all that a dead worker sent it; when all have, what the worker held may go."""
+        del now
+        mourners = self._mourners.get(message.worker)
+        if mourners is not None:
+            mourners.pop(peer, None)
+            if not mourners:
+                del self._mourners[message.worker]
+                self.directory.holder_died(message.worker)
 
     def client_ended(self, peer: PeerID, now: float) -> None:
         """A driver or observer is gone, or said goodbye."""
         client = self._clients.pop(peer, None)
         if client is None:
             return
-        self._client_died(peer)
+        self._client_died(peer, {})
         for worker in list(self.matchmaking.workers.values()):
             if worker.job != peer:
                 continue
@@ -239,14 +251,20 @@ class NodeCore:
                 self._effects.append(KillProcess(worker.peer))
         self.matchmaking.match(now)
 
-    def _client_died(self, peer: PeerID) -> None:
+    def _client_died(self, peer: PeerID, mourners: dict[PeerID, bool]) -> None:
+        for dead in [dead for dead, left in self._mourners.items() if peer in left]:
+            self._buried(peer, Buried(dead), 0.0)
         for worker in self.matchmaking.client_gone(peer):
             box = self._executing(worker.slot)
             if box is not None and box.owner == peer:
                 self._effects.append(KillProcess(worker.peer))
             if worker.state in (ATTACHED, DETACHING):
                 self.matchmaking.leave(worker)
-        self.directory.peer_died(peer)
+        self.directory.owner_died(peer)
+        if mourners:
+            self._mourners[peer] = mourners
+        else:
+            self.directory.holder_died(peer)
 
     def log(self, peer: PeerID, name: str, stream: int, text: str, now: float) -> None:
         """A worker wrote whole lines: they go to the driver of its job."""

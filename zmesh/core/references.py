@@ -21,6 +21,7 @@ from zmesh.wire.messages import (
     Promote,
     Release,
     Resolve,
+    Taken,
     Unpin,
 )
 
@@ -57,6 +58,9 @@ class References:
         self._borrowed: dict[ObjectID, Entry] = {}
         self._uncounted: dict[ObjectID, Entry] = {}  # borrowed for the running task; its victim holds them meanwhile
         self._views: dict[Key, View] = {}
+        self._arrived: list[ObjectID] = []  # inside the result being taken in
+        self._claims: dict[int, tuple[PeerID, int]] = {}  # {request: (thief, seq)} the node has not answered yet
+        self._given: dict[tuple[PeerID, int], list[Entry]] = {}  # {(victim, seq): in results not yet taken}
 
     # References and views in this process.
 
@@ -187,11 +191,16 @@ class References:
         self._effects.append(Send(self._node, Promote(ticket.seq, objects)))
         return ticket
 
-    def hold_for(self, peer: PeerID, entries: list[Entry]) -> Entry:
-        """Count `peer` as a holder of these promoted entries, before a value that contains them is sent to it."""
-        ticket = self._ticket()
-        self._effects.append(Send(self._node, Hold(ticket.seq, [(self.oid(entry), peer) for entry in entries])))
-        return ticket
+    def give(self, victim: PeerID, seq: int, entries: list[Entry]) -> None:
+        """A result that contains these leaves for the victim: hold them until it has them counted for itself."""
+        for entry in entries:
+            entry.refs += 1
+        self._given.setdefault((victim, seq), []).extend(entries)
+
+    def taken(self, victim: PeerID, seq: int) -> None:
+        """The victim holds the references of that result itself."""
+        for entry in self._given.pop((victim, seq), ()):
+            self.drop(entry)
 
     def _ticket(self) -> Entry:
         self._requests += 1
@@ -210,7 +219,11 @@ class References:
 
     def acknowledged(self, request: int, error: str) -> None:
         """The node carried out a Promote or Hold, or says why not."""
-        if error:
+        claim = self._claims.pop(request, None)
+        if claim is not None:
+            thief, seq = claim
+            self._effects.append(Send(thief, Taken(seq)))
+        elif error:
             self.answered(request, ERROR, ("StoreFullError", error, {}))
         else:
             self.answered(request, INLINE, None)
@@ -236,7 +249,7 @@ class References:
         """Return the entry of a reference that arrived inside a value, with one reference more.
 
         Args:
-            counted: the sender had the node count this process as a holder.
+            counted: the node was told to count this process as a holder.
         """
         owner, seq, index = split_object_id(oid)
         entry = self._lent.get((seq, index)) if owner == self._me else self._borrowed.get(oid)
@@ -255,8 +268,19 @@ class References:
         return entry
 
     def inside(self, entry: Entry, oids: list[ObjectID]) -> None:
-        """The value of `entry`, just arrived, contains these references, each counted for this process."""
+        """The value of `entry`, just arrived, contains these references, which its sender holds until `claim`."""
+        self._arrived += oids
         self.share(entry).inside += [self.borrow(oid, counted=True) for oid in oids]
+
+    def claim(self, thief: PeerID, seq: int) -> None:
+        """Have the node count the references that arrived with a result, and then let the thief drop its own."""
+        if self._arrived:
+            self._requests += 1
+            self._claims[self._requests] = (thief, seq)
+            self._effects.append(Send(self._node, Hold(self._requests, [(oid, self._me) for oid in self._arrived])))
+            self._arrived = []
+        else:
+            self._effects.append(Send(thief, Taken(seq)))  # nobody wanted the result
 
     def fetch(self, entry: Entry) -> None:
         """Ask the node for the value of a borrowed entry, once."""
@@ -343,7 +367,9 @@ class References:
         return list(dict.fromkeys(view.victim for key, view in self._views.items() if not isinstance(key, bytes)))
 
     def victim_died(self, victim: PeerID) -> None:
-        """Nobody will hear an Unpin any more; the views stay valid as long as they live."""
+        """Nobody will hear an Unpin any more, nor take a result; views stay valid as long as they live."""
+        for key in [key for key in self._given if key[0] == victim]:
+            self.taken(*key)
         for full, view in self._views.items():
             if view.victim == victim and not isinstance(full, bytes):
                 view.kept = 0
@@ -351,7 +377,7 @@ class References:
     @property
     def idle(self) -> bool:
         """Whether this process could end without anybody missing an object."""
-        return not self._lent and not self._tickets
+        return not self._lent and not self._tickets and not self._given
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""

@@ -5,10 +5,23 @@ from typing import Any
 
 from zmesh.core.client import ClientCore
 from zmesh.core.effects import Effect, Exit, Send
+from zmesh.core.records import Entry
 from zmesh.core.thief import ATTACHED, CLOSING, FREE, Running, ThiefHalf
 from zmesh.core.timers import Timers
 from zmesh.wire.ids import PeerID
-from zmesh.wire.messages import Attach, Blocked, Cancel, Consumed, Detach, Free, Stop, Unblocked, Unstolen, Work
+from zmesh.wire.messages import (
+    Attach,
+    Blocked,
+    Cancel,
+    Consumed,
+    Detach,
+    Free,
+    Stop,
+    Taken,
+    Unblocked,
+    Unstolen,
+    Work,
+)
 
 BLOCK_AFTER_S = 0.002  # a wait longer than this gives the CPU back: shorter ones are not worth two messages
 
@@ -46,6 +59,7 @@ class WorkerCore(ClientCore):
             Cancel: self._cancel,
             Consumed: self._consumed,
             Stop: self._stop,
+            Taken: lambda peer, message, _: self.references.taken(peer, message.seq),
         }
 
     # From the worker's main thread.
@@ -79,6 +93,12 @@ class WorkerCore(ClientCore):
     def item(self, status: int, value: Any, inside: list[bytes], now: float) -> None:
         """The running stream yielded; see ThiefHalf.item."""
         self.thief.item(status, value, inside, now)
+
+    def give(self, entries: list[Entry]) -> None:
+        """The running task's result contains these references; see References.give."""
+        running = self.thief.running
+        assert running is not None
+        self.references.give(running.victim, running.seq, entries)
 
     def may_yield(self) -> bool:
         """Whether the running stream may send one more item than its reader has taken."""

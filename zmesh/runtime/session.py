@@ -186,12 +186,6 @@ class Session:
             ticket = self.core.references.promote(entries)
         self._redeem(ticket)
 
-    def hold_for(self, peer: PeerID, entries: list[Entry]) -> None:
-        """Have the node count `peer` as a holder of these; waits for its answer."""
-        with self.reactor.lock:
-            ticket = self.core.references.hold_for(peer, entries)
-        self._redeem(ticket)
-
     def _redeem(self, ticket: Entry | None, timeout: float | None = None) -> Any:
         if ticket is None:
             return None

@@ -190,7 +190,7 @@ class Worker:
                 return INLINE, plain, [], len(plain)
             status, packed, inside, size = self.session.pack_value(value, f"result of {spec.name}")
             del value
-            return status, packed, self._hold(running, inside), size
+            return status, packed, self._give(inside), size
         return self._many(running, spec, value)
 
     def _resolve_arguments(self, running: Running) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -222,11 +222,12 @@ class Worker:
 
         return self.store.view(segment, nbytes, on_unpin, writable=False)
 
-    def _hold(self, running: Running, inside: list[Any]) -> list[bytes]:
-        """Have the victim counted as a holder of the refs inside a value before it hears of them."""
+    def _give(self, inside: list[Any]) -> list[bytes]:
+        """Keep the refs inside a result alive until the victim holds them itself; returns their IDs."""
         if not inside:
             return []
-        self.session.hold_for(running.victim, inside)
+        with self.reactor.lock:
+            self.core.give(inside)
         return [self.core.references.oid(entry) for entry in inside]
 
     def _many(self, running: Running, spec: WorkSpec, value: Any) -> tuple[int, Any, list[bytes], int]:
@@ -240,7 +241,7 @@ class Worker:
         total = 0
         for index, one in enumerate(values):
             status, packed, inside, size = self.session.pack_value(one, f"result {index} of {spec.name}")
-            results.append((status, packed, self._hold(running, inside)))
+            results.append((status, packed, self._give(inside)))
             total += size
         return MANY, results, [], total
 
@@ -254,7 +255,7 @@ class Worker:
         room = Waiter(1)
         for value in values:
             status, packed, inside, _ = self.session.pack_value(value, f"item of {running.spec.name}")
-            oids = self._hold(running, inside)
+            oids = self._give(inside)
             with reactor.lock:
                 reactor.holder = threading.get_ident()
                 core.item(status, packed, oids, monotonic())

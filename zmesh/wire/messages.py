@@ -354,6 +354,20 @@ class Unpin:
     objects: list[Any]
 
 
+@dataclass(slots=True)
+class Taken:
+    """Victim to thief: the node counts me as a holder of the references in your result of task `seq`; drop yours."""
+
+    seq: int
+
+
+@dataclass(slots=True)
+class Buried:
+    """Client to node: I have taken in all that the dead `worker` sent me; what it held may go."""
+
+    worker: PeerID
+
+
 MESSAGES: tuple[type[Any], ...] = (
     # The place in this tuple is the message's code on the wire: append only.
     Hello,
@@ -391,4 +405,6 @@ MESSAGES: tuple[type[Any], ...] = (
     Cancel,
     Consumed,
     Unpin,
+    Taken,
+    Buried,
 )
