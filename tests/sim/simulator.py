@@ -512,6 +512,10 @@ class Simulation:
         """Return the workers that are alive, in the order they were born."""
         return [process for process in self.processes.values() if process.slot >= 0 and process.alive]
 
+    def ready_workers(self) -> list[Process]:
+        """Return those of them that the node has greeted."""
+        return [process for process in self.live_workers() if process.core.welcome is not None]
+
     def drop(self, process: Process, entry: Entry) -> None:
         """The program lets go of a ref."""
         process.core.references.drop(entry)

@@ -375,8 +375,8 @@ def test_refs_inside_arguments_hold_their_objects_and_let_go(seed: int, deadly: 
         sim.drop(driver, inline)
         sim.drop(driver, pending)
         sim.run(sim.now + fate.uniform(0.0, 0.01))
-        if deadly and sim.live_workers() and fate.random() < 0.3:
-            sim.kill(fate.choice(sim.live_workers()))
+        if deadly and sim.ready_workers() and fate.random() < 0.3:
+            sim.kill(fate.choice(sim.ready_workers()))
     finish(sim, driver, tasks)
     for task in tasks:
         assert value_of(task) == [True, True], "nothing is freed while a task that names it is unfinished"
@@ -393,9 +393,8 @@ def test_refs_inside_results_outlive_the_worker_that_made_them(seed: int, deadly
     tasks = [sim.submit(driver, spec, program("give", count=3, stored=fate.random() < 0.5)) for _ in range(15)]
     for _ in range(6 if deadly else 0):
         sim.run(sim.now + fate.uniform(0.0, 0.01))
-        ready = [worker for worker in sim.live_workers() if worker.core.welcome is not None]
-        if ready:
-            sim.kill(fate.choice(ready))
+        if sim.ready_workers():
+            sim.kill(fate.choice(sim.ready_workers()))
     finish(sim, driver, tasks)
     sim.run(sim.now + 0.1)
     for worker in sim.live_workers() if deadly else []:

@@ -74,8 +74,8 @@ class Demanded:
 
     @property
     def lacks(self) -> int:
-        """Workers it could use and does not have."""
-        return self.workers - len(self.attached)
+        """Workers it could use and does not have. A blocked one is of no use: what it waits for may be queued here."""
+        return self.workers - sum(not worker.booking.blocked for worker in self.attached.values())
 
 
 class Matchmaking:
