@@ -8,8 +8,6 @@ import contextlib
 import importlib
 import os
 import pathlib
-import shutil
-import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -33,6 +31,7 @@ class Contender:
         queued_share: which part of the queue of the memory question it gets; the slow ones get less.
         stores: whether `share` puts a value into a store, instead of handing it to each task by value.
         answers: whether it runs functions; the raw echo does not.
+        scratch: a directory for its files; whoever made it removes it.
     """
 
     name: ClassVar[str]
@@ -42,6 +41,9 @@ class Contender:
     queued_share: ClassVar[float] = 1.0
     stores: ClassVar[bool] = False
     answers: ClassVar[bool] = True
+
+    def __init__(self, scratch: str) -> None:
+        self.scratch = scratch
 
     def load(self) -> None:
         """Import what it needs."""
@@ -151,8 +153,7 @@ class RawEcho(Contender):
         """Fork the echoes before there is a context, and wait until both said their names."""
         import zmq
 
-        self._directory = tempfile.mkdtemp(prefix="perf-echo-")
-        self._endpoint = f"ipc://{self._directory}/echo"
+        self._endpoint = f"ipc://{self.scratch}/echo"
         self._echoes = [pid for _ in range(WORKERS) if (pid := self._fork())]
         self._context = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
@@ -177,7 +178,6 @@ class RawEcho(Contender):
         for pid in self._echoes:
             os.waitpid(pid, 0)
         self._context.destroy(linger=0)
-        shutil.rmtree(self._directory, ignore_errors=True)
 
     def submit(self, function: Callable[..., Any], *args: Any) -> None:
         """Send one message, to each echo in turn."""
@@ -263,20 +263,18 @@ class Ray(Contender):
 
         self._ray = ray
         self._remote: dict[Any, Any] = {}  # {function: its remote function}
-        self._directory = tempfile.mkdtemp(prefix="perf-ray-")
         ray.init(
             address="local",
             num_cpus=WORKERS,
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",
-            _temp_dir=self._directory,
+            _temp_dir=self.scratch,
         )
 
     def stop(self) -> None:
         """Shut down."""
         self._ray.shutdown()
-        shutil.rmtree(self._directory, ignore_errors=True)
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call .remote()."""
@@ -313,8 +311,7 @@ class Dask(Contender):
         import dask
         import distributed
 
-        self._directory = tempfile.mkdtemp(prefix="perf-dask-")
-        dask.config.set(temporary_directory=self._directory)
+        dask.config.set(temporary_directory=self.scratch)
         self._cluster = distributed.LocalCluster(
             n_workers=WORKERS,
             threads_per_worker=1,
@@ -322,7 +319,7 @@ class Dask(Contender):
             dashboard_address=None,
             memory_limit=0,
             silence_logs="ERROR",
-            local_directory=self._directory,
+            local_directory=self.scratch,
         )
         self._client = distributed.Client(self._cluster)
 
@@ -330,7 +327,6 @@ class Dask(Contender):
         """Close both."""
         self._client.close()
         self._cluster.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Any:
         """Submit one call, which is never taken for an earlier one."""
@@ -356,8 +352,7 @@ class Ipyparallel(Contender):
 
     def start(self) -> None:
         """Start the cluster and connect."""
-        self._directory = tempfile.mkdtemp(prefix="perf-ipp-")
-        os.environ["IPYTHONDIR"] = self._directory
+        os.environ["IPYTHONDIR"] = self.scratch
         import ipyparallel
 
         self._cluster = ipyparallel.Cluster(n=WORKERS, log_level=40)
@@ -369,7 +364,6 @@ class Ipyparallel(Contender):
         """End engines and controller."""
         self._client.close()
         self._cluster.stop_cluster_sync()
-        shutil.rmtree(self._directory, ignore_errors=True)
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Any:
         """Apply asynchronously."""

@@ -1,7 +1,7 @@
 """The process that drives one contender through one measurement; harness.py starts it anew each time.
 
-The only argument is JSON: which contender, which function of which script, with what parameters, and the descriptor
-of the pipe that takes the answer: {"figures": {name: number}} or {"error": text}.
+The only argument is JSON: which contender, which function of which script, with what parameters, a directory for
+files, and the descriptor of the pipe that takes the answer: {"figures": {name: number}} or {"error": text}.
 """
 
 import importlib
@@ -21,7 +21,7 @@ def answer(order: dict[str, Any]) -> dict[str, Any]:
     """Measure as ordered; whatever goes wrong in a contender becomes the answer."""
     try:
         measure = getattr(importlib.import_module(order["module"]), order["function"])
-        return {"figures": measure(BY_NAME[order["contender"]](), order["parameters"])}
+        return {"figures": measure(BY_NAME[order["contender"]](order["scratch"]), order["parameters"])}
     except Exception as error:  # a contender may fail in any way; the harness reports it
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"[:ERROR_TEXT_MAX]}

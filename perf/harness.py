@@ -208,21 +208,25 @@ def _play(
 
 
 def take_turn(function: str, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Run one measurement in a driver process of its own, and see that none of its processes survives.
+    """Run one measurement in a driver process of its own, and see that no process and no file survives it.
 
     Returns:
         {"figures": {name: number}}, or {"error": text}.
     """
     reader, writer = os.pipe()
-    order = {
-        "module": pathlib.Path(sys.argv[0]).stem,
-        "function": function,
-        "contender": name,
-        "parameters": parameters,
-        "pipe": writer,
-    }
-    path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with tempfile.TemporaryFile() as output:
+    with (
+        tempfile.TemporaryDirectory(prefix="perf-", ignore_cleanup_errors=True) as scratch,
+        tempfile.TemporaryFile() as output,
+    ):
+        order = {
+            "module": pathlib.Path(sys.argv[0]).stem,
+            "function": function,
+            "contender": name,
+            "parameters": parameters,
+            "scratch": scratch,
+            "pipe": writer,
+        }
+        path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
         driver = subprocess.Popen(
             [sys.executable, str(HERE / "driver.py"), json.dumps(order)],
             pass_fds=[writer],
@@ -241,19 +245,23 @@ def take_turn(function: str, name: str, parameters: dict[str, Any]) -> dict[str,
             driver.kill()
             driver.wait()
             killed = end_descendants(EXIT_GRACE_S)
-        # Forked workers inherit the pipe, so its end says nothing; the end of the driver does.
-        os.set_blocking(reader, False)
-        try:
-            text = os.read(reader, 1 << 16)
-        except BlockingIOError:
-            text = b""
-        os.close(reader)
-        answer: dict[str, Any] = json.loads(text) if text else {"error": f"{end}: {_tail(output)}"}
+        answer = _read_answer(reader) or {"error": f"{end}: {_tail(output)}"}
     if killed:
         _say(f"{name} left {killed} processes behind; they were killed")
         if "figures" in answer:
             answer["figures"]["left_behind"] = killed
     return answer
+
+
+def _read_answer(reader: int) -> dict[str, Any] | None:
+    """Return what is in the pipe; forked workers inherit its other end, so that waiting for the end says nothing."""
+    os.set_blocking(reader, False)
+    try:
+        text = os.read(reader, 1 << 16)
+    except BlockingIOError:
+        text = b""
+    os.close(reader)
+    return json.loads(text) if text else None
 
 
 def _tail(output: Any) -> str:

@@ -10,7 +10,6 @@ import argparse
 import os
 import pathlib
 import sys
-import tempfile
 from time import perf_counter
 from typing import Any
 
@@ -76,8 +75,8 @@ def measure(contender: Contender, parameters: dict[str, Any]) -> dict[str, float
 def measure_queued(contender: Contender, parameters: dict[str, Any]) -> dict[str, float]:
     """Hold up all workers, queue the tasks with all handles held, and look at our own memory."""
     tasks = max(1000, int(parameters["queued"] * contender.queued_share))
-    with contender, tempfile.TemporaryDirectory(prefix="perf-queued-") as directory:
-        gate = pathlib.Path(directory) / "gate"
+    gate = pathlib.Path(contender.scratch) / "gate"
+    with contender:
         contender.gather([contender.submit(workloads.increment, number) for number in range(100)])
         held_up = [contender.submit(workloads.wait_for_file, os.fspath(gate)) for _ in range(WORKERS)]
         before = resident_bytes()

@@ -1,0 +1,212 @@
+"""Shared objects: nothing is freed while anybody holds it, and everything is in the end."""
+
+import random
+from typing import Any
+
+import pytest
+
+from zmesh.core.directory import Directory
+from zmesh.core.effects import DropSegments, Effect, Send
+from zmesh.wire.ids import object_id
+from zmesh.wire.messages import ERROR, INLINE, PENDING, STORED, Ack, Fetched, RecycleSegments
+
+A, B, C = (name * 16 for name in (b"a", b"b", b"c"))
+DEAD = b"d" * 16
+
+
+class Desk:
+    """A directory with its effects and its store in view."""
+
+    def __init__(self, capacity: int = 1000) -> None:
+        self.effects: list[Effect] = []
+        self.free = capacity
+        self.living = {A: True, B: True, C: True}
+        self.directory = Directory(
+            self.effects, alive=self.living.__contains__, reserve=self._reserve, release=self._release
+        )
+
+    def _reserve(self, nbytes: int) -> bool:
+        if nbytes > self.free:
+            return False
+        self.free -= nbytes
+        return True
+
+    def _release(self, nbytes: int) -> None:
+        self.free += nbytes
+
+    def said(self) -> list[Any]:
+        found = [(e.to, e.message) if isinstance(e, Send) else e for e in self.effects]
+        self.effects.clear()
+        self.directory.check()
+        return found
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+OID = object_id(A, 1)
+
+
+def test_a_promoted_object_is_told_to_whoever_asks(desk: Desk) -> None:
+    desk.directory.promote(A, 7, [(OID, INLINE, b"v", [])])
+    desk.directory.fetch(B, [OID])
+    assert desk.said() == [(A, Ack(7)), (B, Fetched([(OID, INLINE, b"v")]))]
+
+
+def test_a_pending_one_is_told_when_it_resolves(desk: Desk) -> None:
+    desk.directory.promote(A, 7, [(OID, PENDING, None, [])])
+    desk.directory.fetch(B, [OID])
+    assert desk.said() == [(A, Ack(7))]
+    desk.directory.resolve([(OID, INLINE, b"v", [])])
+    assert desk.said() == [(B, Fetched([(OID, INLINE, b"v")]))]
+    assert desk.free == 999
+
+
+def test_an_unknown_object_is_answered_too(desk: Desk) -> None:
+    desk.directory.fetch(B, [OID])
+    ((to, message),) = desk.said()
+    assert to == B
+    assert message.objects[0][1] == ERROR
+    assert message.objects[0][2][0] == "ObjectLostError"
+
+
+def test_a_value_that_does_not_fit_is_refused_and_nothing_is_kept(desk: Desk) -> None:
+    desk.directory.promote(A, 7, [(OID, INLINE, b"v" * 1001, [])])
+    ((_, ack),) = desk.said()
+    assert "1,001 bytes" in ack.error
+    assert len(desk.directory) == 0
+
+
+def test_the_last_release_frees_and_recycles_a_clean_segment(desk: Desk) -> None:
+    desk.directory.promote(A, 0, [(OID, STORED, (5, 100, B), [])])
+    desk.directory.hold(A, 0, [(OID, C)])
+    desk.directory.release(A, [(OID, 1, True)])
+    assert desk.said() == [(A, Ack(0))]
+    assert desk.directory.segments_in_use() == [5]
+    desk.directory.release(C, [(OID, 1, True)])
+    assert desk.said() == [(B, RecycleSegments([5]))]
+
+
+@pytest.mark.parametrize("why", ["unclean", "producer dead", "holder died"])
+def test_a_segment_that_somebody_dead_may_have_read_is_dropped(desk: Desk, why: str) -> None:
+    desk.directory.promote(A, 0, [(OID, STORED, (5, 100, B), [])])
+    desk.directory.hold(A, 9, [(OID, C)])
+    desk.said()
+    if why == "producer dead":
+        del desk.living[B]
+    desk.directory.release(A, [(OID, 1, why != "unclean")])
+    if why == "holder died":
+        desk.directory.holder_died(C)
+    else:
+        desk.directory.release(C, [(OID, 1, True)])
+    assert desk.said() == [DropSegments([5])]
+
+
+def test_a_release_may_overtake_the_hold_it_belongs_to(desk: Desk) -> None:
+    desk.directory.promote(A, 0, [(OID, INLINE, b"v", [])])
+    desk.directory.release(C, [(OID, 1, True)])
+    desk.directory.release(A, [(OID, 1, True)])
+    assert len(desk.directory) == 1, "a hold for C is on its way"
+    desk.directory.hold(B, 0, [(OID, C)])
+    assert len(desk.directory) == 0
+    assert desk.free == 1000
+
+
+def test_a_count_below_zero_ends_with_the_death_of_whoever_owed_the_hold(desk: Desk) -> None:
+    desk.directory.promote(A, 0, [(OID, INLINE, b"v", [])])
+    desk.directory.release(C, [(OID, 1, True)])
+    desk.directory.release(A, [(OID, 1, True)])
+    desk.directory.holder_died(B)
+    assert len(desk.directory) == 0
+
+
+def test_what_a_value_contains_lives_as_long_as_the_value(desk: Desk) -> None:
+    inner, outer = object_id(A, 2), object_id(A, 3)
+    desk.directory.promote(A, 0, [(inner, INLINE, b"i", [])])
+    desk.directory.promote(A, 0, [(outer, INLINE, b"o", [inner])])
+    desk.directory.release(A, [(inner, 1, True)])
+    assert len(desk.directory) == 2
+    desk.directory.release(A, [(outer, 1, True)])
+    assert len(desk.directory) == 0
+
+
+def test_a_chain_of_ten_thousand_values_is_freed_without_recursion(desk: Desk) -> None:
+    below: list[bytes] = []
+    for seq in range(10_000):
+        oid = object_id(A, seq + 1)
+        desk.directory.promote(A, 0, [(oid, PENDING, None, below)])
+        for inner in below:
+            desk.directory.release(A, [(inner, 1, True)])
+        below = [oid]
+    desk.directory.release(A, [(below[0], 1, True)])
+    assert len(desk.directory) == 0
+
+
+def test_the_owners_death_fails_what_was_pending_and_keeps_what_was_there(desk: Desk) -> None:
+    ready = object_id(A, 2)
+    desk.directory.promote(A, 0, [(OID, PENDING, None, []), (ready, INLINE, b"v", [])])
+    desk.directory.hold(A, 0, [(OID, B), (ready, B)])
+    desk.directory.fetch(B, [OID])
+    desk.said()
+    del desk.living[A]
+    desk.directory.owner_died(A)
+    desk.directory.holder_died(A)
+    ((to, told),) = desk.said()
+    assert to == B
+    assert told.objects[0][2][0] == "OwnerDiedError"
+    desk.directory.fetch(B, [ready])
+    assert desk.said() == [(B, Fetched([(ready, INLINE, b"v")]))]
+
+
+def test_a_hold_for_the_dead_is_not_recorded_and_one_on_nothing_is_refused(desk: Desk) -> None:
+    desk.directory.promote(A, 0, [(OID, INLINE, b"v", [])])
+    desk.directory.hold(A, 3, [(OID, DEAD)])
+    desk.directory.release(A, [(OID, 1, True)])
+    assert len(desk.directory) == 0
+    desk.said()
+    desk.directory.hold(A, 4, [(OID, B)])
+    ((_, ack),) = desk.said()
+    assert "freed" in ack.error
+
+
+def test_a_result_for_an_object_nobody_wants_any_more_frees_its_segment(desk: Desk) -> None:
+    desk.directory.resolve([(OID, STORED, (5, 100, B), [])])
+    assert desk.said() == [(B, RecycleSegments([5]))]
+
+
+def test_who_waits_for_an_object_that_is_freed_is_told_so(desk: Desk) -> None:
+    desk.directory.promote(A, 0, [(OID, PENDING, None, [])])
+    desk.directory.fetch(B, [OID])
+    desk.directory.release(A, [(OID, 1, True)])
+    assert desk.said()[-1][1].objects[0][1] == ERROR
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_holds_and_releases_in_any_order_free_everything_and_nothing_early(seed: int) -> None:
+    """Each peer's own messages keep their order; those of different peers mix as they like."""
+    rng = random.Random(seed)
+    desk = Desk()
+    oids = [object_id(A, seq) for seq in range(1, 6)]
+    desk.directory.promote(A, 0, [(oid, STORED, (n, 10, A), []) for n, oid in enumerate(oids)])
+    queues: dict[bytes, list[Any]] = {peer: [] for peer in (A, B, C)}
+    expected = dict.fromkeys(oids, 1)  # holds told, less releases told, over all messages sent or not
+    for _ in range(40):
+        oid, giver, taker = rng.choice(oids), *rng.sample([A, B, C], 2)
+        queues[giver].append(("hold", oid, taker))
+        queues[taker].append(("release", oid, taker))
+    for oid in oids:
+        queues[A].append(("release", oid, A))
+    while any(queues.values()):
+        peer = rng.choice([peer for peer, queue in queues.items() if queue])
+        verb, oid, who = queues[peer].pop(0)
+        if verb == "hold":
+            expected[oid] += 1
+            desk.directory.hold(peer, 0, [(oid, who)])
+        else:
+            expected[oid] -= 1
+            desk.directory.release(who, [(oid, 1, True)])
+        desk.directory.check()
+    assert len(desk.directory) == 0
+    assert set(expected.values()) == {0}
