@@ -109,7 +109,8 @@ class ClientCore:
         """Make a task of this call; returns it with one reference counted for each of its results."""
         self._seq += 1
         task = Task(self._seq, spec, args, depth)
-        if inputs is None and spec.num_returns == 1 and self.current is None and self.lost is None:
+        plain = inputs is None and spec.num_returns == 1 and self.current is None
+        if plain and self.lost is None and not self._impossible:
             self.tasks.open += 1
             self.victim.push(task, now)
             return task

@@ -60,7 +60,7 @@ def decode(frame: bytes) -> Any:
     """
     try:
         code, *values = msgpack.unpackb(frame, use_list=False, strict_map_key=False)
-        cls = MESSAGES[code] if code >= 0 else None
+        cls = MESSAGES[code] if 0 <= code < len(MESSAGES) else None
     except Exception as error:  # msgpack raises ValueError, its own classes, RecursionError, UnicodeDecodeError
         raise RemoteProtocolError(f"frame of {len(frame)} bytes is not a message: {type(error).__name__}") from None
     if cls is None:
