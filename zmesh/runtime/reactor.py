@@ -2,9 +2,10 @@
 
 Three rules, each with a test that fails without it (tests/runtime/test_reactor.py):
 
-- Lost wake-up. A thread that touches a socket swallows the edge another thread sleeps on. So whoever sends or receives
-  drains every socket to EAGAIN, feeds the core and carries out the effects before it lets go of the lock; if what it
-  did concerns a sleeper, it writes that sleeper's eventfd.
+- Lost wake-up. A thread that touches a socket swallows the edge another thread sleeps on. So if anybody sleeps,
+  whoever sends or receives drains the sockets it touched to EAGAIN, feeds the core and carries out the effects before
+  it lets go of the lock; if what it did concerns the sleeper, it writes its eventfd. If nobody does, the sockets stay
+  marked as touched, and whoever sleeps next drains them first.
 - Signals. A KeyboardInterrupt between the two frames of a message would glue it to the next. Our handler only notes a
   signal that arrives while the main thread holds the lock, and the thread raises it after letting go.
 - Finalizers take no lock: they append to a deque, and write the eventfd if somebody should look soon.
@@ -148,12 +149,24 @@ class Reactor:
 
     # Entering.
 
-    def pump(self, now: float, *, everything: bool = True) -> None:
+    def send_out(self, now: float) -> None:
+        """Carry out effects now, and leave the looking to whoever sleeps next, if nobody sleeps now. Under the lock."""
+        if self._leader == _NOBODY and self._broken is None:
+            try:
+                self._carry_out()
+            except Exception as error:
+                self._break(error)
+            self.last_pump = now
+        else:
+            self.pump(now, everything=False)
+
+    def pump(self, now: float, *, everything: bool = True, one: bool = False) -> None:
         """Drain the sockets, feed the core, carry out its effects, until there is nothing more. Under the lock.
 
         Args:
-            everything: look at all sockets; else only at those this thread sent on, or saw readable in a poll: the
+            everything: look at all sockets; else only at those somebody sent on, or saw readable in a poll: the
                 others still have the edge that wakes whoever sleeps on them.
+            one: of those, take one frame each, which is mostly the only one; drain them before sleeping.
         """
         self.pumps += 1
         core, effects = self.core, self.core.effects
@@ -171,6 +184,8 @@ class Reactor:
                     self._carry_out()
                 if everything:
                     self.sockets.drain(self._deliver)
+                elif one:
+                    self.sockets.take_seen(self._deliver)
                 else:
                     self.sockets.drain_touched(self._deliver)
                 # Each socket said EAGAIN; only what we send now could hide a new edge.
@@ -324,9 +339,13 @@ class Reactor:
                         self.core.wait_begins(now)  # type: ignore[attr-defined]  # a WorkerCore, if in a task
                         begun = True
                     if slept or self.core.effects or self.dropped or self.unpinned:
-                        self.pump(now, everything=False)  # what else came wakes us at once
-                    if waiter.condition is not None and waiter.condition():
+                        self.pump(now, everything=False, one=True)  # what else came wakes us at once
+                    if waiter.condition is not None and not waiter.satisfied and waiter.condition():
                         waiter.satisfied = True
+                    if not waiter.satisfied and (self.sockets.touched or self.core.effects):
+                        self.pump(now, everything=False)  # so that we may sleep
+                        if waiter.condition is not None and waiter.condition():
+                            waiter.satisfied = True
                     if waiter.satisfied or self.signalled is not None or (deadline is not None and now >= deadline):
                         if begun:
                             self._resume_task()

@@ -108,7 +108,7 @@ class Session:
             if now - reactor.last_pump > LOOK_S:
                 reactor.pump(now)
             elif self.core.effects:
-                reactor.pump(now, everything=False)
+                reactor.send_out(now)
             reactor.holder = 0
         if reactor.signalled is not None:
             reactor.raise_signal()

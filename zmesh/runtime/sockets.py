@@ -116,23 +116,31 @@ class ClientSockets:
         if socket is not None:
             self._seen[fd] = socket
 
-    def drain_touched(self, deliver: Deliver) -> None:
-        """Drain what was sent on or seen readable since the last drain; nothing else can have lost its edge."""
-        seen, touched = self._seen, self._touched
+    def take_seen(self, deliver: Deliver) -> None:
+        """Take one frame of each socket that a sleeper saw readable; there may be more, so they count as touched."""
+        seen = self._seen
         while seen:
-            _, (peer, socket) = seen.popitem()
-            # Most likely there is a frame: trying costs less than asking first.
+            fd, found = seen.popitem()
+            peer, socket = self._touched[fd] = found
             try:
                 sender = peer or socket.recv(_DONTWAIT)
                 frame = socket.recv(_DONTWAIT)
             except zmq.Again:
-                pass
-            else:
-                deliver(sender, frame)
-            self._drain(peer, socket, deliver)
+                continue
+            deliver(sender, frame)
+
+    def drain_touched(self, deliver: Deliver) -> None:
+        """Drain what was sent on or seen readable since the last drain; nothing else can have lost its edge."""
+        self.take_seen(deliver)
+        touched = self._touched
         while touched:
             _, (peer, socket) = touched.popitem()
             self._drain(peer, socket, deliver)
+
+    @property
+    def touched(self) -> bool:
+        """Whether a socket may hold a frame whose edge is gone: drain before sleeping."""
+        return bool(self._touched)
 
     def drain(self, deliver: Deliver) -> None:
         """Hand on every frame that is there, until each socket says EAGAIN."""

@@ -136,7 +136,7 @@ class Worker:
                 core.finished(*outcome, now)
                 running = core.next(now)
                 if core.effects:
-                    reactor.pump(now, everything=False)
+                    reactor.send_out(now)
                 reactor.holder = 0
 
     def _look(self, now: float) -> None:
