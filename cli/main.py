@@ -138,3 +138,7 @@ def map_command(jobs: int | None, keep_order: bool, tag: bool, command: tuple[st
     from .shell_map import run
 
     sys.exit(run(command, jobs=jobs, keep_order=keep_order, tag=tag))
+
+
+if __name__ == "__main__":
+    main()

@@ -106,41 +106,40 @@ def _window(buffersize: int | None) -> int:
     return max(8, int(4 * api.auto_init().total_cpus()))
 
 
+def _chunks(items: Iterator[Any], sizer: _Sizer) -> Iterator[list[Any]]:
+    """Cut the input into chunks, each sized when it is asked for."""
+    while chunk := list(itertools.islice(items, sizer.size())):
+        yield chunk
+
+
 def _ordered(runner: Any, plain: Any, items: Iterator[Any], sizer: _Sizer, buffersize: int | None) -> Iterator[Any]:
     window = _window(buffersize)
     held = api.put(plain)  # pickled once, not with each chunk
+    chunks = _chunks(items, sizer)
     under_way: deque[tuple[Any, int]] = deque()
-    exhausted = False
-    while under_way or not exhausted:
-        while not exhausted and len(under_way) < window:
-            chunk = list(itertools.islice(items, sizer.size()))
-            if not chunk:
-                exhausted = True
-                break
+    while True:
+        for chunk in itertools.islice(chunks, window - len(under_way)):
             under_way.append((runner.remote(held, chunk), len(chunk)))
-        if under_way:
-            ref, count = under_way.popleft()
-            seconds, results = api.get(ref)
-            sizer.took(seconds, count)
-            yield from results
+        if not under_way:
+            return
+        ref, count = under_way.popleft()
+        seconds, results = api.get(ref)
+        sizer.took(seconds, count)
+        yield from results
 
 
 def _unordered(runner: Any, plain: Any, items: Iterator[Any], sizer: _Sizer, buffersize: int | None) -> Iterator[Any]:
     window = _window(buffersize)
     held = api.put(plain)
+    chunks = _chunks(items, sizer)
     under_way: dict[Any, int] = {}
-    exhausted = False
-    while under_way or not exhausted:
-        while not exhausted and len(under_way) < window:
-            chunk = list(itertools.islice(items, sizer.size()))
-            if not chunk:
-                exhausted = True
-                break
+    while True:
+        for chunk in itertools.islice(chunks, window - len(under_way)):
             under_way[runner.remote(held, chunk)] = len(chunk)
-        if under_way:
-            ready, _ = api.wait(list(under_way))
-            for ref in ready:
-                count = under_way.pop(ref)
-                seconds, results = api.get(ref)
-                sizer.took(seconds, count)
-                yield from results
+        if not under_way:
+            return
+        for ref in api.wait(list(under_way))[0]:
+            count = under_way.pop(ref)
+            seconds, results = api.get(ref)
+            sizer.took(seconds, count)
+            yield from results

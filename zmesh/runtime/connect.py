@@ -42,7 +42,7 @@ class DriverSession(Session):
         core = ClientCore(me, [], Timers(), describe_status)
         sockets = ClientSockets(me, node_peer(node_id), run_dir.socket_of)
         handlers: dict[type[Any], Callable[[Any], None]] = {
-            fx.Recycle: self._recycle,
+            fx.Recycle: self.recycle,
             fx.Show: self._show if log_to_driver else lambda effect: None,
             fx.Warn: lambda effect: _log.warning("%s", effect.text),
         }
@@ -76,12 +76,6 @@ class DriverSession(Session):
             raise NotRunningError(f"the node (pid {self.information['pid']}) did not answer in {HELLO_TIMEOUT_S:g} s")
         if core.welcome.refused:
             raise MeshError(f"the node refused us: {core.welcome.refused}")
-
-    def _recycle(self, effect: fx.Recycle) -> None:
-        for segment in effect.segments:
-            self.store.recycle(segment)
-        if not effect.segments:
-            self.store.trim()
 
     def _show(self, effect: fx.Show) -> None:
         stream = sys.stdout if effect.stream == 1 else sys.stderr

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any
 
 from zmesh import exceptions
+from zmesh.core import effects as fx
 from zmesh.core.client import ClientCore
 from zmesh.core.records import Entry, Inputs, Spec, Task
 from zmesh.exceptions import (
@@ -477,6 +478,13 @@ class Session:
             self._futures = queue.SimpleQueue()
             threading.Thread(target=_settle_all, args=(self._futures,), name="zmesh-futures", daemon=True).start()
         self._futures.put(action)
+
+    def recycle(self, effect: fx.Recycle) -> None:
+        """Let the store write segments again; none named: give back all that lie free. Under the lock."""
+        for segment in effect.segments:
+            self.store.recycle(segment)
+        if not effect.segments:
+            self.store.trim()
 
     def in_task_thread(self) -> None:
         """This thread runs tasks: its waits give the CPU back."""

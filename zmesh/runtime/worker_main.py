@@ -79,7 +79,7 @@ class Worker:
         self.sockets = ClientSockets(start.peer, node, run_dir.socket_of)
         self.store = Store(run_dir.segments_socket(), start.peer)
         handlers: dict[type[Any], Callable[[Any], None]] = {
-            fx.Recycle: self._recycle,
+            fx.Recycle: lambda effect: self.session.recycle(effect),
             fx.Interrupt: self._interrupt_task,
             fx.Exit: self._exit,
             fx.Show: lambda effect: None,
@@ -281,12 +281,6 @@ class Worker:
         return status, blob, [], len(blob)
 
     # Effects.
-
-    def _recycle(self, effect: fx.Recycle) -> None:
-        for segment in effect.segments:
-            self.store.recycle(segment)
-        if not effect.segments:
-            self.store.trim()
 
     def _exit(self, effect: fx.Exit) -> None:
         del effect
