@@ -1,7 +1,8 @@
 """The command `zmesh`: start and stop this host's node, look at it, run shell commands on it.
 
 Exit codes: 0 done; 1 it did not work, the reason is on stderr; 2 the command line makes no sense; `map` ends with the
-number of failed jobs, 101 at most. Don't import anything heavy here: every command pays for it.
+number of failed jobs, 101 at most, with 130 after Ctrl-C, with 141 if nobody reads its output.
+Don't import anything heavy here: every command pays for it.
 """
 
 import json
@@ -48,7 +49,7 @@ def _size(text: str | None) -> int | None:
 
 
 @main.command()
-@click.option("--name", default="default", show_default=True, help="Name of the node; programs find it by ZMESH_NODE.")
+@click.option("--name", default="default", show_default=True, envvar="ZMESH_NODE", help="Name; see ZMESH_NODE.")
 @click.option("--num-cpus", type=click.FloatRange(min=0), help="CPUs it has; all by default.")
 @click.option("--num-gpus", type=click.IntRange(min=0), help="GPUs it has; all by default.")
 @click.option("--resources", default="{}", metavar="JSON", help="Custom resources, e.g. '{\"disk\": 2}'.")
@@ -72,18 +73,19 @@ def up(
         "resources": custom,
         "store_bytes": _size(store_memory),
     }
-    node = lifecycle.start(name, settings)
-    click.echo(f"node {name} is up: id {node.id}, pid {node.pid}. Stop it with: zmesh down" + _named(name))
+
+    def announce(node: lifecycle.RunningNode) -> None:
+        named = "" if name == "default" else f" --name {name}"
+        click.echo(f"node {name} is up: id {node.id}, pid {node.pid}. Stop it with: zmesh down{named}")
+
     if foreground:
-        lifecycle.wait_in_foreground(node)
-
-
-def _named(name: str) -> str:
-    return "" if name == "default" else f" --name {name}"
+        lifecycle.run(name, settings, announce)
+    else:
+        announce(lifecycle.start(name, settings))
 
 
 @main.command()
-@click.option("--name", default="default", show_default=True, help="Name of the node.")
+@click.option("--name", default="default", show_default=True, envvar="ZMESH_NODE", help="Name of the node.")
 @click.option("--all", "everything", is_flag=True, help="All nodes this user started here.")
 def down(name: str, everything: bool) -> None:
     """Stop the node this user started, and all it runs."""
@@ -97,7 +99,7 @@ def down(name: str, everything: bool) -> None:
 
 
 @main.command()
-@click.option("--name", default="default", show_default=True, help="Name of the node.")
+@click.option("--name", default="default", show_default=True, envvar="ZMESH_NODE", help="Name of the node.")
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known, as JSON.")
 def status(name: str, as_json: bool) -> None:
     """Show the node: workers, resources, queue, store."""
@@ -129,7 +131,7 @@ def map_command(jobs: int | None, keep_order: bool, tag: bool, command: tuple[st
     directory, {/.} for its file name without extension, {#} for the number of the job. Without any of them the
     argument is appended. Arguments are quoted for the shell. A job's output appears whole, when it ends.
 
-    Exit code: the number of failed jobs, 101 at most.
+    Exit code: the number of failed jobs, 101 at most, 130 after Ctrl-C, 141 if nobody reads its output.
 
     \b
     ls *.gz | zmesh map 'zcat {} | wc -l'

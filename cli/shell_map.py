@@ -135,8 +135,9 @@ def _remove(spool: str) -> None:
 
 
 def _run_all(template: str, inputs: Iterable[str], jobs: int | None, keep_order: bool, tag: bool, spool: str) -> int:
-    cpus = zmesh.cluster_resources().get("CPU", 1)
-    share = 1.0 if jobs is None or jobs <= cpus else cpus / jobs
+    cpus = zmesh.cluster_resources().get("CPU", 0)
+    # Rounded down to what the mesh counts in, or the last of the jobs would not fit.
+    share = min(1.0, cpus) if jobs is None or jobs <= cpus else int(cpus / jobs * 10_000) / 10_000
     window = jobs if jobs is not None else max(2, int(AHEAD * cpus))
     function = zmesh.remote(run_job).options(num_cpus=share, max_retries=0, name="job")
     failed = 0

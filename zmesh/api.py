@@ -71,7 +71,10 @@ def init(
     """
     global _session, _pid
     with _lock:
-        if _alive():
+        if _session is not None and _session.lost:
+            _session.shutdown()  # its node is gone: there is nothing to keep
+            _session = None
+        if is_initialized():
             if ignore_reinit_error:
                 return Context(_information())
             raise LocalProtocolError(
@@ -98,8 +101,7 @@ def init(
 
 
 def _information() -> dict[str, Any]:
-    assert _session is not None
-    return dict(_session.information)
+    return dict(require_running().information)
 
 
 def _alive() -> bool:
@@ -159,6 +161,8 @@ def _entries(refs: Iterable[Any], what: str) -> list[Any]:
 def get(refs: Any, timeout: float | None = None, *, writable: bool = False) -> Any:
     """Return the value of a ref, or the list of values of a sequence of refs, waiting for them.
 
+    Ctrl-C here cancels all that this program has submitted and has no result of.
+
     Arrays come as read-only views of shared memory, without a copy; they stay valid as long as they live.
 
     Args:
@@ -207,6 +211,8 @@ def wait(
         (ready, rest), both in the order given; at most num_returns are in ready.
     """
     del fetch_local  # every object of a host is local
+    if timeout is not None and timeout < 0:
+        raise ConfigError(f"timeout must be seconds from 0, or None, not {timeout!r}")
     refs = list(refs)
     entries = _entries(refs, "wait()")
     if len({id(entry) for entry in entries}) != len(entries):

@@ -5,7 +5,10 @@
       they    TaskError (also an instance of the user's own class), TaskCancelledError, TaskTimeoutError,
               WorkerDiedError > OutOfMemoryError, NodeDiedError, GetTimeoutError,
               ObjectLostError > OwnerDiedError, StoreFullError, RemoteProtocolError
+              StreamReplayError
       us      InternalError
+
+    RemoteTraceback is the `__cause__` of a TaskError.
 
 Attributes hold the facts of the text. All of them pickle: `__reduce__` keeps the class and the attributes.
 """

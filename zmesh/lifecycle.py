@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,8 +69,8 @@ def status(name: str) -> dict[str, Any]:
         session.shutdown()
 
 
-def wait_in_foreground(node: RunningNode) -> None:
-    """Wait until the node ends; SIGINT, SIGTERM and SIGHUP stop it."""
+def run(name: str, settings: dict[str, Any], announce: Callable[[RunningNode], None]) -> None:
+    """Start a node and wait until it ends; SIGINT, SIGTERM and SIGHUP stop it. `announce` is called when it is up."""
     from zmesh.runtime import processes
 
     def interrupt(number: int, frame: Any) -> None:
@@ -77,12 +78,12 @@ def wait_in_foreground(node: RunningNode) -> None:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
-    pidfd = processes.open_pidfd(node.pid)
-    if pidfd is None:
-        return
+    node = start(name, settings)
     try:
-        processes.wait_exit(pidfd, None)
+        announce(node)
+        pidfd = processes.open_pidfd(node.pid)
+        if pidfd is not None:
+            processes.wait_exit(pidfd, None)
+            os.close(pidfd)
     except KeyboardInterrupt:
         stop(node.name)
-    finally:
-        os.close(pidfd)

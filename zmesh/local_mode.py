@@ -5,6 +5,7 @@ Values are pickled as they would be, so that what works here works there.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -32,7 +33,8 @@ class LocalSession:
     """The methods of runtime/session.py that the face uses, inline."""
 
     def __init__(self) -> None:
-        self.closed = False
+        self.closed = self.lost = False
+        self.job = _ME
         self.dropped = _Sink()
         self.information: dict[str, Any] = {"node": "local", "pid": os.getpid(), "local": True}
         self._seq = 0
@@ -72,12 +74,13 @@ class LocalSession:
         del packed  # it can be pickled: that is all we wanted to know
         args = tuple(self._argument(value) for value in args)
         kwargs = {name: self._argument(value) for name, value in kwargs.items()}
-        for attempt in range(max(0, spec.max_retries) + 1):
+        retries = spec.max_retries if spec.max_retries >= 0 else sys.maxsize - 1
+        for attempt in range(retries + 1):
             try:
                 self._run(task, spec, args, kwargs)
             except Exception as error:
                 classes = spec.options["retry_classes"] or (Exception,)
-                again = spec.options.get("retry") and isinstance(error, classes) and attempt < spec.max_retries
+                again = spec.options.get("retry") and isinstance(error, classes) and attempt < retries
                 if not again:
                     self._fail(task, FAILED, serialization.pack_error(error, spec.name, os.getpid()))
                     break
@@ -199,7 +202,7 @@ class LocalSession:
     def status(self) -> dict[str, Any]:
         """Return the keys of a node's status for this process alone."""
         resources = {"total": {"CPU": 1.0}, "available": {"CPU": 1.0}}
-        return {"node": "local", "pid": os.getpid(), "resources": resources, "workers": [], "demands": []}
+        return {"node": "local", "pid": os.getpid(), "resources": resources, "workers": [], "demands": [], "objects": 0}
 
     def shutdown(self) -> None:
         """Nothing to stop."""

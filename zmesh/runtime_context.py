@@ -27,7 +27,7 @@ class RuntimeContext:
 
     def get_worker_id(self) -> str:
         """Return the ID of this process."""
-        me: bytes = self._session.core.me
+        me: bytes = self._session.core.me if hasattr(self._session, "core") else self._session.job
         return me.hex()
 
     def get_task_id(self) -> str | None:

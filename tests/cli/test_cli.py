@@ -77,7 +77,7 @@ def test_map_keeps_the_output_of_a_job_whole_also_if_it_is_much() -> None:
 
 
 def test_map_shows_stderr_on_stderr() -> None:
-    done = zmesh("map", "echo out; echo err >&2", ":::", "1")
+    done = zmesh("map", "echo out; echo err >&2; : {}", ":::", "1")
     assert (done.stdout, done.stderr) == ("out\n", "err\n")
 
 

@@ -323,7 +323,36 @@ def test_references_inside_a_result_are_claimed_before_the_thief_lets_go(driver:
 
 def test_a_result_with_references_that_nobody_wants_is_given_back(driver: Driver) -> None:
     driver.hear(W, m.Done([(99, 0, m.INLINE, b"r", [object_id(W, 3)])], [], []))
+    (hold,) = driver.said(NODE)
+    assert hold.holders == []
+    driver.hear(NODE, m.Ack(hold.request))
     assert driver.said(W) == [m.Taken(99)]
+
+
+def test_items_of_a_stream_are_taken_one_by_one_in_their_order(driver: Driver) -> None:
+    sender = Worker()
+    sender.attach()
+    refs = sender.core.references
+    made = [sender.core.put(m.INLINE, b"v", []) for _ in range(2)]
+    for entry in made:
+        refs.promote([entry])
+        refs.give(D, 4, [entry])
+        refs.drop(entry)
+    sender.said()
+    sender.hear(D, m.Taken(4))
+    assert [message.objects[0][0] for message in sender.said(NODE)] == [refs.oid(made[0])]
+    sender.hear(D, m.Taken(4))
+    sender.hear(D, m.Taken(4))
+    assert [message.objects[0][0] for message in sender.said(NODE)] == [refs.oid(made[1])]
+
+
+def test_a_borrowed_entry_is_not_taken_for_an_own_one_of_the_same_number(driver: Driver) -> None:
+    many = driver.submit(driver.core.new_spec(D, "g", CPU, num_returns=2))
+    assert many.outputs is not None
+    assert driver.core.tasks.maker_of(many.outputs[1]) is many
+    borrowed = driver.core.references.borrow(object_id(W, many.seq))
+    assert driver.core.tasks.maker_of(borrowed) is None
+    assert "another process" in driver.core.waits_for(borrowed)
 
 
 def test_the_time_of_a_task_starts_when_it_is_sent_and_kills_until_it_ends(driver: Driver) -> None:
@@ -623,8 +652,23 @@ def test_max_calls_ends_the_worker_after_its_results_left(worker: Worker) -> Non
     worker.work(3, options={"max_calls": 2})
     worker.run()
     worker.run()
-    assert [type(effect) for effect in worker.core.effects[-3:]] == [Send, Send, Exit]
+    assert worker.core.effects[-1] == Exit()
+    assert [type(message) for message in worker.said()] == [m.GiveBack, m.Done, m.Blocked]
     assert worker.core.next(worker.now) is None
+    worker.work(1, first=9)
+    assert worker.said() == [m.GiveBack([(9, 0)])]
+
+
+def test_max_calls_does_not_end_a_worker_whose_children_still_run(worker: Worker) -> None:
+    worker.work(1, options={"max_calls": 1})
+    worker.core.next(0.0)
+    spec = worker.core.new_spec(D, "child", CPU)
+    child = worker.core.submit(spec, b"", None, 1, 0.0)
+    worker.core.finished(m.INLINE, b"r", [], 1, 1.0)
+    assert worker.did(Exit) == []
+    worker.core.cancel(child, 1.0)
+    worker.hear(NODE, m.Ack(99))
+    assert worker.did(Exit) == [Exit()]
 
 
 def test_stop_is_refused_by_a_worker_that_owns_something(worker: Worker) -> None:

@@ -361,7 +361,7 @@ def test_a_full_store_says_its_numbers(node: Node, alice: Store) -> None:
     with pytest.raises(StoreFullError) as caught:
         alice.allocate(8 * MIB, wait_s=0.01)
     text = str(caught.value)
-    for number in ("8,388,608 bytes", "6,291,456 of 16,777,216 are free", "store_bytes_max"):
+    for number in ("8,388,608 bytes", "6,291,456 of 16,777,216 are free", "object_store_memory"):
         assert number in text
     facts = {"needed_bytes": 8 * MIB, "free_bytes": 6 * MIB, "capacity_bytes": CAPACITY}
     assert facts.items() <= caught.value.__dict__.items()

@@ -394,13 +394,12 @@ class ClientCore:
 
     def waits_for(self, entry: Entry) -> str:
         """Say why an entry has no value yet."""
-        if not isinstance(entry, Task):
-            entry = self.tasks.many.get(entry.seq, entry)
-        if not isinstance(entry, Task):
+        task = self.tasks.maker_of(entry)
+        if task is None:
             return "the object belongs to another process, which has not made it yet"
-        text = self.tasks.waits_for(entry)
-        if entry.state == QUEUED:
-            queue = self.victim.queues[entry.spec.shape_key]
+        text = self.tasks.waits_for(task)
+        if task.state == QUEUED:
+            queue = self.victim.queues[task.spec.shape_key]
             impossible = self._impossible.get(queue.key)
             text += f" behind {queue.count - 1} others for {Victim.describe(queue.shape)}"
             text += f"; {len(queue.thieves)} workers are attached for that"

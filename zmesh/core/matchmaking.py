@@ -388,7 +388,7 @@ class Matchmaking:
         return all(amount <= available.get(name, 0) + coming.get(name, 0) for name, amount in shape.items())
 
     def _detachable(self, demand: Demanded) -> list[Worker]:
-        """Workers that may be taken for a demand, as far as priority goes."""
+        """Return the workers whose taking would give the demand something."""
         return [
             worker
             for worker in self.workers.values()

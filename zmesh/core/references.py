@@ -5,6 +5,7 @@ if it was promoted. A borrowed entry is counted by the node: this process owes i
 holds. Knows entries; never looks at tasks (core/tasks.py does).
 """
 
+from collections import deque
 from typing import Any
 
 from zmesh.core.effects import Effect, Recycle, Resolved, Send
@@ -60,7 +61,8 @@ class References:
         self._views: dict[Key, View] = {}
         self._arrived: list[ObjectID] = []  # inside the result being taken in
         self._claims: dict[int, tuple[PeerID, int]] = {}  # {request: (thief, seq)} the node has not answered yet
-        self._given: dict[tuple[PeerID, int], list[Entry]] = {}  # {(victim, seq): in results not yet taken}
+        # {(victim, seq): the references in each result or item not yet taken, in the order sent}
+        self._given: dict[tuple[PeerID, int], deque[list[Entry]]] = {}
 
     # References and views in this process.
 
@@ -195,12 +197,16 @@ class References:
         """A result that contains these leaves for the victim: hold them until it has them counted for itself."""
         for entry in entries:
             entry.refs += 1
-        self._given.setdefault((victim, seq), []).extend(entries)
+        self._given.setdefault((victim, seq), deque()).append(list(entries))
 
     def taken(self, victim: PeerID, seq: int) -> None:
-        """The victim holds the references of that result itself."""
-        for entry in self._given.pop((victim, seq), ()):
-            self.drop(entry)
+        """The victim holds the references of the oldest result or item of that task itself."""
+        groups = self._given.get((victim, seq))
+        if groups:
+            for entry in groups.popleft():
+                self.drop(entry)
+            if not groups:
+                del self._given[victim, seq]
 
     def _ticket(self) -> Entry:
         self._requests += 1
@@ -273,14 +279,14 @@ class References:
         self.share(entry).inside += [self.borrow(oid, counted=True) for oid in oids]
 
     def claim(self, thief: PeerID, seq: int) -> None:
-        """Have the node count the references that arrived with a result, and then let the thief drop its own."""
-        if self._arrived:
-            self._requests += 1
-            self._claims[self._requests] = (thief, seq)
-            self._effects.append(Send(self._node, Hold(self._requests, [(oid, self._me) for oid in self._arrived])))
-            self._arrived = []
-        else:
-            self._effects.append(Send(thief, Taken(seq)))  # nobody wanted the result
+        """Have the node count the references that arrived with a result, and then let the thief drop its own.
+
+        A result nobody wanted has none that count, and goes the same way: the thief is answered in the order it sent.
+        """
+        self._requests += 1
+        self._claims[self._requests] = (thief, seq)
+        self._effects.append(Send(self._node, Hold(self._requests, [(oid, self._me) for oid in self._arrived])))
+        self._arrived = []
 
     def fetch(self, entry: Entry) -> None:
         """Ask the node for the value of a borrowed entry, once."""
@@ -368,7 +374,7 @@ class References:
 
     def victim_died(self, victim: PeerID) -> None:
         """Nobody will hear an Unpin any more, nor take a result; views stay valid as long as they live."""
-        for key in [key for key in self._given if key[0] == victim]:
+        for key in [key for key, groups in self._given.items() if key[0] == victim for _ in groups]:
             self.taken(*key)
         for full, view in self._views.items():
             if view.victim == victim and not isinstance(full, bytes):

@@ -357,6 +357,14 @@ class Tasks:
         for output in task.outputs[taken:]:
             self._drop(output)
 
+    def maker_of(self, entry: Entry) -> Task | None:
+        """Return the unresolved task of this process that makes the entry, if there is one."""
+        if isinstance(entry, Task):
+            return entry
+        task = self.many.get(entry.seq)
+        outputs = task.outputs if task is not None else None
+        return task if outputs and any(output is entry for output in outputs) else None
+
     def waiting(self) -> list[Task]:
         """Return the tasks that wait for inputs."""
         found = {task.seq: task for tasks in self._dependents.values() for task in tasks if task.state == WAITING}

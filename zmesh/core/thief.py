@@ -32,7 +32,7 @@ FLUSH_RESULTS_MAX = 128  # half a batch: the next one is on its way while the ot
 FLUSH_BYTES_MAX = 256 * 1024
 LINKS_MAX = 64  # open links to victims; a worker meets few in its life
 STALL_S = 0.02  # a task that has run for so long is not what its neighbours were promised
-PEAK_DECAY = 0.9
+RUN_DECAY = 0.9  # of a function's longest run, per run
 
 FREE, ATTACHED, CLOSING = "free", "attached", "closing"
 
@@ -145,7 +145,7 @@ class ThiefHalf:
         elif self.state == ATTACHED:
             self.state = CLOSING
             self.give_back()
-            self.flush(now)
+            self.flush()
             self._effects.append(Send(self.victim, Unsteal(self.epoch)))
         self._leave()
 
@@ -189,7 +189,7 @@ class ThiefHalf:
             if record[0] == message.seq:
                 self._queue.remove(record)
                 self._add((message.seq, message.attempt, CANCELLED, None), 0, now)
-                self.flush(now)
+                self.flush()
                 break
         return False
 
@@ -199,7 +199,7 @@ class ThiefHalf:
         """Return the task to run now, or None; results that can wait no longer go out first."""
         if not self._queue:
             if self._results:
-                self.flush(now)
+                self.flush()
             return None
         record = self._queue.popleft()
         spec = self._specs[record[2]]
@@ -209,7 +209,7 @@ class ThiefHalf:
             or len(self._results) >= FLUSH_RESULTS_MAX
             or self._bytes >= FLUSH_BYTES_MAX
         ):
-            self.flush(now)
+            self.flush()
         running = self.running = Running(self.victim, spec, record, now)
         return running
 
@@ -222,7 +222,7 @@ class ThiefHalf:
         elapsed_s = now - running.started
         spec.calls += 1
         peak_s = spec.peak_s
-        spec.peak_s = elapsed_s if peak_s is None or elapsed_s > peak_s else max(elapsed_s, peak_s * PEAK_DECAY)
+        spec.peak_s = elapsed_s if peak_s is None or elapsed_s > peak_s else max(elapsed_s, peak_s * RUN_DECAY)
         if elapsed_s > spec.longest_s:
             spec.longest_s = elapsed_s
         if self._victim_dead:
@@ -231,7 +231,7 @@ class ThiefHalf:
         result: Any = (running.seq, running.attempt, status, value)
         self._add((*result, inside) if inside else result, size, now)
         if self.state == CLOSING:
-            self.flush(now)
+            self.flush()
             self._leave()
 
     def item(self, status: int, value: Any, inside: list[bytes], now: float) -> None:
@@ -241,7 +241,7 @@ class ThiefHalf:
         item = (running.items, status, value, inside)
         running.items += 1
         self._add((running.seq, running.attempt, ITEM, item), 0, now)
-        self.flush(now)
+        self.flush()
 
     def _add(self, result: Any, size: int, now: float) -> None:
         if not self._results:
@@ -250,9 +250,8 @@ class ThiefHalf:
         self._results.append(result)
         self._bytes += size
 
-    def flush(self, now: float) -> None:
+    def flush(self) -> None:
         """Send the results there are."""
-        del now
         if not self._results:
             return
         timings = []
@@ -273,13 +272,8 @@ class ThiefHalf:
     def stalled(self, now: float) -> None:
         """Somebody looks while a task runs: if it is a long one, its neighbours go elsewhere."""
         if self.running is not None and now - self.running.started >= STALL_S:
-            self.flush(now)
+            self.flush()
             self.give_back()
-
-    @property
-    def queued(self) -> int:
-        """Tasks not started."""
-        return len(self._queue)
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""

@@ -44,7 +44,8 @@ class WorkerCore(ClientCore):
         super().__init__(me, effects, timers, describe_status)
         self._attached = attached
         self._block_timer = 0
-        self._leaving = False
+        self._leaving = False  # takes no more tasks
+        self._left = False  # has asked to end
         self.thief = ThiefHalf(
             self.node,
             effects,
@@ -81,14 +82,27 @@ class WorkerCore(ClientCore):
         if not self.references.keeps_nothing:
             # What the task keeps must be told with its own result, before the victim lets go of its arguments.
             self.thief.finished(status, value, inside, size, now)
-            self.thief.flush(now)
+            self.thief.flush()
         else:
             self.thief.finished(status, value, inside, size, now)
         if calls_max and running.spec.calls >= calls_max:
             self._leaving = True
             self.thief.give_back()
-            self.thief.flush(now)
+            self.thief.flush()
+            self.thief.blocked = True  # what still comes goes straight back
+            self.effects.append(Send(self.node, Blocked()))
+            self._leave_if_idle()
+
+    def _leave_if_idle(self) -> None:
+        """End, once nobody would miss what this process owns."""
+        if self._leaving and not self._left and not self.tasks.open and self.references.idle:
+            self._left = True
             self.effects.append(Exit())
+
+    def receive(self, peer: PeerID, message: Any, now: float) -> None:
+        """Take one message; see ClientCore.receive."""
+        super().receive(peer, message, now)
+        self._leave_if_idle()
 
     def item(self, status: int, value: Any, inside: list[bytes], now: float) -> None:
         """The running stream yielded; see ThiefHalf.item."""
@@ -109,13 +123,13 @@ class WorkerCore(ClientCore):
 
     def wait_begins(self, now: float) -> None:
         """The task waits for others: its results go out, and soon its CPU is given back."""
-        self.thief.flush(now)
+        self.thief.flush()
         if not self._block_timer:
             self._block_timer = self.timers.set(now + BLOCK_AFTER_S, self._block)
 
     def _block(self, now: float) -> None:
         self._block_timer = 0
-        self.thief.flush(now)
+        self.thief.flush()
         self.thief.give_back()
         self.thief.blocked = True
         self.effects.append(Send(self.node, Blocked()))
@@ -157,7 +171,7 @@ class WorkerCore(ClientCore):
         del peer, message, now
         if self.thief.state == FREE and not self.tasks.open and self.references.idle:
             self._leaving = True
-            self.effects.append(Exit())
+            self._leave_if_idle()
         else:
             self.effects.append(Send(self.node, Free(self.thief.epoch)))
 

@@ -103,13 +103,12 @@ def start_node(settings: dict[str, Any], *, private: bool, name: str = "default"
     if "error" in answer:
         process.wait()
         raise ConfigError(answer["error"])
-    _adopt(process, private)
+    _adopt(process)
     return NodeProcess(answer)
 
 
-def _adopt(process: "subprocess.Popen[bytes]", private: bool) -> None:
+def _adopt(process: "subprocess.Popen[bytes]") -> None:
     """Keep subprocess from warning of a node that runs on when our handle of it is collected."""
-    del private
     process.returncode = 0
 
 

@@ -28,11 +28,11 @@ from typing import Any
 from zmesh.core import effects as fx
 from zmesh.core.client import ClientCore
 from zmesh.core.records import Entry
-from zmesh.exceptions import InternalError, MeshError, RemoteProtocolError
+from zmesh.exceptions import InternalError, MeshError, NotRunningError, RemoteProtocolError
 from zmesh.runtime.sockets import ClientSockets
 from zmesh.wire.codec import decode, encode
 from zmesh.wire.ids import PeerID
-from zmesh.wire.messages import ERROR, FAILED, PENDING
+from zmesh.wire.messages import ERROR, FAILED
 
 WATCH_S = 0.02  # how long nobody may have looked before the background thread does
 SPIN_S = 0.0001  # a wait that follows a short one looks so long before it sleeps, letting others run between looks.
@@ -282,6 +282,8 @@ class Reactor:
         """
         if self._broken is not None:
             raise self._broken
+        if self._closed:
+            raise NotRunningError("this mesh was shut down, and its refs with it: call zmesh.init() and submit again")
 
     def disown(self) -> None:
         """This is a forked child: the sockets and threads stayed with the parent."""
@@ -531,8 +533,3 @@ class Reactor:
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
-
-
-def pending(entry: Entry) -> bool:
-    """Whether an entry has no value yet."""
-    return entry.status == PENDING

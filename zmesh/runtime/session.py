@@ -404,7 +404,7 @@ class Session:
 
     def cancel(self, entry: Entry, *, force: bool, recursive: bool) -> None:
         """Cancel the task that makes this entry, if it is ours and unresolved."""
-        task = entry if isinstance(entry, Task) else self.core.tasks.many.get(entry.seq)
+        task = self.core.tasks.maker_of(entry)
         if task is not None:
             self._do(lambda: self.core.cancel(task, monotonic(), force=force, recursive=recursive))
 
@@ -489,6 +489,11 @@ class Session:
     def in_task_thread(self) -> None:
         """This thread runs tasks: its waits give the CPU back."""
         self._task_thread = threading.get_ident()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the node is gone."""
+        return self.core.lost is not None
 
     def shutdown(self) -> None:
         """Leave the mesh."""

@@ -225,7 +225,7 @@ class Store:
             if size > capacity or (not self.trim() and left <= 0):
                 free = max(capacity - used, 0)
                 why = f"(a segment of {size:,}); {free:,} of {capacity:,} are free, {segments:,} segments are in use"
-                raise _full(f"{why}. Raise store_bytes_max or drop references.", nbytes, free, capacity)
+                raise _full(f"{why}. Raise object_store_memory= or drop references.", nbytes, free, capacity)
             time.sleep(max(0.0, min(pause, left)))
             pause = min(2 * pause, 0.05)
 
@@ -234,7 +234,7 @@ class Store:
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             why = f"; this process has used up its limit of {limit:,} open files. Drop arrays, or raise ulimit -n."
         else:
-            why = f"; this host has no memory left ({error.strerror}). Drop references, or lower store_bytes_max."
+            why = f"; this host has no memory left ({error.strerror}). Drop references, or lower object_store_memory=."
         return _full(why, nbytes, 0, self.capacity_bytes)
 
     # Reading.

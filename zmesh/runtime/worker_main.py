@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any
 
 from zmesh.core import effects as fx
+from zmesh.core.logs import LABEL
 from zmesh.core.thief import Running, WorkSpec
 from zmesh.core.timers import Timers
 from zmesh.core.worker import WorkerCore
@@ -27,8 +28,6 @@ from zmesh.runtime.sockets import ClientSockets
 from zmesh.runtime.store import Store
 from zmesh.wire.ids import node_peer
 from zmesh.wire.messages import CANCELLED, END, ERROR, FAILED, INLINE, MANY, RETRYABLE, STORED, UNIT, Attach, Hello
-
-LABEL = b"\x1d"  # starts a line on stdout or stderr that names the function whose text follows; read by core/logs.py
 
 
 class LabelledOutput(io.RawIOBase):
@@ -70,6 +69,8 @@ class Worker:
         self._in_user_code: Any = None  # (owner, seq, attempt) while an interrupt may be raised
         self._interrupt: Any = None  # the same of a task to interrupt, that was not yet in user code
         self._exiting = False
+        # The node may have been started with some GPUs hidden: its first is not the machine's.
+        self._visible_gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
         self.running: Running | None = None
         self._name = ""
         self._enter = start.boxes.entering(start.slot)
@@ -312,7 +313,9 @@ class Worker:
         cpus = max(1, message.shape.get("CPU", 0) // UNIT)
         if "ZMESH_KEEP_THREADS" not in os.environ:
             os.environ["OMP_NUM_THREADS"] = str(cpus)
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, message.gpus))
+        visible = self._visible_gpus
+        names = [visible[gpu] if gpu < len(visible) else str(gpu) for gpu in message.gpus]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names)
 
 
 class WorkerSession(Session):
@@ -347,9 +350,3 @@ def _from_async(values: Any) -> Iterator[Any]:
 def run_worker(start: WorkerStart, run_dir: RunDir) -> None:
     """Be a worker: called in the freshly forked process."""
     Worker(start, run_dir).run()
-
-
-def in_worker() -> Worker | None:
-    """Return this process's worker, or None in a driver."""
-    current = session.get_current()
-    return current.worker if isinstance(current, WorkerSession) else None

@@ -139,7 +139,7 @@ class Kill:
 class WorkerDied:
     """Node to every client the worker ever served: it is gone.
 
-    `owner`, `seq`, `attempt` name the task it was executing (seq 0: none); `reason` is "", "timeout" or "cancel".
+    `owner`, `seq`, `attempt` name the task it was executing (seq 0: none); `reason` is "", "timeout", "cancel", "oom".
     `over` says that it had finished that task, but may not have sent its result. `status` is what waitpid gave.
     """
 
@@ -181,7 +181,7 @@ class StatusReply:
 
 @dataclass(slots=True)
 class Stop:
-    """Node to worker: you were idle for long; end."""
+    """Node to worker: you were idle for long, or your job is gone, or your place is needed: end, or answer Free."""
 
 
 # Objects that more than one process may hold.
@@ -286,8 +286,9 @@ class Work:
 
     `specs` is a list of [index, job, name, num_returns, options, function hash, function], each sent to a thief once;
     num_returns is -1 for a stream. `tasks` is a list of [seq, attempt, spec index, depth, arguments, dependencies?]:
-    `arguments` is INLINE bytes or a [segment, nbytes, producer] of the victim's; a dependency is [status, value, key]
-    where key names it in Done.kept: an ObjectID if the node counts it, else [seq, index] of the victim's own.
+    `arguments` is INLINE bytes or a [segment, nbytes, producer, seq] of the victim's; a dependency is
+    [status, value, key], where key names it in Done.kept: an ObjectID if the node counts it, else [seq, index] of the
+    victim's own.
     """
 
     specs: list[Any]
@@ -356,7 +357,10 @@ class Unpin:
 
 @dataclass(slots=True)
 class Taken:
-    """Victim to thief: the node counts me as a holder of the references in your result of task `seq`; drop yours."""
+    """Victim to thief: the node counts me as a holder of the references in a result or item of task `seq`; drop yours.
+
+    One for each that contained references, in the order they were sent.
+    """
 
     seq: int
 
