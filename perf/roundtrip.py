@@ -1,6 +1,7 @@
 """How long does one no-op task take, from `f.remote()` to its result?
 
-The raw echo is the floor: 64 bytes from a ROUTER to a DEALER in another process and back, over ipc.
+The raw echo is the yardstick: 64 bytes from a ROUTER to a DEALER in another process and back, over ipc. It sleeps in
+each of its waits; zmesh looks for a moment before it sleeps, so it may be faster.
 """
 
 import sys
