@@ -39,6 +39,7 @@ SPIN_S = 0.0001  # a wait that follows a short one looks so long before it sleep
 # Waking an idle CPU costs more than the message: it took a round trip from 1.8 to 0.8 times the raw echo, which sleeps.
 # Source: perf/roundtrip.py. Precedents: adaptive mutexes, MPI's polling receives.
 SHORT_WAIT_S = 0.0003
+FULL_LOOK_S = 0.005  # a thread that is busy with one socket looks at the others so often: the node may want something
 LOOK_S = 0.001  # a thread that submits in a loop looks at the sockets so often
 
 _NOBODY, _FOREGROUND, _BACKGROUND = 0, 1, 2
@@ -112,6 +113,7 @@ class Reactor:
         self.dropped: deque[Entry] = deque()  # entries that lost a reference, from finalizers
         self.unpinned: deque[Callable[[], None]] = deque()  # what to do about views that died, from finalizers
         self.last_pump = 0.0
+        self._last_full = 0.0  # when somebody last looked at all sockets
         self.pumps = 0  # how often somebody entered; tests count
         self.signalled: Any = None  # (number, frame, handler, thread) noted while that thread held the lock
         self._broken: MeshError | None = None
@@ -157,7 +159,7 @@ class Reactor:
 
     def send_out(self, now: float) -> None:
         """Carry out effects now, and leave the looking to whoever sleeps next, if nobody sleeps now. Under the lock."""
-        if self._leader == _NOBODY and self._broken is None:
+        if self._leader == _NOBODY and self._broken is None and now - self._last_full < FULL_LOOK_S:
             try:
                 self._carry_out()
             except Exception as error:
@@ -175,6 +177,9 @@ class Reactor:
             one: of those, take one frame each, which is mostly the only one; drain them before sleeping.
         """
         self.pumps += 1
+        if everything or now - self._last_full >= FULL_LOOK_S:
+            everything = True
+            self._last_full = now
         core, effects = self.core, self.core.effects
         if self._leader == _BACKGROUND and self.holder != self._thread.ident:
             self._leader = _NOBODY
