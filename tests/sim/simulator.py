@@ -250,6 +250,7 @@ class Simulation:
         """A running task is interrupted: its program ends as cancelled."""
         running = process.core.thief.running
         if running is not None and (running.seq, running.attempt) == (effect.seq, effect.attempt):
+            process.core.wait_ends(self.now)  # the interrupt flies out of a get(), too
             self._finish(process, running, m.CANCELLED, None, [])
 
     def _send(self, process: Process, to: bytes, message: Any) -> None:
