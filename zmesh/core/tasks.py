@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Effect, Send
-from zmesh.core.records import LEASED, QUEUED, RESOLVED, WAITING, Entry, Inputs, Spec, Task, Thief
+from zmesh.core.records import LEASED, QUEUED, RESOLVED, WAITING, Entry, Inputs, Spec, Task
 from zmesh.core.timers import Timers
 from zmesh.wire.ids import PeerID
 from zmesh.wire.messages import (
@@ -369,11 +369,6 @@ class Tasks:
         """Return the tasks that wait for inputs."""
         found = {task.seq: task for tasks in self._dependents.values() for task in tasks if task.state == WAITING}
         return list(found.values())
-
-    @staticmethod
-    def unfinished(thief: Thief) -> list[Task]:
-        """Return what the thief has not answered, in the order it was sent."""
-        return list(thief.leased.values())
 
     @staticmethod
     def waits_for(task: Task) -> str:
