@@ -6,7 +6,7 @@ An effect is made per message or per process, never per task: a batch of 256 tas
 from dataclasses import dataclass
 from typing import Any
 
-from zmesh.wire.ids import PeerID
+from zmesh.wire.ids import NodeID, PeerID
 
 
 @dataclass(slots=True)
@@ -96,6 +96,65 @@ class Warn:
     text: str
 
 
+Address = tuple[str, int]  # (numeric IP or host name, base port P): P control, P + 1 gossip, P + 2 bulk
+
+
+@dataclass(slots=True)
+class Publish:
+    """Publish a gossip message to whoever subscribes to this node."""
+
+    message: Any
+
+
+@dataclass(slots=True)
+class Subscribe:
+    """Hear what `node` publishes from now on."""
+
+    node: NodeID
+    address: Address
+
+
+@dataclass(slots=True)
+class Unsubscribe:
+    """Hear it no more."""
+
+    node: NodeID
+
+
+@dataclass(slots=True)
+class Tell:
+    """Send one gossip message straight to a node's control socket; it may be lost.
+
+    `node` is b"" if only the address is known yet: a seed to join through.
+    """
+
+    node: NodeID
+    address: Address
+    message: Any
+
+
+@dataclass(slots=True)
+class MemberUp:
+    """A member is alive and was not before, or its row changed: `row` says all about it."""
+
+    row: Any
+
+
+@dataclass(slots=True)
+class MemberDown:
+    """A member is dead or has left, for good: `why` in words. Its NodeID never comes back."""
+
+    node: NodeID
+    why: str
+
+
+@dataclass(slots=True)
+class Joined:
+    """The first member answered: this node is part of the mesh. `refused` is "" or why it may not be."""
+
+    refused: str = ""
+
+
 Effect = (
     Send
     | Connect
@@ -109,4 +168,11 @@ Effect = (
     | Exit
     | Show
     | Warn
+    | Publish
+    | Subscribe
+    | Unsubscribe
+    | Tell
+    | MemberUp
+    | MemberDown
+    | Joined
 )

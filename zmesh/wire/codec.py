@@ -34,46 +34,54 @@ def _types(cls: type[Any]) -> tuple[type, ...]:
     return tuple(_PLAIN.get(origin, origin) for origin in origins)
 
 
-_CODE = {cls: code for code, cls in enumerate(MESSAGES)}
-_VALUES = {cls: _values(cls) for cls in MESSAGES}
-_TYPES = [_types(cls) for cls in MESSAGES]
-_EXACT = [tuple(tuple if expected is list else expected for expected in types) for types in _TYPES]  # as unpacked
-_REQUIRED = [
-    sum(f.default is f.default_factory is dataclasses.MISSING for f in dataclasses.fields(cls)) for cls in MESSAGES
-]
+class Codec:
+    """The words of one kind of link: the place of a class in `words` is its code on the wire."""
 
+    def __init__(self, words: tuple[type[Any], ...]) -> None:
+        self._words = words
+        self._code = {cls: code for code, cls in enumerate(words)}
+        self._values = {cls: _values(cls) for cls in words}
+        self._types = [_types(cls) for cls in words]
+        self._exact = [tuple(tuple if one is list else one for one in types) for types in self._types]  # as unpacked
+        self._required = [
+            sum(f.default is f.default_factory is dataclasses.MISSING for f in dataclasses.fields(cls)) for cls in words
+        ]
 
-def encode(message: Any) -> bytes:
-    """Return the frame of a message. Its fields hold only what msgpack knows: the caller's duty."""
-    cls = type(message)
-    # Packer is not thread-safe: every caller holds the lock of the sockets the frame is for.
-    return _pack((_CODE[cls], *_VALUES[cls](message)))  # type: ignore[no-any-return]
+    def encode(self, message: Any) -> bytes:
+        """Return the frame of a message. Its fields hold only what msgpack knows: the caller's duty."""
+        cls = type(message)
+        # Packer is not thread-safe: every caller holds the lock of the sockets the frame is for.
+        return _pack((self._code[cls], *self._values[cls](message)))  # type: ignore[no-any-return]
 
+    def decode(self, frame: bytes) -> Any:
+        """Return the message of a frame.
 
-def decode(frame: bytes) -> Any:
-    """Return the message of a frame.
+        Fields behind those we know are ignored (a newer minor version sent them); missing ones take their default.
 
-    Fields behind those we know are ignored (a newer minor version sent them); missing ones take their default.
-
-    Raises:
-        RemoteProtocolError: not msgpack, an unknown code, too few fields or one of the wrong type.
-    """
-    try:
-        code, *values = msgpack.unpackb(frame, use_list=False, strict_map_key=False)
-        cls = MESSAGES[code] if 0 <= code < len(MESSAGES) else None
-    except Exception as error:  # msgpack raises ValueError, its own classes, RecursionError, UnicodeDecodeError
-        raise RemoteProtocolError(f"frame of {len(frame)} bytes is not a message: {type(error).__name__}") from None
-    if cls is None:
-        raise RemoteProtocolError(f"message code {code} is unknown")
-    types = _TYPES[code]
-    del values[len(types) :]
-    if len(values) < _REQUIRED[code]:
-        raise RemoteProtocolError(f"{cls.__name__} has {len(values)} fields, {_REQUIRED[code]} are needed")
-    if tuple(map(type, values)) == _EXACT[code]:
+        Raises:
+            RemoteProtocolError: not msgpack, an unknown code, too few fields or one of the wrong type.
+        """
+        try:
+            code, *values = msgpack.unpackb(frame, use_list=False, strict_map_key=False)
+            cls = self._words[code] if 0 <= code < len(self._words) else None
+        except Exception as error:  # msgpack raises ValueError, its own classes, RecursionError, UnicodeDecodeError
+            raise RemoteProtocolError(f"frame of {len(frame)} bytes is not a message: {type(error).__name__}") from None
+        if cls is None:
+            raise RemoteProtocolError(f"message code {code} is unknown")
+        types = self._types[code]
+        del values[len(types) :]
+        if len(values) < self._required[code]:
+            raise RemoteProtocolError(f"{cls.__name__} has {len(values)} fields, {self._required[code]} are needed")
+        if tuple(map(type, values)) == self._exact[code]:
+            return cls(*values)
+        for value, expected in zip(values, types, strict=False):
+            if type(value) is not expected and not (expected is list and type(value) is tuple):
+                if expected is float and type(value) is int:
+                    continue
+                raise RemoteProtocolError(f"{cls.__name__}: a field is {type(value).__name__}, not {expected.__name__}")
         return cls(*values)
-    for value, expected in zip(values, types, strict=False):
-        if type(value) is not expected and not (expected is list and type(value) is tuple):
-            if expected is float and type(value) is int:
-                continue
-            raise RemoteProtocolError(f"{cls.__name__}: a field is {type(value).__name__}, not {expected.__name__}")
-    return cls(*values)
+
+
+_host = Codec(MESSAGES)
+encode = _host.encode
+decode = _host.decode
