@@ -155,6 +155,46 @@ class Joined:
     refused: str = ""
 
 
+@dataclass(slots=True)
+class Post:
+    """Send one numbered parcel to a node; see core/links.py. It may be lost."""
+
+    node: NodeID
+    epoch: int
+    seq: int
+    ack: int
+    more: bool
+    source: PeerID
+    to: PeerID
+    frame: bytes
+
+
+@dataclass(slots=True)
+class PostAck:
+    """Tell a node which parcels arrived, and if `missing`, that the next one did not. It may be lost."""
+
+    node: NodeID
+    epoch: int
+    ack: int
+    missing: bool
+
+
+@dataclass(slots=True)
+class Relay:
+    """A frame from `source` on another node arrived for `to`, this node or a client of it."""
+
+    source: PeerID
+    to: PeerID
+    frame: bytes
+
+
+@dataclass(slots=True)
+class LinkEnded:
+    """The other side ended the link and began a new one: it took us for dead, so we take it for dead too."""
+
+    node: NodeID
+
+
 Effect = (
     Send
     | Connect
@@ -175,4 +215,8 @@ Effect = (
     | MemberUp
     | MemberDown
     | Joined
+    | Post
+    | PostAck
+    | Relay
+    | LinkEnded
 )
