@@ -9,6 +9,7 @@ from typing import Any
 
 from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, Warn
 from zmesh.core.records import LEASED, QUEUED, RESOLVED, Entry, Inputs, Queue, Spec, Task, Thief, shape_key
+from zmesh.core.pulls import Pulls
 from zmesh.core.references import References
 from zmesh.core.tasks import Tasks
 from zmesh.core.timers import Timers
@@ -27,6 +28,9 @@ from zmesh.wire.messages import (
     GiveBack,
     Infeasible,
     Log,
+    Mesh,
+    NodeGone,
+    Pulled,
     RecycleSegments,
     StatusReply,
     StatusRequest,
@@ -71,10 +75,10 @@ class ClientCore:
         self._seq = 0
         self._waited: list[Entry] = []
         self._impossible: dict[Any, str] = {}  # {shape key: why no node can run it}
-        self.references = References(me, self.node, effects)
+        self.pulls = Pulls(self.node, effects)
+        self.references = References(me, self.node, effects, self.pulls)
         self.victim = Victim(self.node, effects, timers, self._arguments, self._limit_time)
         self.tasks = Tasks(
-            self.node,
             effects,
             timers,
             push=self._push,
@@ -97,8 +101,11 @@ class ClientCore:
             Infeasible: self._infeasible,
             Log: self._log,
             StatusReply: lambda _, message, now: self.references.answered(message.request, INLINE, message.status),
-            Ack: lambda _, message, now: self.references.acknowledged(message.request, message.error),
+            Ack: lambda peer, message, now: self.references.acknowledged(peer, message.request, message.error),
             Fetched: self._fetched,
+            Pulled: lambda _, message, now: self.pulls.pulled(message.objects),
+            Mesh: self._mesh,
+            NodeGone: self._node_gone,
             RecycleSegments: lambda _, message, now: self.effects.append(Recycle(list(message.segments))),
             Trim: lambda _, message, now: self.effects.append(Recycle([])),
         }
@@ -204,6 +211,7 @@ class ClientCore:
             self.tasks.entry_resolved(task, now)
         for entry in self.references.lose_node(self.lost):
             self.tasks.entry_resolved(entry, now)
+        self.pulls.lose_node(self.lost)
         self._flush()
 
     # How the machines meet.
@@ -237,7 +245,36 @@ class ClientCore:
     def _welcome(self, peer: PeerID, message: Welcome, now: float) -> None:
         del peer
         self.welcome = message
-        self.victim.total = dict(message.total)
+        if not self.victim.totals:
+            self.victim.totals = [dict(message.total)]
+        self.victim.serve(now)
+
+    def _mesh(self, peer: PeerID, message: Mesh, now: float) -> None:
+        """Members came or went: what was impossible may be possible now, and more workers may be of use."""
+        del peer
+        self.victim.totals = [dict(total) for total in message.totals]
+        self._impossible.clear()
+        for queue in self.victim.queues.values():
+            if queue.count:
+                queue.told = 0
+                self.victim.ask(queue, now)
+
+    def _node_gone(self, peer: PeerID, message: NodeGone, now: float) -> None:
+        """A member is gone: what it had of ours runs elsewhere, what it had for us is lost."""
+        del peer
+        gone = [thief for thief in self.victim.thieves.values() if thief.peer[:NODE_ID_BYTES] == message.node]
+        for thief in gone:
+            self.victim.close(thief)
+            self.references.victim_died(thief.peer)
+            # What it was told first it most likely ran: that one is charged, as it may be what killed the host.
+            started = next(iter(thief.leased.values()), None)
+            self._requeue(thief, [task for task in thief.leased.values() if task is not started], now)
+            if started is not None:
+                self.victim.returned(thief, started)
+                self.tasks.node_died(started, message.node, message.why, now)
+            self.victim.gone(thief, now)
+        for entry in self.references.node_gone(message.node, message.why):
+            self.tasks.entry_resolved(entry, now)
         self.victim.serve(now)
 
     def _steal(self, peer: PeerID, message: Steal, now: float) -> None:
@@ -305,7 +342,7 @@ class ClientCore:
         if thief is None:
             return
         thief.paused = True
-        thief.queue.idle.pop(peer, None)
+        thief.idlers.pop(peer, None)
         given = [thief.leased[seq] for seq, attempt in message.tasks if seq in thief.leased]
         self._requeue(thief, given, now)
         self.victim.serve(now)
@@ -344,7 +381,7 @@ class ClientCore:
         self.references.reader_died(message.worker)
         self.references.victim_died(message.worker)
         # All it sent lies before this on our link to the node, and so does every Hold that came of it.
-        self.effects.append(Send(self.node, Buried(message.worker)))
+        self.effects.append(Send(node_peer(message.worker[:NODE_ID_BYTES]), Buried(message.worker)))
         thief = self.victim.thieves.get(message.worker)
         if thief is None:
             self._flush()
@@ -411,5 +448,6 @@ class ClientCore:
         """Verify the tables; for tests and the simulator."""
         self.victim.check()
         self.references.check()
+        self.pulls.check()
         unresolved = self.unresolved()
         assert len(unresolved) == self.tasks.open, (len(unresolved), self.tasks.open)

@@ -5,6 +5,7 @@ A million queued tasks must fit in 700 MB, so a task with one result *is* that r
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,10 +80,23 @@ class Spec:
         self.held = held  # entries of refs the function captured: held as long as the spec
 
 
+class Copy:
+    """One far object, as this process needs it. `value` is its place on this host, or the failure."""
+
+    __slots__ = ("oid", "status", "users", "value", "waiters")
+
+    def __init__(self, oid: ObjectID) -> None:
+        self.oid = oid
+        self.status = PENDING
+        self.value: Any = None
+        self.users = 0  # tasks, entries and views
+        self.waiters: list[Callable[[Copy], None]] = []
+
+
 class Share:
     """What an entry needs once more than this process has to do with it."""
 
-    __slots__ = ("clean", "holds", "inside", "oid", "pins", "promoted", "readers", "sent")
+    __slots__ = ("clean", "copy", "holds", "inside", "oid", "pins", "promoted", "readers", "sent")
 
     def __init__(self, oid: ObjectID | None = None) -> None:
         self.oid = oid  # of a borrowed entry; an own one has its seq and index
@@ -91,6 +105,7 @@ class Share:
         self.pins = 0  # live views in this process
         self.readers: dict[PeerID, bool] = {}  # {thief: True} that kept the object after its task
         self.inside: list[Entry] = []  # entries of refs inside the value, held until this one is freed
+        self.copy: Copy | None = None  # on this host, of bytes that lie on another
         self.clean = True  # no reader ever died: its segment may be written again
         self.sent = False  # a Fetch for it is under way
 
@@ -160,10 +175,11 @@ class Task(Entry):
 class Thief:
     """A worker attached to this client, for one shape."""
 
-    __slots__ = ("alone", "closing", "credit_s", "epoch", "leased", "load_s", "paused", "peer", "queue", "specs")
+    __slots__ = ("alone", "closing", "credit_s", "epoch", "far", "leased", "load_s", "paused", "peer", "queue", "specs")
 
-    def __init__(self, peer: PeerID, epoch: int, queue: "Queue", credit_s: float) -> None:
+    def __init__(self, peer: PeerID, epoch: int, queue: "Queue", credit_s: float, *, far: bool = False) -> None:
         self.peer = peer
+        self.far = far  # on another host
         self.epoch = epoch
         self.queue = queue
         self.credit_s = credit_s
@@ -174,12 +190,18 @@ class Thief:
         self.closing = False  # withdrew its steal, or died
         self.specs: dict[int, bool] = {}  # {spec index: True} it already has
 
+    @property
+    def idlers(self) -> "dict[PeerID, Thief]":
+        """Return the table this thief stands in while it has nothing."""
+        return self.queue.far if self.far else self.queue.idle
+
 
 class Queue:
     """Tasks of one shape that may start now, by priority, and the thieves attached for them."""
 
     __slots__ = (
         "count",
+        "far",
         "idle",
         "key",
         "levels",
@@ -203,6 +225,7 @@ class Queue:
         self.count = 0  # tasks in state QUEUED in all levels
         self.thieves: dict[PeerID, Thief] = {}
         self.idle: dict[PeerID, Thief] = {}  # those with nothing leased and open for more; last in is first served
+        self.far: dict[PeerID, Thief] = {}  # the same on other hosts: they are served after those of this one
         self.most = 1 << 30  # workers of this shape the node can have at once, once it is known
         self.told = 0  # workers of the last Demand
         self.told_depth = 0

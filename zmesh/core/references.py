@@ -1,16 +1,16 @@
 """Who in this process holds which object, and when its bytes may go (docs/design.md, "Objects").
 
 An own entry is freed when no ObjectRef, task, containing value, live view or reader is left; the node only hears of it
-if it was promoted. A borrowed entry is counted by the node: this process owes it as many releases as it was given
-holds. Knows entries; never looks at tasks (core/tasks.py does).
+if it was promoted. A borrowed entry is counted by its home, the node of its owner: this process owes it as many releases
+as it was given holds. Knows entries; never looks at tasks (core/tasks.py does).
 """
 
 from collections import deque
 from typing import Any
 
 from zmesh.core.effects import Effect, Recycle, Resolved, Send
-from zmesh.core.records import Entry, Share
-from zmesh.wire.ids import ObjectID, PeerID, object_id, split_object_id
+from zmesh.core.records import Copy, Entry, Share
+from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer, object_id, split_object_id
 from zmesh.wire.messages import (
     ERROR,
     INLINE,
@@ -26,7 +26,7 @@ from zmesh.wire.messages import (
     Unpin,
 )
 
-Key = Any  # of a dependency a thief reads: an ObjectID the node counts, or (victim, seq, index)
+Key = Any  # of a dependency a thief reads: an ObjectID its home counts, (victim, seq, index), or a Copy of this host's
 
 
 class View:
@@ -47,12 +47,14 @@ class References:
         me: PeerID of this process; objects it makes carry it.
         node: PeerID of this host's node.
         effects: where messages and recycling are appended, in order.
+        pulls: copies of what lies on other hosts.
     """
 
-    def __init__(self, me: PeerID, node: PeerID, effects: list[Effect]) -> None:
+    def __init__(self, me: PeerID, node: PeerID, effects: list[Effect], pulls: Any) -> None:
         self._me = me
         self._node = node
         self._effects = effects
+        self._pulls = pulls
         self._requests = 0
         self._tickets: dict[int, Entry] = {}  # {request: entry that resolves when the node answers}
         self._lent: dict[tuple[int, int], Entry] = {}  # {(seq, index): own entry somebody else may name}
@@ -60,7 +62,8 @@ class References:
         self._uncounted: dict[ObjectID, Entry] = {}  # borrowed for the running task; its victim holds them meanwhile
         self._views: dict[Key, View] = {}
         self._arrived: list[ObjectID] = []  # inside the result being taken in
-        self._claims: dict[int, tuple[PeerID, int]] = {}  # {request: (thief, seq)} the node has not answered yet
+        # {request: (thief, seq, {home that has not answered yet: True})}
+        self._claims: dict[int, tuple[PeerID, int, dict[PeerID, bool]]] = {}
         # {(victim, seq): the references in each result or item not yet taken, in the order sent}
         self._given: dict[tuple[PeerID, int], deque[list[Entry]]] = {}
 
@@ -110,11 +113,14 @@ class References:
     def _free(self, entry: Entry, share: Share | None) -> None:
         status, value = entry.status, entry.value
         entry.value = None
+        if share is not None and share.copy is not None:
+            self._pulls.drop(share.copy)
+            share.copy = None
         if share is not None and share.oid is not None:
             self._borrowed.pop(share.oid, None)
             self._uncounted.pop(share.oid, None)
             if share.holds:
-                self._effects.append(Send(self._node, Release([(share.oid, share.holds, share.clean)])))
+                self._effects.append(Send(_home(share.oid), Release([(share.oid, share.holds, share.clean)])))
                 share.holds = 0
             return
         self._lent.pop((entry.seq, entry.index), None)
@@ -132,7 +138,7 @@ class References:
         if producer == self._me and clean:
             self._effects.append(Recycle([segment]))
         else:
-            self._effects.append(Send(self._node, FreeSegments([(producer, segment, clean)])))
+            self._effects.append(Send(_home(producer), FreeSegments([(producer, segment, clean)])))
 
     # What others hold of ours.
 
@@ -153,8 +159,16 @@ class References:
                 entry = self._lent.get(tuple(key))
                 if entry is not None:
                     self.share(entry).readers[peer] = True
-        if holders:
-            self._effects.append(Send(self._node, Hold(0, holders)))
+        self._hold(0, holders)
+
+    def _hold(self, request: int, holders: list[Any]) -> dict[PeerID, bool]:
+        """Have further holders counted, each at the object's home; returns {home: True}."""
+        by_home: dict[PeerID, list[Any]] = {}
+        for holder in holders:
+            by_home.setdefault(_home(holder[0]), []).append(holder)
+        for home, theirs in by_home.items():
+            self._effects.append(Send(home, Hold(request, theirs)))
+        return dict.fromkeys(by_home, True)
 
     def unpinned(self, peer: PeerID, keys: list[Any]) -> None:
         """A thief's views of own entries ended."""
@@ -223,16 +237,22 @@ class References:
         if ticket is not None:
             self._set(ticket, status, value)
 
-    def acknowledged(self, request: int, error: str) -> None:
-        """The node carried out a Promote or Hold, or says why not."""
-        claim = self._claims.pop(request, None)
-        if claim is not None:
-            thief, seq = claim
-            self._effects.append(Send(thief, Taken(seq)))
+    def acknowledged(self, home: PeerID, request: int, error: str) -> None:
+        """A node carried out a Promote or Hold, or says why not."""
+        if request in self._claims:
+            self._counted(request, home)
         elif error:
             self.answered(request, ERROR, ("StoreFullError", error, {}))
         else:
             self.answered(request, INLINE, None)
+
+    def _counted(self, request: int, home: PeerID) -> None:
+        """A home answered a claim, or will never; after the last one the thief may drop its own."""
+        thief, seq, homes = self._claims[request]
+        homes.pop(home, None)
+        if not homes:
+            del self._claims[request]
+            self._effects.append(Send(thief, Taken(seq)))
 
     def oid(self, entry: Entry) -> ObjectID:
         """Return the ObjectID of an own or borrowed entry."""
@@ -284,16 +304,20 @@ class References:
         A result nobody wanted has none that count, and goes the same way: the thief is answered in the order it sent.
         """
         self._requests += 1
-        self._claims[self._requests] = (thief, seq)
-        self._effects.append(Send(self._node, Hold(self._requests, [(oid, self._me) for oid in self._arrived])))
+        # Asked in any case: what the thief sent before this must be counted before it is answered.
+        homes = self._hold(self._requests, [(oid, self._me) for oid in self._arrived])
+        if not homes:
+            self._effects.append(Send(self._node, Hold(self._requests, [])))
+            homes[self._node] = True
+        self._claims[self._requests] = (thief, seq, homes)
         self._arrived = []
 
     def fetch(self, entry: Entry) -> None:
-        """Ask the node for the value of a borrowed entry, once."""
+        """Ask its home for the value of a borrowed entry, once."""
         share = entry.share
         if share is not None and share.oid is not None and entry.status == PENDING and not share.sent:
             share.sent = True
-            self._effects.append(Send(self._node, Fetch([share.oid])))
+            self._effects.append(Send(_home(share.oid), Fetch([share.oid])))
 
     def fetched(self, objects: list[Any]) -> list[Entry]:
         """The node told values; returns the entries that have one now."""
@@ -319,10 +343,68 @@ class References:
             self._set(entry, ERROR, error)
         return pending
 
+    def node_gone(self, node: NodeID, why: str) -> list[Entry]:
+        """A member is gone, and the objects it was the home of; returns the entries that failed."""
+        error: Any = ("OwnerDiedError", f"the node {node.hex()} that knew the object is gone: {why}", {})
+        failed = []
+        for entry in list(self._lent.values()):
+            for reader in list(entry.share.readers if entry.share is not None else ()):
+                if reader[:NODE_ID_BYTES] == node:
+                    assert entry.share is not None
+                    del entry.share.readers[reader]
+                    entry.share.clean = False
+                    self.settle(entry)
+        for oid, entry in self._borrowed.items():
+            if oid[:NODE_ID_BYTES] == node and entry.status == PENDING:
+                self._set(entry, ERROR, error)
+                failed.append(entry)
+        for request in list(self._claims):
+            self._counted(request, node_peer(node))
+        return failed
+
+    def localize(self, entries: list[Entry]) -> Entry | None:
+        """Have the bytes of stored entries copied to this host, where they are not; None if there is nothing to wait for.
+
+        Returns an entry that resolves when all copies are there or failed; `location` says which.
+        """
+        missing = []
+        for entry in entries:
+            if entry.status == STORED and self._pulls.is_far(entry.value):
+                share = self.share(entry)
+                if share.copy is None or share.copy.status == ERROR:
+                    if share.copy is not None:
+                        self._pulls.drop(share.copy)
+                    share.copy = self._pulls.want(self.oid(entry), entry.value)
+                if share.copy.status == PENDING:
+                    missing.append(share.copy)
+        if not missing:
+            return None
+        ticket = Entry(0)
+        left = len(missing)
+
+        def arrived(copy: Copy) -> None:
+            nonlocal left
+            del copy
+            left -= 1
+            if not left:
+                self._set(ticket, INLINE, None)
+
+        for copy in missing:
+            copy.waiters.append(arrived)
+        return ticket
+
+    def location(self, entry: Entry) -> tuple[int, Any]:
+        """Return (STORED, place on this host) of a stored entry that was localized, or (ERROR, failure)."""
+        copy = entry.share.copy if entry.share is not None else None
+        return (entry.status, entry.value) if copy is None else (copy.status, copy.value)
+
     # A thief's views of its victims' objects.
 
     def view_opened(self, victim: PeerID, key: Any) -> Key:
         """A view of a dependency was made; returns the key to hand to `view_closed`."""
+        if isinstance(key, Copy):
+            self._pulls.use(key)
+            return key
         full: Key = key if isinstance(key, bytes) else (victim, *key)
         view = self._views.get(full)
         if view is None:
@@ -332,6 +414,9 @@ class References:
 
     def view_closed(self, full: Key) -> None:
         """The last array of that view died: tell who counts it, if it was told that we keep it."""
+        if isinstance(full, Copy):
+            self._pulls.drop(full)
+            return
         view = self._views[full]
         view.count -= 1
         if view.count:
@@ -340,7 +425,7 @@ class References:
         if not view.kept:
             return
         if isinstance(full, bytes):
-            self._effects.append(Send(self._node, Release([(full, view.kept, True)])))
+            self._effects.append(Send(_home(full), Release([(full, view.kept, True)])))
         else:
             self._effects.append(Send(view.victim, Unpin([full[1:]])))
 
@@ -392,3 +477,8 @@ class References:
             assert entry.share.oid == oid
             assert entry.refs or entry.share.pins or entry.share.readers, "a borrowed entry that nobody holds"
         assert all(view.count > 0 for view in self._views.values())
+
+
+def _home(of: ObjectID | PeerID) -> PeerID:
+    """Return the node that counts an object, or that a process belongs to."""
+    return node_peer(of[:NODE_ID_BYTES])

@@ -13,7 +13,7 @@ from typing import Any
 from zmesh.core.effects import Effect, Send
 from zmesh.core.records import LEASED, QUEUED, RESOLVED, WAITING, Entry, Inputs, Spec, Task
 from zmesh.core.timers import Timers
-from zmesh.wire.ids import PeerID
+from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
 from zmesh.wire.messages import (
     CANCELLED,
     END,
@@ -44,7 +44,6 @@ class Tasks:
     """Tasks of one client.
 
     Args:
-        node: PeerID of this host's node, which kills workers for us.
         push: queues a task whose inputs are there: (task, now, front).
         forget: a queued task was cancelled.
         drop: lets go of one reference to an entry.
@@ -57,7 +56,6 @@ class Tasks:
 
     def __init__(
         self,
-        node: PeerID,
         effects: list[Effect],
         timers: Timers,
         *,
@@ -70,7 +68,6 @@ class Tasks:
         inside: Callable[[Entry, list[bytes]], None],
         waited: list[Entry],
     ) -> None:
-        self._node = node
         self._effects = effects
         self._timers = timers
         self._push = push
@@ -300,6 +297,24 @@ class Tasks:
         for output in task.outputs or ():
             self.entry_resolved(output, now)
 
+    def node_died(self, task: Task, node: NodeID, why: str, now: float) -> None:
+        """The node whose worker may have been running this task is gone: charge it, and retry or fail it."""
+        if task.cancelled:
+            self._cancelled(task)
+        elif self._may_retry(task):
+            self._retry(task, now)
+            return
+        else:
+            text = f"the node {node.hex()} that ran {task.spec.name} is gone ({why}); it was started {task.attempt + 1}"
+            self.resolve(task, ERROR, ("NodeDiedError", f"{text} time(s)", {"attempts": task.attempt + 1}))
+        self.entry_resolved(task, now)
+        for output in task.outputs or ():
+            self.entry_resolved(output, now)
+
+    def _kill(self, worker: PeerID, seq: int, attempt: int, reason: str) -> None:
+        """Ask the worker's node to kill it if it still runs that attempt."""
+        self._effects.append(Send(node_peer(worker[:NODE_ID_BYTES]), Kill(worker, seq, attempt, reason)))
+
     def limit_time(self, task: Task, now: float) -> None:
         """A task with timeout= was sent, alone: it starts now."""
         timeout_s = task.spec.timeout_s
@@ -309,7 +324,7 @@ class Tasks:
         def expire(then: float) -> None:
             task.timer = 0
             if task.state == LEASED and task.attempt == attempt and task.thief is not None:
-                self._effects.append(Send(self._node, Kill(task.thief.peer, task.seq, attempt, "timeout")))
+                self._kill(task.thief.peer, task.seq, attempt, "timeout")
                 # The worker may not have entered the task yet when the node looks: ask again.
                 task.timer = self._timers.set(then + max(0.05, timeout_s / 10), expire)
 
@@ -326,7 +341,7 @@ class Tasks:
             task.cancelled = True
             self._effects.append(Send(task.thief.peer, Cancel(task.seq, task.attempt, recursive)))
             if force:
-                self._effects.append(Send(self._node, Kill(task.thief.peer, task.seq, task.attempt, "cancel")))
+                self._kill(task.thief.peer, task.seq, task.attempt, "cancel")
             return
         if task.state == QUEUED:
             self._forget(task)

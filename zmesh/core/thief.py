@@ -9,10 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Connect, Disconnect, Effect, Interrupt, Send
-from zmesh.wire.ids import PeerID
+from zmesh.core.records import Copy
+from zmesh.wire.ids import NODE_ID_BYTES, PeerID, object_id
 from zmesh.wire.messages import (
     CANCELLED,
+    ERROR,
     ITEM,
+    PENDING,
+    STORED,
     Attach,
     Cancel,
     Detach,
@@ -27,6 +31,7 @@ from zmesh.wire.messages import (
 )
 
 CREDIT_S = 0.005  # of work ahead: two round trips of a busy host, yet short enough that a give-back hardly matters
+FAR_CREDIT_S = 0.05  # from a victim on another host: round trips of a LAN, and of a busy relay
 FLUSH_AGE_S = 0.002  # results wait no longer than this for company
 FLUSH_RESULTS_MAX = 128  # half a batch: the next one is on its way while the other half runs
 FLUSH_BYTES_MAX = 256 * 1024
@@ -52,7 +57,7 @@ class WorkSpec:
 class Running:
     """The task under way."""
 
-    __slots__ = ("args", "attempt", "deps", "depth", "items", "seq", "spec", "started", "taken", "victim")
+    __slots__ = ("args", "attempt", "copies", "deps", "depth", "items", "seq", "spec", "started", "taken", "victim")
 
     def __init__(self, victim: PeerID, spec: WorkSpec, record: Any, started: float) -> None:
         self.victim = victim
@@ -60,8 +65,10 @@ class Running:
         self.seq: int = record[0]
         self.attempt: int = record[1]
         self.depth: int = record[3]
+        # INLINE bytes, or (segment, nbytes, producer, key): on this host. The same holds for the places of `deps`.
         self.args = record[4]
         self.deps = record[5] if len(record) > 5 else ()
+        self.copies: list[Copy] = []  # of far arguments, held while it runs
         self.started = started
         self.items = 0  # sent of a stream
         self.taken = 0  # of those, taken by the reader
@@ -73,6 +80,7 @@ class ThiefHalf:
     Args:
         node: PeerID of this host's node.
         keeps: returns what Done.kept must list for a victim.
+        pulls: copies of what lies on other hosts.
         watched: returns victims whose link must stay open.
     """
 
@@ -83,6 +91,7 @@ class ThiefHalf:
         *,
         keeps: Callable[[PeerID], list[Any]],
         watched: Callable[[], list[PeerID]],
+        pulls: Any,
     ) -> None:
         self._node = node
         self._effects = effects
@@ -103,6 +112,8 @@ class ThiefHalf:
         self._oldest_s = 0.0  # when the first of them was added
         self._bytes = 0
         self._links: dict[PeerID, bool] = {}  # {victim: True} with an open link
+        self._pulls = pulls
+        self._awaited: dict[int, dict[Any, Copy]] = {}  # {seq not started: {key of its far argument: copy}}
 
     # From the node.
 
@@ -113,9 +124,11 @@ class ThiefHalf:
         self.victim, self.epoch, self.shape, self.job = message.victim, message.epoch, message.shape, message.job
         self._withdrawn = self._victim_dead = False
         self._specs = {}
-        if message.victim not in self._links:
+        far = message.victim[:NODE_ID_BYTES] != self._node[:NODE_ID_BYTES]
+        if not far and message.victim not in self._links:
             self._link(message.victim)
-        self._effects.append(Send(message.victim, Steal(message.epoch, message.shape, CREDIT_S)))
+        credit_s = FAR_CREDIT_S if far else CREDIT_S
+        self._effects.append(Send(message.victim, Steal(message.epoch, message.shape, credit_s)))
 
     def _link(self, victim: PeerID) -> None:
         """Open a link, which then stays: a second one to the same victim could overtake the first."""
@@ -138,6 +151,7 @@ class ThiefHalf:
         if self.state == FREE or message.epoch != self.epoch:
             return  # a Detach that crossed our Free
         if message.dead:
+            self._forget(self._queue)
             self._queue.clear()
             self._results.clear()
             self._withdrawn = self._victim_dead = True
@@ -168,8 +182,31 @@ class ThiefHalf:
         for record in message.specs:
             self._specs[record[0]] = WorkSpec(record)
         self._queue.extend(message.tasks)
+        for record in message.tasks:
+            if len(record) > 5 or type(record[4]) is not bytes:
+                self._fetch_arguments(record)
         if self.state == CLOSING or self.blocked:
             self.give_back()
+
+    def _fetch_arguments(self, record: Any) -> None:
+        """Have what lies on other hosts copied here, while other tasks run."""
+        victim, seq, args = self.victim, record[0], record[4]
+        places = [(value, key) for status, value, key in record[5] if status == STORED] if len(record) > 5 else []
+        if type(args) is not bytes:
+            places.append((args, (args[3], 0)))
+        for place, key in places:
+            if self._pulls.is_far(place):
+                copies = self._awaited.setdefault(seq, {})
+                if key not in copies:
+                    oid = key if isinstance(key, bytes) else object_id(victim, *key)
+                    copies[key] = self._pulls.want(oid, place)
+
+    def _forget(self, records: Any) -> None:
+        """These tasks will not run here: let go of what was fetched for them."""
+        if self._awaited:
+            for record in records:
+                for copy in self._awaited.pop(record[0], {}).values():
+                    self._pulls.drop(copy)
 
     def unstolen(self, peer: PeerID, message: Unstolen) -> None:
         """No work will follow: the worker is free once its task is over."""
@@ -188,6 +225,7 @@ class ThiefHalf:
         for record in self._queue:
             if record[0] == message.seq:
                 self._queue.remove(record)
+                self._forget([record])
                 self._add((message.seq, message.attempt, CANCELLED, None), 0, now)
                 self.flush()
                 break
@@ -201,7 +239,11 @@ class ThiefHalf:
             if self._results:
                 self.flush()
             return None
-        record = self._queue.popleft()
+        record = self._next_ready() if self._awaited else self._queue.popleft()
+        if record is None:
+            if self._results:
+                self.flush()
+            return None
         spec = self._specs[record[2]]
         if self._results and (
             spec.peak_s is None
@@ -211,13 +253,39 @@ class ThiefHalf:
         ):
             self.flush()
         running = self.running = Running(self.victim, spec, record, now)
+        if running.seq in self._awaited:
+            self._place_copies(running, self._awaited.pop(running.seq))
         return running
+
+    def _next_ready(self) -> Any:
+        """Take the first task whose arguments are here; None if each waits for some."""
+        for record in self._queue:
+            if all(copy.status != PENDING for copy in self._awaited.get(record[0], {}).values()):
+                self._queue.remove(record)
+                return record
+        return None
+
+    @staticmethod
+    def _place_copies(running: Running, copies: dict[Any, Copy]) -> None:
+        """Name the places on this host, or the failures, instead of those on others."""
+        running.copies = list(copies.values())
+        running.deps = [
+            (copies[key].status, copies[key].value, copies[key]) if status == STORED and key in copies else dep
+            for dep in running.deps
+            for status, _, key in (dep,)
+        ]
+        args = running.args
+        if type(args) is not bytes and (args[3], 0) in copies:
+            copy = copies[args[3], 0]
+            running.args = (*copy.value, copy) if copy.status == STORED else (ERROR, copy.value)
 
     def finished(self, status: int, value: Any, inside: list[bytes], size: int, now: float) -> None:
         """The running task is over. `size` is what its result takes in a message, in bytes."""
         running = self.running
         assert running is not None
         self.running = None
+        for copy in running.copies:
+            self._pulls.drop(copy)
         spec = running.spec
         elapsed_s = now - running.started
         spec.calls += 1
@@ -264,19 +332,29 @@ class ThiefHalf:
 
     def give_back(self) -> None:
         """Return everything not started, newest first."""
-        if self._queue:
-            given = [(record[0], record[1]) for record in reversed(self._queue)]
+        self._return(list(self._queue))
+
+    def _return(self, records: list[Any]) -> None:
+        if not records:
+            return
+        if len(records) == len(self._queue):
             self._queue.clear()
-            self._effects.append(Send(self.victim, GiveBack(given)))
+        else:
+            for record in records:
+                self._queue.remove(record)
+        self._forget(records)
+        self._effects.append(Send(self.victim, GiveBack([(record[0], record[1]) for record in reversed(records)])))
 
     def stalled(self, now: float) -> None:
         """Somebody looks while a task runs: if it is a long one, its neighbours go elsewhere."""
         if self.running is not None and now - self.running.started >= STALL_S:
             self.flush()
-            self.give_back()
+            # One that waits for arguments from another host stays, so that they travel meanwhile.
+            self._return([record for record in self._queue if record[0] not in self._awaited])
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""
+        assert all(any(record[0] == seq for record in self._queue) for seq in self._awaited)
         if self.state == FREE:
             assert not self._queue
             assert not self._results

@@ -15,12 +15,13 @@ from typing import Any
 from zmesh.core.effects import Effect, Send
 from zmesh.core.records import LEASED, QUEUED, Queue, ShapeKey, Spec, Task, Thief
 from zmesh.core.timers import Timers
-from zmesh.wire.ids import PeerID
-from zmesh.wire.messages import UNIT, Demand, Shape, Work
+from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID
+from zmesh.wire.messages import STORED, UNIT, Demand, Shape, Work
 
 BATCH_TASKS_MAX = 256
 BATCH_BYTES_MAX = 256 * 1024
 LEASED_TASKS_MAX = 512  # a batch running and a batch waiting: the thief never runs dry between two messages
+LOOK_AHEAD_MAX = 16  # tasks looked at for one whose arguments lie where the thief is
 DEMAND_WINDOW_S = 0.1  # a demand that fell is told after this time, so that a loop of single calls tells nothing
 PEAK_DECAY = 0.7  # of a function's longest run, per Done: a one-off slow call is forgotten after a dozen messages
 
@@ -48,7 +49,7 @@ class Victim:
         self._timers = timers
         self._arguments = arguments
         self._leased = leased
-        self.total: Shape | None = None  # of the node, once it said so
+        self.totals: list[Shape] = []  # of each member of the mesh, once our node said so
         self.queues: dict[ShapeKey, Queue] = {}
         self.thieves: dict[PeerID, Thief] = {}
 
@@ -73,6 +74,8 @@ class Victim:
         queue.spec = spec
         if queue.idle:
             self.fill(next(reversed(queue.idle.values())), now)
+        elif queue.far:
+            self.fill(next(reversed(queue.far.values())), now)
         if queue.count and (
             queue.told < queue.most or task.depth > queue.told_depth or spec.priority > queue.told_priority
         ):
@@ -86,9 +89,9 @@ class Victim:
 
     def steal(self, peer: PeerID, epoch: int, queue: Queue, credit_s: float, now: float) -> None:
         """A worker attached itself: it gets work, or stays parked."""
-        thief = Thief(peer, epoch, queue, credit_s)
+        thief = Thief(peer, epoch, queue, credit_s, far=peer[:NODE_ID_BYTES] != self._node[:NODE_ID_BYTES])
         self.thieves[peer] = queue.thieves[peer] = thief
-        queue.idle[peer] = thief
+        thief.idlers[peer] = thief
         self.fill(thief, now)
         if queue.told:
             self._watch(queue, now)
@@ -115,7 +118,7 @@ class Victim:
         thief.paused = False
         queue = thief.queue
         if not thief.leased and not thief.closing:
-            queue.idle[thief.peer] = thief
+            thief.idlers[thief.peer] = thief
         if queue.count:
             self.fill(thief, now)
         if queue.told:
@@ -125,7 +128,7 @@ class Victim:
         """The thief has left and leases nothing: forget it."""
         assert not thief.leased
         queue = thief.queue
-        queue.idle.pop(thief.peer, None)
+        thief.idlers.pop(thief.peer, None)
         if queue.thieves.get(thief.peer) is thief:
             del queue.thieves[thief.peer]
         if self.thieves.get(thief.peer) is thief:
@@ -142,7 +145,7 @@ class Victim:
     def close(self, thief: Thief) -> None:
         """The thief withdrew its steal or is dying: it gets nothing more."""
         thief.closing = True
-        thief.queue.idle.pop(thief.peer, None)
+        thief.idlers.pop(thief.peer, None)
 
     # Outputs.
 
@@ -160,12 +163,13 @@ class Victim:
         tasks_max = min(share, BATCH_TASKS_MAX, LEASED_TASKS_MAX - len(leased))
         while queue.count and len(tasks) < tasks_max:
             level = self._level(queue)
-            task = level[0]
+            place = self._nearest(level, thief) if len(self.totals) > 1 else 0
+            task = level[place]
             spec = task.spec
             alone = spec.alone or task.attempt
-            if leased and (alone or spec.peak_s is None or load_s + spec.peak_s > credit_s):
+            if leased and (alone or spec.peak_s is None or load_s + spec.peak_s > credit_s) and not self._ahead(thief):
                 break
-            level.popleft()
+            del level[place]
             queue.count -= 1
             task.state = LEASED
             task.thief = thief
@@ -191,9 +195,9 @@ class Victim:
                 break
         thief.load_s = load_s
         if tasks:
-            queue.idle.pop(thief.peer, None)
+            thief.idlers.pop(thief.peer, None)
             self._effects.append(Send(thief.peer, Work(specs, tasks)))
-            useful = len(queue.thieves) - len(queue.idle)
+            useful = len(queue.thieves) - len(queue.idle) - len(queue.far)
             if useful > queue.peak:
                 queue.peak = useful
 
@@ -208,14 +212,38 @@ class Victim:
                 return level
         raise AssertionError("queue.count promises a task that no level holds")
 
+    @staticmethod
+    def _nearest(level: deque[Task], thief: Thief) -> int:
+        """Return which of the first tasks has most of its arguments' bytes on the thief's host; mostly the very first."""
+        best, most = 0, 0
+        for place in range(min(len(level), LOOK_AHEAD_MAX)):
+            task = level[place]
+            if task.state != QUEUED or (task.inputs is None and type(task.args) is bytes):
+                if not place:
+                    return 0  # tasks of one queue are mostly alike
+                continue
+            held = _bytes_on(task, thief.peer[:NODE_ID_BYTES])
+            if held > most:
+                best, most = place, held
+        return best
+
+    @staticmethod
+    def _ahead(thief: Thief) -> bool:
+        """Whether a thief on another host may have one task more than its credit: its arguments travel meanwhile."""
+        if not thief.far or len(thief.leased) > 1:
+            return False
+        task = next(iter(thief.leased.values()))
+        return not (task.spec.alone or task.attempt) and _bytes_on(task, None) > 0
+
     def serve(self, now: float) -> None:
         """Give queued tasks to idle thieves: after a give-back, a death or a new spec time."""
         for queue in self.queues.values():
-            while queue.count and queue.idle:
-                thief = next(reversed(queue.idle.values()))
-                self.fill(thief, now)
-                if thief.peer in queue.idle:
-                    break
+            for idlers in (queue.idle, queue.far):
+                while queue.count and idlers:
+                    thief = next(reversed(idlers.values()))
+                    self.fill(thief, now)
+                    if thief.peer in idlers:
+                        break
             self._renew(queue, now)
 
     # Demand.
@@ -235,14 +263,14 @@ class Victim:
         return self._level(queue)[0]
 
     def _wanted(self, queue: Queue) -> int:
-        busy = len(queue.thieves) - len(queue.idle)
+        busy = len(queue.thieves) - len(queue.idle) - len(queue.far)
         return min(busy + queue.count, max(queue.most, busy))
 
     def _workers_max(self, queue: Queue) -> int:
-        """How many workers of this shape the node can have at once: no use in asking for more."""
-        if self.total is None or not queue.key:
+        """How many workers of this shape the mesh can have at once: no use in asking for more."""
+        if not self.totals or not queue.key:
             return 64
-        return max(1, min(self.total.get(name, 0) // amount for name, amount in queue.key))
+        return max(1, sum(min(total.get(name, 0) // amount for name, amount in queue.key) for total in self.totals))
 
     def _tell(self, queue: Queue, workers: int) -> None:
         queue.told = workers
@@ -275,7 +303,8 @@ class Victim:
         for queue in self.queues.values():
             queued = [task for level in queue.levels.values() for task in level if task.state == QUEUED]
             assert len(queued) == queue.count, (len(queued), queue.count)
-            for peer, thief in queue.idle.items():
+            for peer, thief in (*queue.idle.items(), *queue.far.items()):
+                assert thief.idlers[peer] is thief
                 assert not thief.leased
                 assert not thief.closing
                 assert queue.thieves[peer] is thief
@@ -287,3 +316,11 @@ class Victim:
     def describe(shape: Shape) -> str:
         """Return a shape as users write it: `CPU 0.5, GPU 1`."""
         return ", ".join(f"{name} {amount / UNIT:g}" for name, amount in shape.items() if amount) or "no resources"
+
+
+def _bytes_on(task: Task, node: NodeID | None) -> int:
+    """Return how many bytes of the task's stored arguments lie on that host, or, for None, anywhere."""
+    places = [entry.value for entry in task.inputs.deps if entry.status == STORED] if task.inputs is not None else []
+    if type(task.args) is not bytes:
+        places.append(task.args)
+    return sum(place[1] for place in places if node is None or place[2][:NODE_ID_BYTES] == node)

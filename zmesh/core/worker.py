@@ -51,6 +51,7 @@ class WorkerCore(ClientCore):
             effects,
             keeps=lambda victim: [] if self.references.keeps_nothing else self.references.keeps(victim),
             watched=lambda: self.references.watched,
+            pulls=self.pulls,
         )
         self._inputs |= {
             Attach: self._attach,

@@ -199,8 +199,11 @@ class Worker:
         if type(running.args) is bytes:
             args, kwargs = serialization.unpack_inline(running.args)
         else:
-            segment, nbytes, _, seq = running.args
-            args, kwargs = serialization.unpack_segment(self._view(running, segment, nbytes, (seq, 0)))
+            if len(running.args) == 2:  # what was to be copied here is lost
+                raise build_error(running.args[1])
+            segment, nbytes, _, key = running.args
+            key = (key, 0) if isinstance(key, int) else key
+            args, kwargs = serialization.unpack_segment(self._view(running, segment, nbytes, key))
         place = calls.fill
         return place(args, values), dict(zip(kwargs, place(tuple(kwargs.values()), values), strict=True))
 

@@ -5,6 +5,10 @@ Links on a host (every link is FIFO, and loses nothing while both ends live):
     client -> node    its DEALER to the node's ROUTER; the node answers on the same connection
     thief  -> victim  the worker's DEALER to the client's ROUTER; the victim answers on the same connection
 
+To a peer on another host, the same words travel through the two nodes: a PeerID begins with the NodeID of its host, and
+between two nodes runs a reliable link (core/links.py). So a thief may serve a victim far away, and an object is counted
+at its *home*, the node of the process that owns it, wherever its bytes lie.
+
 A *client* is a driver or a worker: whoever submits tasks. Fields are only ever appended, with a default, so that a
 process of an older minor version can still read the ones it knows.
 
@@ -372,6 +376,101 @@ class Buried:
     worker: PeerID
 
 
+# Between nodes, and what clients hear of other nodes.
+
+
+@dataclass(slots=True)
+class Mesh:
+    """Node to client: `totals` are the resources of each living member in all, our own node first."""
+
+    totals: list[Any]
+
+
+@dataclass(slots=True)
+class NodeGone:
+    """Node to client: that member is dead or has left, and all its processes and objects with it."""
+
+    node: NodeID
+    why: str
+
+
+@dataclass(slots=True)
+class Spare:
+    """Thief's node to victim's node: so much is free here; the latest wins, {} withdraws. Stays parked until used."""
+
+    free: Shape
+
+
+@dataclass(slots=True)
+class Lease:
+    """Victim's node to thief's node: up to `workers` workers of yours may serve `client` in all; the latest wins.
+
+    A Demand on behalf of a client far away. `config` is its job's, as in Attach.
+    """
+
+    client: PeerID
+    job: PeerID
+    shape: Shape
+    workers: int
+    depth: int
+    priority: int
+    config: dict[str, Any]
+
+
+@dataclass(slots=True)
+class LeaseBack:
+    """Thief's node to victim's node: of that lease I cannot use `workers`, as I need what I have for others."""
+
+    client: PeerID
+    shape: Shape
+    workers: int
+
+
+@dataclass(slots=True)
+class Watch:
+    """Node to node: tell me when one of these clients of yours is gone. Answered at once for those that are."""
+
+    peers: list[PeerID]
+
+
+@dataclass(slots=True)
+class PeersGone:
+    """Node to node: these clients of mine are dead, and everybody they served has buried them."""
+
+    peers: list[PeerID]
+
+
+@dataclass(slots=True)
+class KeepSegments:
+    """An object's home to the node its bytes lie on: a shared object lies in these, until FreeSegments."""
+
+    segments: list[int]
+
+
+@dataclass(slots=True)
+class Pull:
+    """Client to its own node: have these bytes of another node copied here; I read them until LetGo.
+
+    `objects` is a list of [ObjectID, segment, nbytes, producer PeerID]. Every one is answered by Pulled.
+    """
+
+    objects: list[Any]
+
+
+@dataclass(slots=True)
+class Pulled:
+    """Node to client: `objects` is a list of [ObjectID, STORED or ERROR, value]; the place is on this host."""
+
+    objects: list[Any]
+
+
+@dataclass(slots=True)
+class LetGo:
+    """Client to its own node: `objects` is a list of [ObjectID, clean]: I need those copies no more."""
+
+    objects: list[Any]
+
+
 MESSAGES: tuple[type[Any], ...] = (
     # The place in this tuple is the message's code on the wire: append only.
     Hello,
@@ -411,4 +510,15 @@ MESSAGES: tuple[type[Any], ...] = (
     Unpin,
     Taken,
     Buried,
+    Mesh,
+    NodeGone,
+    Spare,
+    Lease,
+    LeaseBack,
+    Watch,
+    PeersGone,
+    KeepSegments,
+    Pull,
+    Pulled,
+    LetGo,
 )
