@@ -26,6 +26,7 @@ FACE = (
     *LEAVES,
 )
 PURE = ("zmesh.core.effects", "zmesh.core.timers", "zmesh.core.records")
+GOSSIP = ("zmesh.core.gossip_limits", "zmesh.core.members", "zmesh.core.rumours", "zmesh.core.view")
 MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match counts, ".*" is the whole room
     "zmesh.exceptions": (),
     "zmesh.wire": ("zmesh.wire.*", "zmesh.exceptions"),
@@ -34,6 +35,11 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     "zmesh.core.client": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.worker": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.node": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
+    # Membership is a role of its own, made of parts.
+    "zmesh.core.membership": (*PURE, *GOSSIP, "zmesh.core.failure_detector", "zmesh.wire.*"),
+    "zmesh.core.failure_detector": (*PURE, *GOSSIP, "zmesh.wire.*"),
+    "zmesh.core.rumours": (*PURE, *GOSSIP, "zmesh.wire.*"),
+    "zmesh.core.view": (*PURE, *GOSSIP, "zmesh.wire.*"),
     # A ref is what user code holds and what runtime unpacks: the one piece of the face that runtime knows.
     "zmesh.runtime": ("zmesh.runtime.*", "zmesh.core.*", "zmesh.wire.*", "zmesh.object_ref", "zmesh", *LEAVES),
     "zmesh": (*FACE, *(f"zmesh.runtime.{name}" for name in ("connect", "session", "processes", "rundir"))),

@@ -10,8 +10,9 @@ from zmesh.core.effects import DropSegments, Effect, Send
 from zmesh.wire.ids import object_id
 from zmesh.wire.messages import ERROR, INLINE, PENDING, STORED, Ack, Fetched, RecycleSegments
 
-A, B, C = (name * 16 for name in (b"a", b"b", b"c"))
-DEAD = b"d" * 16
+NODE = b"n" * 8
+A, B, C = (NODE + name * 8 for name in (b"a", b"b", b"c"))
+DEAD = NODE + b"d" * 8
 
 
 class Desk:
@@ -22,7 +23,7 @@ class Desk:
         self.free = capacity
         self.living = {A: True, B: True, C: True}
         self.directory = Directory(
-            self.effects, alive=self.living.__contains__, reserve=self._reserve, release=self._release
+            NODE, self.effects, alive=self.living.__contains__, reserve=self._reserve, release=self._release
         )
 
     def _reserve(self, nbytes: int) -> bool:

@@ -1,4 +1,4 @@
-"""A host in one thread: the real cores of node, workers and drivers, with a heap for a network and a seed for fate.
+"""Hosts in one thread: the real cores of nodes, workers and drivers, with a heap for a network and a seed for fate.
 
 The shell around each core is the same five lines as in runtime/: tick, receive, take effects, carry them out, sleep
 until the next deadline. What is simulated: links (FIFO each, any order between them, delays, loss of what a dying
@@ -15,6 +15,7 @@ from typing import Any
 
 import msgpack
 
+from tests.sim.programs import UserCode
 from zmesh.core import effects as fx
 from zmesh.core.client import ClientCore
 from zmesh.core.node import Executing, Limits, NodeCore
@@ -37,17 +38,6 @@ def describe_status(status: int) -> tuple[int | None, str | None, str]:
     return status >> 8, None, f"ended with exit code {status >> 8}"
 
 
-def program(kind: str, **fields: Any) -> bytes:
-    """Return the arguments of a simulated task.
-
-    Kinds: "work" (seconds, value), "die" (seconds, times: attempts that kill the worker), "raise", "retry" (times),
-    "big" (value: stored), "nest" (children: programs it submits, waits for and returns the values of),
-    "stream" (items), "many" (values), "hang".
-    """
-    packed: bytes = msgpack.packb({"kind": kind, **fields})
-    return packed
-
-
 @dataclass
 class Process:
     """A simulated process around one core."""
@@ -66,16 +56,32 @@ class Process:
     spec: Spec | None = None
 
 
-class Simulation:
-    """One host with its node.
+@dataclass
+class Host:
+    """A simulated host: its node, and what its processes share."""
+
+    id: bytes
+    core: NodeCore
+    timers: Timers
+    effects: list[fx.Effect]
+    boxes: dict[int, Executing]
+    process: Process
+    copies: dict[bytes, int] = field(default_factory=dict)  # {object: segment of its copy here}
+
+
+class Simulation(UserCode):
+    """Hosts with their nodes, which know each other from the start.
 
     Args:
         seed: fate; the same seed gives the same trace.
-        cpus: of the node.
+        cpus: of each node.
+        hosts: how many.
         lossy: whether a dying process loses what it had just sent.
     """
 
-    def __init__(self, seed: int, cpus: int = 2, *, lossy: bool = True, limits: Limits | None = None) -> None:
+    def __init__(
+        self, seed: int, cpus: int = 2, *, hosts: int = 1, lossy: bool = True, limits: Limits | None = None
+    ) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
         self.now = 0.0
@@ -87,22 +93,77 @@ class Simulation:
         self.messages = 0
         self.message_counts: dict[str, int] = {}
         self.processes: dict[bytes, Process] = {}
-        self.boxes: dict[int, Executing] = {}
         self.started: dict[tuple[bytes, int], int] = {}  # {(owner, seq): how often its code was entered}
         self.starts: list[tuple[float, bytes, int, int, bytes]] = []  # (time, owner, seq, attempt, worker)
         self.written: dict[int, int] = {}  # {segment: times it was written}
         self._segments = count(1)
         self._pids = count(1000)
-        effects: list[fx.Effect] = []
-        self.timers = Timers()
-        self.node = NodeCore(
-            NODE, 1, {"CPU": cpus * UNIT, "GPU": 0}, random.Random(seed), effects, self.timers, self.boxes.get,
-            limits or Limits(),
-        )  # fmt: skip
-        self.node_process = Process("node", node_peer(NODE), self.node)
-        self.processes[self.node_process.peer] = self.node_process
-        self._node_effects = effects
         self.workers_max = 0
+        self.makers: dict[int, bytes] = {}  # {segment: who made it}
+        self.cuts = 0.0  # which part of what nodes send each other is lost
+        self.hosts: dict[bytes, Host] = {}
+        for index in range(hosts):
+            host = self._host(NODE[:7] + bytes([NODE[7] + index]), index, cpus, limits or Limits())
+            self.hosts[host.id] = host
+            self.processes[host.process.peer] = host.process
+        self.node = self.hosts[NODE].core
+        self.node_process = self.hosts[NODE].process
+        for host in self.hosts.values():
+            for other in self.hosts:
+                host.core.member_up(other, {"CPU": cpus * UNIT, f"node:{other.hex()}": 1 << 40, "spread": 1 << 40}, 0.0)
+            self.settle(host.process)
+            if hosts > 1:
+                self._beat(host)
+
+    def _beat(self, host: Host) -> None:
+        """Gossip: every second a node tells its load."""
+        if host.process.alive:
+            self._hear(host.id, host.core.load())
+            self.at(1.0, lambda: self._beat(host))
+
+    def _host(self, node: bytes, index: int, cpus: int, limits: Limits) -> Host:
+        effects: list[fx.Effect] = []
+        timers = Timers()
+        boxes: dict[int, Executing] = {}
+
+        def announce(load: dict[str, Any], now: float, urgent: bool) -> None:
+            del now
+            self.at(0.03 if urgent else 0.5, lambda: self._hear(node, load))
+
+        core = NodeCore(
+            node, 1, {"CPU": cpus * UNIT, "GPU": 0}, random.Random(self.seed + index), effects, timers, boxes.get,
+            limits, announce=announce,
+        )  # fmt: skip
+        process = Process(f"node{index}" if index else "node", node_peer(node), core)
+        return Host(node, core, timers, effects, boxes, process)
+
+    def _hear(self, node: bytes, load: dict[str, Any]) -> None:
+        for host in self.hosts.values():
+            if host.id != node and host.process.alive:
+                host.core.heard_load(node, load, self.now)
+                self.settle(host.process)
+
+    def host_of(self, process: Process) -> Host:
+        """Return the host a process runs on."""
+        return self.hosts[process.peer[:8]]
+
+    def kill_host(self, host: Host, seconds: float = 1.0) -> None:
+        """A host dies with all it runs; the others hear of it after a while."""
+        for process in self.processes.values():
+            if process.peer[:8] == host.id and process.alive:
+                self._note(f"{process.name} dies with its host")
+                process.alive = False
+                process.views.clear()
+                for delivery in process.sent[self.rng.randrange(len(process.sent) + 1) :]:
+                    delivery.append("lost")
+        for other in self.hosts.values():
+            if other.process.alive:
+                self.at(seconds + self.rng.uniform(0, 0.1), lambda other=other: self._bury(other, host))
+
+    def _bury(self, other: Host, dead: Host) -> None:
+        if other.process.alive:
+            other.core.member_down(dead.id, "simulated", self.now)
+            self.settle(other.process)
 
     # Time.
 
@@ -132,12 +193,12 @@ class Simulation:
 
     # Processes.
 
-    def driver(self, name: str) -> Process:
+    def driver(self, name: str, node: bytes = NODE) -> Process:
         """Start a driver."""
-        peer = NODE + name.encode().ljust(8, b".")[:8]
+        peer = node + name.encode().ljust(8, b".")[:8]
         process = Process(name, peer, ClientCore(peer, [], Timers(), describe_status))
         self.processes[peer] = process
-        process.core.effects.append(fx.Send(node_peer(NODE), m.Hello("driver", next(self._pids), {"cwd": "/"})))
+        process.core.effects.append(fx.Send(node_peer(node), m.Hello("driver", next(self._pids), {"cwd": "/"})))
         self.settle(process)
         return process
 
@@ -166,14 +227,16 @@ class Simulation:
                 delivery.append("lost")
         process.views.clear()
         delay = self.rng.uniform(0.0001, 0.01)
+        host = self.host_of(process)
         if process.slot >= 0:
             self.at(delay, lambda: self._reap(process, status))
         else:
-            self.at(delay, lambda: self._on_node(lambda: self.node.client_ended(process.peer, self.now)))
+            self.at(delay, lambda: self._on_node(host, lambda: host.core.client_ended(process.peer, self.now)))
 
     def _reap(self, process: Process, status: int) -> None:
-        self._on_node(lambda: self.node.worker_ended(process.peer, status, self.now, "tail of stderr", ""))
-        self.boxes.pop(process.slot, None)
+        host = self.host_of(process)
+        self._on_node(host, lambda: host.core.worker_ended(process.peer, status, self.now, "tail of stderr", ""))
+        host.boxes.pop(process.slot, None)
 
     def stop(self, process: Process, seconds: float) -> None:
         """SIGSTOP a process for a while."""
@@ -190,13 +253,17 @@ class Simulation:
 
     # The shell.
 
-    def _on_node(self, action: Callable[[], None]) -> None:
-        action()
-        self.settle(self.node_process)
+    def _on_node(self, host: Host, action: Callable[[], None]) -> None:
+        if host.process.alive:
+            action()
+            self.settle(host.process)
+
+    def _is_node(self, process: Process) -> bool:
+        return self.host_of(process).process is process
 
     def settle(self, process: Process) -> None:
         """Carry out what a core asked for, see what a worker runs next, and set its alarm."""
-        effects = self._node_effects if process is self.node_process else process.core.effects
+        effects = self.host_of(process).effects if self._is_node(process) else process.core.effects
         while process.alive:
             if not effects:
                 if process.slot >= 0 and self._advance(process):
@@ -210,7 +277,7 @@ class Simulation:
             self._alarm(process)
 
     def _alarm(self, process: Process) -> None:
-        timers = self.timers if process is self.node_process else process.core.timers
+        timers = self.host_of(process).timers if self._is_node(process) else process.core.timers
         deadline = timers.next_deadline()
         if deadline is None or (self.now < process.wake <= deadline):
             return
@@ -243,6 +310,26 @@ class Simulation:
             case fx.DropSegments():
                 for segment in effect.segments:
                     self.written.pop(segment, None)
+            case fx.Post() | fx.PostAck():
+                self._post(process, effect)
+            case fx.Relay():
+                self._relayed(process, effect)
+            case fx.LinkEnded():
+                process.core.link_ended(effect.node, "it took us for dead", self.now)
+            case fx.FetchCopy():
+                self.at(self.rng.uniform(0.0005, 0.05), lambda: self._fetch_copy(self.host_of(process), effect))
+            case fx.DropCopies():
+                for oid in effect.oids:
+                    segment = self.host_of(process).copies.pop(oid)
+                    if effect.clean:
+                        self._unread(segment)
+                    self.written.pop(segment)
+            case fx.DropUnused():
+                used = process.core.segments_in_use()
+                for segment, maker in list(self.makers.items()):
+                    if maker in effect.producers and segment not in used:
+                        self.written.pop(segment, None)
+                        del self.makers[segment]
             case fx.Warn():
                 raise AssertionError(f"seed {self.seed}: {process.name} warns: {effect.text}")
 
@@ -254,11 +341,44 @@ class Simulation:
             self._finish(process, running, m.CANCELLED, None, [])
 
     def _send(self, process: Process, to: bytes, message: Any) -> None:
-        frame = encode(message)
         self.messages += 1
         name = type(message).__name__
         self.message_counts[name] = self.message_counts.get(name, 0) + 1
-        link = (process.peer, to)
+        self._note_sent(process, to, message)
+        host = self.host_of(process)
+        if to[:8] == host.id:
+            self._transmit(process, to, process.peer, encode(message))
+        elif self._is_node(process):
+            host.core.links.send(to[:8], process.peer, to, encode(message), self.now)
+        else:
+            frame = encode(message)
+            self._carry(
+                process,
+                host.process,
+                lambda: host.core.links.send(to[:8], process.peer, to, frame, self.now),
+            )
+
+    def _note_sent(self, process: Process, to: bytes, message: Any) -> None:
+        target = self.processes.get(to)
+        if target is not None and to[:8] != process.peer[:8]:
+            self._note(f"{process.name} ~> {target.name} {message}")
+
+    def _transmit(self, process: Process, to: bytes, source: bytes, frame: bytes) -> None:
+        """Let a frame arrive at a process of the same host."""
+        target = self.processes.get(to)
+        if target is None:
+            return
+
+        def receive() -> None:
+            message = decode(frame)
+            self._note(f"{self.processes[source].name} -> {target.name} {message}")
+            self._receive(target, source, message)
+
+        self._carry(process, target, receive, (source, frame))
+
+    def _carry(self, process: Process, target: Process, receive: Callable[[], None], late: Any = None) -> None:
+        """Do something at `target` after a while; what one process sends another stays in order."""
+        link = (process.peer, target.peer)
         arrival = max(self._last.get(link, 0.0), self.now + self.rng.uniform(0.00002, 0.0003))
         self._last[link] = arrival
         delivery: list[Any] = []
@@ -266,17 +386,53 @@ class Simulation:
 
         def deliver() -> None:
             process.sent.remove(delivery)
-            target = self.processes.get(to)
-            if delivery or target is None or not target.alive:
+            if delivery or not target.alive:
                 return
-            self._note(f"{process.name} -> {target.name} {message}")
-            if self.now < target.stopped_until:
-                target.inbox.append((process.peer, decode(frame)))
+            if self.now < target.stopped_until and late is not None:
+                target.inbox.append((late[0], decode(late[1])))
                 return
-            self._receive(target, process.peer, decode(frame))
+            receive()
             self.settle(target)
 
         self.at(arrival - self.now, deliver)
+
+    def _post(self, process: Process, effect: fx.Post | fx.PostAck) -> None:
+        """Nodes talk over a network that may lose what it likes."""
+        target = self.hosts[effect.node]
+        if self.cuts and self.rng.random() < self.cuts:
+            return
+        self.message_counts["Post"] = self.message_counts.get("Post", 0) + isinstance(effect, fx.Post)
+
+        def arrive() -> None:
+            links, e = target.core.links, effect
+            if isinstance(e, fx.PostAck):
+                links.acknowledged(process.peer[:8], e.epoch, e.ack, e.missing, self.now)
+            else:
+                links.receive(process.peer[:8], e.epoch, e.seq, e.ack, e.more, e.source, e.to, e.frame, self.now)
+
+        self._carry(process, target.process, arrive)
+
+    def _relayed(self, process: Process, effect: fx.Relay) -> None:
+        """A frame from another host is for this node, or for a process of this host."""
+        if effect.to == process.peer:
+            message = decode(effect.frame)
+            self._note(f"{self.processes[effect.source].name} => {process.name} {message}")
+            process.core.receive(effect.source, message, self.now)
+        else:
+            self._transmit(process, effect.to, effect.source, effect.frame)
+
+    def _fetch_copy(self, host: Host, effect: fx.FetchCopy) -> None:
+        if not host.process.alive:
+            return
+        source = self.hosts[effect.producer[:8]]
+        if not source.process.alive or effect.segment not in self.written:
+            host.core.fetched(effect.oid, None, "its host is gone", self.now)
+        else:
+            segment = next(self._segments)
+            self.written[segment] = 1
+            host.copies[effect.oid] = segment
+            host.core.fetched(effect.oid, (segment, effect.nbytes, host.process.peer), "", self.now)
+        self.settle(host.process)
 
     def _receive(self, target: Process, peer: bytes, message: Any) -> None:
         target.core.receive(peer, message, self.now)
@@ -287,14 +443,15 @@ class Simulation:
     def _spawn(self, effect: fx.Spawn) -> None:
         name = f"w{len(self.processes)}"
         process = Process(name, effect.peer, None, slot=effect.slot)
+        host = self.hosts[effect.peer[:8]]
         process.core = WorkerCore(effect.peer, [], Timers(), describe_status, lambda message: None)
         self.processes[effect.peer] = process
         self.workers_max = max(self.workers_max, sum(p.alive and p.slot >= 0 for p in self.processes.values()))
 
         def born() -> None:
             pid = next(self._pids)
-            self._on_node(lambda: self.node.worker_started(effect.peer, pid, self.now))
-            process.core.effects.append(fx.Send(node_peer(NODE), m.Hello("worker", pid)))
+            self._on_node(host, lambda: host.core.worker_started(effect.peer, pid, self.now))
+            process.core.effects.append(fx.Send(host.process.peer, m.Hello("worker", pid)))
             self.settle(process)
 
         self.at(self.rng.uniform(0.001, 0.01), born)
@@ -313,7 +470,7 @@ class Simulation:
         key = (owner, running.seq)
         self.started[key] = self.started.get(key, 0) + 1
         self.starts.append((self.now, owner, running.seq, running.attempt, process.peer))
-        self.boxes[process.slot] = Executing(owner, running.seq, running.attempt, running.spec.job)
+        self.host_of(process).boxes[process.slot] = Executing(owner, running.seq, running.attempt, running.spec.job)
         stored = [(value, key) for status, value, key in running.deps if status == m.STORED]
         closings = [self._open(process, running, value, key) for value, key in stored]
         self._execute(process, running, msgpack.unpackb(running.args), closings)
@@ -333,51 +490,6 @@ class Simulation:
 
         return close
 
-    def _execute(
-        self, process: Process, running: Any, code: dict[str, Any], closings: list[Callable[[], None]]
-    ) -> None:
-        seconds = code.get("seconds", 0.001)
-
-        def still() -> bool:
-            return process.alive and process.core.thief.running is running
-
-        def end(status: int, value: Any, inside: list[bytes]) -> None:
-            if not still():
-                return
-            if self.now < process.stopped_until:
-                self.at(process.stopped_until - self.now, lambda: end(status, value, inside))
-                return
-            for close in closings:
-                if self.rng.random() < 0.7:
-                    close()
-                else:  # a global keeps the array beyond the task
-                    self.at(self.rng.uniform(0.0, 0.3), close)
-            self._finish(process, running, status, value, inside)
-
-        kind = code["kind"]
-        if kind == "work":
-            self.at(seconds, lambda: end(m.INLINE, msgpack.packb(code.get("value")), []))
-        elif kind == "die" and running.attempt < code["times"]:
-            self.at(seconds, lambda: self.kill(process, 3 << 8) if still() else None)
-        elif kind == "raise" or (kind == "retry" and running.attempt < code["times"]):
-            status = m.RETRYABLE if kind == "retry" else m.FAILED
-            self.at(seconds, lambda: end(status, b"error", []))
-        elif kind == "big":
-            self.at(seconds, lambda: end(m.STORED, self.write(process, code.get("value")), []) if still() else None)
-        elif kind == "nest":
-            self._nest(process, running, code["children"], end)
-        elif kind == "many":
-            values = [(m.INLINE, msgpack.packb(value), []) for value in code["values"]]
-            self.at(seconds, lambda: end(m.MANY, values, []))
-        elif kind == "stream":
-            self._stream(process, running, code["items"], seconds, end)
-        elif kind == "borrow":
-            self._borrow(process, code["oids"], seconds, still, end)
-        elif kind == "give":
-            self._give(process, running, code, still, end)
-        elif kind != "hang":
-            self.at(seconds, lambda: end(m.INLINE, msgpack.packb(code.get("value")), []))
-
     def write(self, process: Process, value: Any) -> Any:
         """Write a value into a recycled or new segment of the process; nobody may be reading it."""
         del value
@@ -385,125 +497,21 @@ class Simulation:
         readers = [p.name for p in self.processes.values() if p.alive and p.views.get(segment)]
         assert not readers, f"seed {self.seed}: segment {segment} is written while {readers} read it\n{self.tail()}"
         self.written[segment] = self.written.get(segment, 0) + 1
+        self.makers[segment] = process.peer
         return (segment, 100_000, process.peer)
 
     def _recycle(self, process: Process, segment: int) -> None:
-        readers = [p.name for p in self.processes.values() if p.alive and p.views.get(segment)]
-        assert not readers, f"seed {self.seed}: segment {segment} freed while {readers} read it\n{self.tail()}"
+        self._unread(segment)
         assert segment not in process.free, f"seed {self.seed}: segment {segment} freed twice\n{self.tail()}"
         process.free.append(segment)
 
-    def _nest(self, process: Process, running: Any, children: list[bytes], end: Callable[..., None]) -> None:
-        """Submit children and wait for them all, as `get([f.remote(...) ...])` does."""
-        core = process.core
-        if process.spec is None:
-            process.spec = self.spec(process)
-        tasks = [core.submit(process.spec, child, None, running.depth + 1, self.now) for child in children]
-        core.wait_begins(self.now)
-
-        def look() -> None:
-            if not process.alive or core.thief.running is not running:
-                return
-            if any(task.status == m.PENDING for task in tasks):
-                self.at(0.0005, look)
-                return
-            core.wait_ends(self.now)
-            failed = [task for task in tasks if task.status in (m.FAILED, m.ERROR)]
-            values = [None if task in failed else msgpack.unpackb(task.value) for task in tasks]
-            for task in tasks:
-                core.references.drop(task)
-            if failed:
-                end(m.FAILED, b"child failed", [])
-            else:
-                end(m.INLINE, msgpack.packb(values), [])
-            self.settle(process)
-
-        self.at(0.0005, look)
-
-    def _stream(self, process: Process, running: Any, items: int, seconds: float, end: Callable[..., None]) -> None:
-        def step() -> None:
-            if not process.alive or process.core.thief.running is not running:
-                return
-            if running.items == items:
-                end(m.END, items, [])
-                self.settle(process)
-                return
-            if process.core.may_yield():
-                process.core.item(m.INLINE, msgpack.packb(running.items), [], self.now)
-                self.settle(process)
-            self.at(seconds, step)
-
-        self.at(seconds, step)
-
-    def when(self, process: Process, entries: list[Entry], then: Callable[[], None], still: Callable[[], bool]) -> None:
-        """Call `then` once all entries have a value, if the process still cares."""
-        if still():
-            if any(entry.status == m.PENDING for entry in entries):
-                self.at(0.0003, lambda: self.when(process, entries, then, still))
-            else:
-                then()
-                self.settle(process)
-
-    def _borrow(
-        self, process: Process, oids: list[bytes], seconds: float, still: Callable[[], bool], end: Callable[..., None]
-    ) -> None:
-        """Take refs out of the arguments, read what they name, and let go of them at the end or some time after."""
-        references = process.core.references
-        entries = [references.borrow(oid) for oid in oids]
-        for entry in entries:
-            process.core.fetch(entry)
-
-        def drop() -> None:
-            if process.alive:
-                for entry in entries:
-                    references.drop(entry)
-                self.settle(process)
-
-        def done() -> None:
-            process.core.wait_ends(self.now)
-            keep = self.rng.random() < 0.5
-            values = [entry.status in (m.INLINE, m.STORED) for entry in entries]
-            if not keep:
-                drop()
-            end(m.INLINE, msgpack.packb(values), [])
-            if keep:
-                self.at(self.rng.uniform(0.0, 0.3), drop)
-
-        def wait() -> None:
-            if still():
-                process.core.wait_begins(self.now)
-                self.settle(process)
-                self.when(process, entries, done, still)
-
-        self.at(seconds, wait)
-
-    def _give(
-        self, process: Process, running: Any, code: dict[str, Any], still: Callable[[], bool], end: Callable[..., None]
-    ) -> None:
-        """Put objects and return refs of them: the worker holds them until the victim does."""
-        del running
-        references = process.core.references
-        made = []
-        for index in range(code["count"]):
-            stored = code["stored"] and index % 2 == 0
-            status = m.STORED if stored else m.INLINE
-            made.append(process.core.put(status, self.write(process, index) if stored else msgpack.packb(index), []))
-        oids = [references.oid(entry) for entry in made]
-
-        def promoted() -> None:
-            process.core.give(made)
-            end(m.INLINE, msgpack.packb(oids), oids)
-            for entry in made:
-                references.drop(entry)
-
-        ticket = references.promote(made)
-        assert ticket is not None
-        self.settle(process)
-        self.when(process, [ticket], promoted, still)
+    def _unread(self, segment: int) -> None:
+        readers = [p.name for p in self.processes.values() if p.alive and p.views.get(segment)]
+        assert not readers, f"seed {self.seed}: segment {segment} freed while {readers} read it\n{self.tail()}"
 
     def _finish(self, process: Process, running: Any, status: int, value: Any, inside: list[bytes]) -> None:
         del running
-        self.boxes[process.slot].over = True
+        self.host_of(process).boxes[process.slot].over = True
         process.core.finished(status, value, inside, 10, self.now)
         self.settle(process)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.sim.simulator import Process, Simulation, program, value_of
+from tests.sim.programs import program
+from tests.sim.simulator import Process, Simulation, value_of
 from zmesh.core.matchmaking import Limits
 from zmesh.core.records import Inputs, Task
 from zmesh.wire import messages as m

@@ -6,7 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.sim.simulator import Simulation, program
+from tests.sim.programs import program
+from tests.sim.simulator import Simulation
 from zmesh.core.records import Inputs, Task
 from zmesh.wire import messages as m
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, Warn
-from zmesh.core.records import LEASED, QUEUED, RESOLVED, Entry, Inputs, Queue, Spec, Task, Thief, shape_key
 from zmesh.core.pulls import Pulls
+from zmesh.core.records import LEASED, QUEUED, RESOLVED, Entry, Inputs, Queue, Spec, Task, Thief, shape_key
 from zmesh.core.references import References
 from zmesh.core.tasks import Tasks
 from zmesh.core.timers import Timers

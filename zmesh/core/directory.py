@@ -1,5 +1,6 @@
 """Objects that more than one process holds: what their value is, who holds them, who waits for them.
 
+The directory of a node is the home of what processes of its host own, wherever the bytes lie and whoever holds it.
 Counts are by peer, and a message may overtake another client's: a count below zero waits for the Hold that is on its
 way. A segment is written again only if every hold on it ended by a Release; any death in between makes it unclean.
 """
@@ -9,8 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zmesh.core.effects import DropSegments, Effect, Send
-from zmesh.wire.ids import PEER_ID_BYTES, ObjectID, PeerID
-from zmesh.wire.messages import ERROR, INLINE, PENDING, STORED, Ack, Fetched, RecycleSegments
+from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
+from zmesh.wire.messages import (
+    ERROR,
+    INLINE,
+    PENDING,
+    STORED,
+    Ack,
+    Fetched,
+    FreeSegments,
+    KeepSegments,
+    RecycleSegments,
+)
 
 Holder = bytes  # a PeerID, or the ObjectID of a value that contains the object
 
@@ -31,19 +42,22 @@ class Directory:
     """The objects of one node.
 
     Args:
-        alive: whether a peer is a living client of this node.
+        node: its ID.
+        alive: whether a peer is a living client, of this node or, as far as is known, of another.
         reserve: books bytes in the store; False if it is full.
         release: gives them back.
     """
 
     def __init__(
         self,
+        node: NodeID,
         effects: list[Effect],
         *,
         alive: Callable[[PeerID], bool],
         reserve: Callable[[int], bool],
         release: Callable[[int], None],
     ) -> None:
+        self._node = node
         self._effects = effects
         self._alive = alive
         self._reserve = reserve
@@ -65,9 +79,16 @@ class Directory:
                     self._effects.append(Send(peer, Ack(request, text)))
                     return
                 record = self._records[oid] = Record(status, value, list(inside))
+                self._keep(record)
                 self._hold_inside(oid, record)
             self._count(oid, record, peer, 1)
         self._effects.append(Send(peer, Ack(request)))
+
+    def _keep(self, record: Record) -> None:
+        """Have the node on which the bytes lie keep them, if that is another."""
+        if record.status == STORED and record.value[2][:NODE_ID_BYTES] != self._node:
+            home = node_peer(record.value[2][:NODE_ID_BYTES])
+            self._effects.append(Send(home, KeepSegments([record.value[0]])))
 
     def _hold_inside(self, oid: ObjectID, record: Record) -> None:
         for inner in record.inside:
@@ -87,6 +108,7 @@ class Directory:
             if status == INLINE:
                 # The work is done and its result must not be lost for want of room: the books may run over.
                 self._reserve(len(value))
+            self._keep(record)
             self._hold_inside(oid, record)
             self._answer(oid, record)
 
@@ -160,14 +182,19 @@ class Directory:
     def free_segments(self, segments: list[Any]) -> None:
         """Let producers write segments again; those of the dead, and unclean ones, are dropped for good."""
         by_producer: dict[PeerID, list[int]] = {}
+        far: dict[NodeID, list[Any]] = {}
         dropped = []
         for producer, segment, clean in segments:
-            if clean and self._alive(producer):
+            if producer[:NODE_ID_BYTES] != self._node:
+                far.setdefault(producer[:NODE_ID_BYTES], []).append((producer, segment, clean))
+            elif clean and self._alive(producer):
                 by_producer.setdefault(producer, []).append(segment)
             else:
                 dropped.append(segment)
         for producer, again in by_producer.items():
             self._effects.append(Send(producer, RecycleSegments(again)))
+        for node, theirs in far.items():
+            self._effects.append(Send(node_peer(node), FreeSegments(theirs)))
         if dropped:
             self._effects.append(DropSegments(dropped))
 
@@ -179,6 +206,19 @@ class Directory:
                 text = f"the process that owned object {oid.hex()} died before the object was made"
                 record.status, record.value = ERROR, ("OwnerDiedError", text, {})
                 self._answer(oid, record)
+
+    def node_died(self, node: NodeID) -> None:
+        """A member is gone: its clients hold and wait for nothing, and what lay on it is lost."""
+        for oid, record in list(self._records.items()):
+            for waiter in [waiter for waiter in record.waiters if waiter[:NODE_ID_BYTES] == node]:
+                del record.waiters[waiter]
+            if record.status == STORED and record.value[2][:NODE_ID_BYTES] == node:
+                text = f"object {oid.hex()} lay on node {node.hex()}, which is gone, and nowhere else"
+                record.status, record.value = ERROR, ("ObjectLostError", text, {})
+        holders = {holder: True for record in self._records.values() for holder in record.holders}
+        for holder in holders:
+            if len(holder) == PEER_ID_BYTES and holder[:NODE_ID_BYTES] == node:
+                self.holder_died(holder)
 
     def holder_died(self, peer: PeerID) -> None:
         """What a dead client held may go: nobody will come and say that it was given to him."""

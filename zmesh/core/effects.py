@@ -6,7 +6,7 @@ An effect is made per message or per process, never per task: a batch of 256 tas
 from dataclasses import dataclass
 from typing import Any
 
-from zmesh.wire.ids import NodeID, PeerID
+from zmesh.wire.ids import NodeID, ObjectID, PeerID
 
 
 @dataclass(slots=True)
@@ -74,6 +74,13 @@ class DropSegments:
     """Close the node's descriptors of these segments; their pages go with the last mapping."""
 
     segments: list[int]
+
+
+@dataclass(slots=True)
+class DropUnused:
+    """These producers are gone, and the program they worked for: drop their segments that no shared object lies in."""
+
+    producers: list[PeerID]
 
 
 @dataclass(slots=True)
@@ -195,6 +202,24 @@ class LinkEnded:
     node: NodeID
 
 
+@dataclass(slots=True)
+class FetchCopy:
+    """Copy an object's bytes from another host into a segment of this one; NodeCore.fetched hears of the end."""
+
+    oid: ObjectID
+    segment: int
+    nbytes: int
+    producer: PeerID
+
+
+@dataclass(slots=True)
+class DropCopies:
+    """These copies are not needed any more; if `clean`, their pages may be written again at once."""
+
+    oids: list[ObjectID]
+    clean: bool
+
+
 Effect = (
     Send
     | Connect
@@ -219,4 +244,7 @@ Effect = (
     | PostAck
     | Relay
     | LinkEnded
+    | DropUnused
+    | FetchCopy
+    | DropCopies
 )

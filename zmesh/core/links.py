@@ -7,6 +7,7 @@ only with the death of the member; one that comes back gets a new link, of a hig
 Sources: go-back-N with cumulative acknowledgement, RFC 793 and RFC 6298 for the doubling of the pause.
 """
 
+import itertools
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -21,7 +22,8 @@ ACK_DELAY_S = 0.02  # an answer mostly carries the acknowledgement; this is for 
 ACK_FRAMES = 64
 ACK_BYTES = WINDOW_BYTES // 8
 RESEND_S = 0.5  # without progress; doubles up to RESEND_MAX_S
-RESEND_MAX_S = 4.0
+RESEND_MAX_S = 2.0
+RESEND_FRAMES = 16  # of the oldest, each time
 
 
 @dataclass(slots=True)
@@ -105,11 +107,12 @@ class Links:
         )
 
     def _overdue(self, link: Link, now: float) -> None:
-        """No progress for long: send the first again, whose acknowledgement will say what else is missing."""
+        """No progress for long: send the first again; their acknowledgement will say what else is missing."""
         link.resend_timer = 0
         if link.open and link.unacked:
             link.pause_s = min(2 * link.pause_s, RESEND_MAX_S)
-            self._post(link, link.unacked[0])
+            for parcel in itertools.islice(link.unacked, RESEND_FRAMES):
+                self._post(link, parcel)
             self._pump(link, now)
 
     def reconnected(self, node: NodeID, now: float) -> None:
@@ -212,9 +215,11 @@ class Links:
             self._close(link)
             self._links[node] = Link(node, link.epoch + 1, open=False)
 
-    def came_back(self, node: NodeID) -> None:
-        """A member that was dead is alive."""
-        self._link(node).open = True
+    def came_back(self, node: NodeID) -> bool:
+        """A member is alive; returns whether we had taken it for dead."""
+        link = self._link(node)
+        link.open, before = True, link.open
+        return not before
 
     def forget(self, node: NodeID) -> None:
         """That NodeID will never be heard of again."""

@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zmesh.core.effects import Effect, Send, Spawn, Warn
-from zmesh.core.records import ShapeKey, shape_key
+from zmesh.core.records import SPREAD, ShapeKey, is_mark, shape_key
 from zmesh.core.timers import Timers
 from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, PeerID
 from zmesh.wire.messages import Attach, Detach, Infeasible, Shape, Stop
 
 STARTING, IDLE, ATTACHED, DETACHING, STOPPING = "starting", "idle", "attached", "detaching", "stopping"
+
+
+SPREAD_S = 0.3  # so long a demand to be spread waits for other nodes to take their part, before this one takes all
 
 
 @dataclass(slots=True)
@@ -71,11 +74,21 @@ class Demanded:
     waits_for: str = ""
     claiming: bool = False  # workers were detached for it: what they free is its own, before anybody else's
     surplus_timer: int = 0
+    born_s: float = 0.0
+    far: bool = False  # the client is on another host, whose node leased us this
+    number: int = 0  # of that lease
+    lent: int = 0  # workers of other nodes that may serve it, by our leave
+    overflow: int = 0  # workers it lacks and this node cannot give now
 
     @property
     def lacks(self) -> int:
         """Workers it could use and does not have. A blocked one is of no use: what it waits for may be queued here."""
-        return self.workers - sum(not worker.booking.blocked for worker in self.attached.values())
+        return self.workers - self.lent - self.serving
+
+    @property
+    def serving(self) -> int:
+        """Workers of this node attached and not blocked."""
+        return sum(not worker.booking.blocked for worker in self.attached.values())
 
 
 class Matchmaking:
@@ -85,6 +98,9 @@ class Matchmaking:
         fits, book, release, missing: of the node's Resources.
         executing: whether the worker in a slot runs user code now.
         config_of: the settings of a job, for a worker that joins it.
+        elsewhere: whether another member could ever give a shape.
+        members: how many nodes the mesh has.
+        matched: called after each round of matching.
     """
 
     def __init__(
@@ -98,7 +114,14 @@ class Matchmaking:
         resources: Any,
         executing: Callable[[int], Any],
         config_of: Callable[[PeerID], dict[str, Any]],
+        elsewhere: Callable[[Shape], bool] = lambda shape: False,
+        members: Callable[[], int] = lambda: 1,
+        matched: Callable[[float], None] = lambda now: None,
     ) -> None:
+        self._elsewhere = elsewhere
+        self._members = members
+        self._matched = matched
+        self._reserved: Shape = {}  # for workers on their way to a demand
         self._node = node
         self._rng = rng
         self._effects = effects
@@ -120,17 +143,27 @@ class Matchmaking:
     # Demands.
 
     def demand(
-        self, client: PeerID, job: PeerID, shape: Shape, workers: int, depth: int, priority: int, now: float
+        self,
+        client: PeerID,
+        job: PeerID,
+        shape: Shape,
+        workers: int,
+        depth: int,
+        priority: int,
+        now: float,
+        *,
+        lease: int = 0,
     ) -> None:
-        """Take what a client could use; the latest word wins."""
+        """Take what a client could use; the latest word wins. `lease` is the number of the lease of a far one."""
         key = shape_key(shape)
         found = self.demands.get((client, key))
         if found is None:
             self._orders += 1
-            found = self.demands[client, key] = Demanded(client, job, dict(shape), key, self._orders)
+            found = self.demands[client, key] = Demanded(client, job, dict(shape), key, self._orders, born_s=now)
+        found.far, found.number = bool(lease), lease
         found.job, found.workers, found.depth, found.priority = job, workers, depth, priority
         missing = self._resources.missing(shape)
-        if missing and workers:
+        if missing and workers and not lease and not self._elsewhere(shape):
             found.waits_for = missing
             found.workers = 0
             self._effects.append(Send(client, Infeasible(dict(shape), missing)))
@@ -139,7 +172,7 @@ class Matchmaking:
         self.match(now)
 
     def _forget_empty(self, demand: Demanded) -> None:
-        if not demand.workers and not demand.attached:
+        if not demand.workers and not demand.attached and not demand.lent:
             self.demands.pop((demand.client, demand.key), None)
             if demand.surplus_timer:
                 self._timers.cancel(demand.surplus_timer)
@@ -232,7 +265,7 @@ class Matchmaking:
     def client_gone(self, client: PeerID) -> list[Worker]:
         """Forget a client's demands; returns the workers attached to it, for the caller to kill or detach."""
         for demand in [demand for demand in self.demands.values() if demand.client == client]:
-            demand.workers = 0
+            demand.workers = demand.lent = 0
             self._forget_empty(demand)
         return [worker for worker in self.workers.values() if worker.victim == client]
 
@@ -258,13 +291,28 @@ class Matchmaking:
         """Serve what can be served; called after every change."""
         while self._match_one(now):
             pass
+        self._matched(now)
+        for demand in list(self.demands.values()):
+            self._forget_empty(demand)
+
+    def spare(self) -> Shape:
+        """Return what is free and promised to nobody; {} if that is of no use to others."""
+        free = {name: amount - self._reserved.get(name, 0) for name, amount in self._resources.available.items()}
+        free = {name: amount for name, amount in free.items() if amount > 0}
+        return free if any(name != "memory" and not is_mark(name) for name in free) else {}
+
+    def own(self) -> list[Demanded]:
+        """Return the demands of this host's clients."""
+        return [demand for demand in self.demands.values() if not demand.far]
 
     def _match_one(self, now: float) -> bool:
         """Attach one worker, if any demand allows it; else start or detach workers so that it may, soon."""
         shares = self._shares()
         unmet = [demand for demand in self.demands.values() if demand.lacks > 0]
         unmet.sort(key=lambda d: (not d.claiming, -d.priority, shares.get(d.job, 0), -d.depth, d.order))
-        reserved: Shape = {}
+        reserved = self._reserved = {}
+        for demand in self.demands.values():
+            demand.overflow = 0
         starting = [worker for worker in self.workers.values() if worker.state == STARTING]
         for demand in unmet:
             demand.waits_for = ""
@@ -272,6 +320,8 @@ class Matchmaking:
                 demand.waits_for = f"the node runs {self._limits.zero_cpu_workers_max} tasks without resources already"
                 continue
             lacks = demand.lacks
+            elsewhere = max(0, lacks - self._here(demand, now))
+            lacks -= elsewhere
             while lacks > 0 and self._resources.fits(demand.shape, reserved):
                 worker = self._idle_for(demand.job)
                 if worker is not None:
@@ -283,11 +333,23 @@ class Matchmaking:
                 elif not self._more_workers(demand, now):
                     break
                 _add(reserved, demand.shape)
+            demand.overflow = lacks + elsewhere
             if lacks > 0 and not demand.waits_for:
                 demand.waits_for = "resources are in use"
-                if self._make_room(demand, now):
+                if not demand.far and self._make_room(demand, now):
                     _add(reserved, demand.shape)
         return False
+
+    def _here(self, demand: Demanded, now: float) -> int:
+        """Return how many of the workers it lacks this node should give, rather than others."""
+        if self._resources.missing(demand.shape):
+            return 0
+        members = self._members()
+        spread_until = demand.born_s + SPREAD_S
+        if SPREAD not in demand.shape or demand.far or members == 1 or now >= spread_until:
+            return demand.lacks
+        self._look_later(spread_until)
+        return max(0, -(-demand.workers // members) - demand.serving)
 
     def _shares(self) -> dict[PeerID, int]:
         """Workers by job that use resources now."""
@@ -450,6 +512,7 @@ class Matchmaking:
                 assert worker.demand.attached[worker.peer] is worker
         for demand in self.demands.values():
             assert all(worker.demand is demand for worker in demand.attached.values())
+            assert demand.lent >= 0
         assert len(self._slots) + len(self.workers) == self._limits.workers_max
 
 

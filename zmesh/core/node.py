@@ -1,4 +1,4 @@
-"""The node's role: wires the books, the matchmaking and the directory, and knows who is there. Wiring only.
+"""The node's role: wires books, matchmaking, directory, copies and lending, and knows who is there. Wiring only.
 
 Every input carries the time; what to send, fork, kill or forget comes out as effects.
 """
@@ -8,12 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from zmesh.core.copies import Copies
 from zmesh.core.directory import Directory
-from zmesh.core.effects import Effect, KillProcess, Send, Warn
+from zmesh.core.effects import DropSegments, DropUnused, Effect, KillProcess, Send, Warn
+from zmesh.core.lending import Lending, lease_key
+from zmesh.core.links import Links
 from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, Limits, Matchmaking, Worker
+from zmesh.core.neighbours import Neighbours
+from zmesh.core.records import MARK_PLENTY, SPREAD, is_mark
 from zmesh.core.resources import Resources
 from zmesh.core.timers import Timers
-from zmesh.wire.ids import NodeID, PeerID
+from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
 from zmesh.wire.messages import (
     PROTOCOL_MAJOR,
     UNIT,
@@ -26,20 +31,33 @@ from zmesh.wire.messages import (
     Goodbye,
     Hello,
     Hold,
+    KeepSegments,
     Kill,
+    Lease,
+    LeaseBack,
+    LetGo,
     Log,
+    Mesh,
+    NodeGone,
+    PeersGone,
     Promote,
+    Pull,
     Release,
     Resolve,
     Shape,
+    Spare,
     StatusReply,
     StatusRequest,
     Unblocked,
+    Watch,
     Welcome,
     WorkerDied,
 )
 
 __all__ = ["Executing", "Limits", "NodeCore"]
+
+MESH_WINDOW_S = 0.05  # clients hear of members that come within this time in one message
+BACKLOG_SHAPES_MAX = 16  # told by gossip
 
 
 @dataclass(slots=True)
@@ -71,6 +89,7 @@ class NodeCore:
         rng: the only source of chance.
         black_box: reads the black box in a slot; None if no user code ever ran there.
         reserve, release: book and free bytes of the store for inline values.
+        announce: has gossip carry a load to all members: (load, now, urgent).
     """
 
     def __init__(
@@ -86,8 +105,20 @@ class NodeCore:
         *,
         reserve: Callable[[int], bool] = lambda nbytes: True,
         release: Callable[[int], None] = lambda nbytes: None,
+        announce: Callable[[dict[str, Any], float, bool], None] = lambda load, now, urgent: None,
     ) -> None:
+        total = total | {SPREAD: MARK_PLENTY, f"node:{node.hex()}": MARK_PLENTY}
         self.node = node
+        self._timers = timers
+        self._announce = announce
+        self._told_shapes: list[Any] = []  # of the backlog last told urgently
+        self._mesh_timer = 0
+        self._ended: dict[PeerID, list[PeerID]] = {}  # {living job: its workers that ended: they may have made objects}
+        self._kept: dict[int, NodeID] = {}  # {segment here: the other node whose shared object lies in it}
+        self._configs: dict[PeerID, dict[str, Any]] = {}  # {job of another host: what its workers take over}
+        self.links = Links(effects, timers)
+        self.neighbours = Neighbours(node, effects)
+        self.copies = Copies(effects, timers, reachable=self.neighbours.totals.__contains__)
         self._pid = pid
         self._effects = effects
         self._black_box = black_box
@@ -103,11 +134,34 @@ class NodeCore:
             limits,
             resources=self.resources,
             executing=self._executing,
-            config_of=lambda job: self._clients[job].config if job in self._clients else {},
+            config_of=self._config_of,
+            elsewhere=self.neighbours.elsewhere,
+            members=lambda: 1 + len(self.neighbours.totals),
+            matched=self._matched,
         )
-        self.directory = Directory(effects, alive=self._clients.__contains__, reserve=reserve, release=release)
+        self.lending = Lending(
+            rng,
+            effects,
+            demands=self.matchmaking.own,
+            fits=Resources.count,
+            congested=self.links.congested,
+            config_of=self._config_of,
+            members=lambda: 1 + len(self.neighbours.totals),
+        )
+        self.directory = Directory(node, effects, alive=self._alive, reserve=reserve, release=release)
+        self._inputs = self._words_of_clients()
+        self._between_nodes: dict[type[Any], Callable[[NodeID, Any, float], None]] = {
+            Spare: self._spare,
+            Lease: self._lease,
+            LeaseBack: self._lease_back,
+            Watch: lambda node, m, now: self.neighbours.watch(node, m.peers, self._living),
+            PeersGone: self._peers_gone,
+            KeepSegments: lambda node, m, now: self._kept.update(dict.fromkeys(m.segments, node)),
+        }
+
+    def _words_of_clients(self) -> dict[type[Any], Callable[[PeerID, Any, float], None]]:
         directory = self.directory
-        self._inputs: dict[type[Any], Callable[[PeerID, Any, float], None]] = {
+        return {
             Hello: self._hello,
             Goodbye: lambda peer, _, now: self.client_ended(peer, now),
             Demand: self._demand,
@@ -122,8 +176,23 @@ class NodeCore:
             Release: lambda peer, m, now: directory.release(peer, m.objects),
             Fetch: lambda peer, m, now: directory.fetch(peer, m.objects),
             Buried: self._buried,
-            FreeSegments: lambda peer, m, now: directory.free_segments(m.segments),
+            FreeSegments: self._free_segments,
+            Pull: lambda peer, m, now: self.copies.pull(peer, m.objects, now),
+            LetGo: lambda peer, m, now: self.copies.let_go(peer, m.objects, now),
         }
+
+    def _alive(self, peer: PeerID) -> bool:
+        """Whether a client lives, here or, as far as we know, on another host."""
+        if peer[:NODE_ID_BYTES] == self.node:
+            return peer in self._clients
+        return self.neighbours.alive(peer)
+
+    def _living(self, peer: PeerID) -> bool:
+        """Whether a client of this host lives, or is not buried yet."""
+        return peer in self._clients or peer in self._mourners
+
+    def _config_of(self, job: PeerID) -> dict[str, Any]:
+        return self._clients[job].config if job in self._clients else self._configs.get(job, {})
 
     def _executing(self, slot: int) -> Executing | None:
         """Return what runs in a slot now."""
@@ -134,10 +203,17 @@ class NodeCore:
 
     def receive(self, peer: PeerID, message: Any, now: float) -> None:
         """Take one message. What makes no sense is dropped with a warning."""
+        node = peer[:NODE_ID_BYTES]
+        far = node != self.node
+        if far and node not in self.neighbours.totals:
+            return  # the last words of a member that is gone
         handle = self._inputs.get(type(message))
-        if handle is None:
+        between = self._between_nodes.get(type(message)) if far and peer == node_peer(node) else None
+        if between is not None:
+            between(node, message, now)
+        elif handle is None or (far and type(message) is Hello):
             self._effects.append(Warn(f"{type(message).__name__} from {peer.hex()} is not for a node: dropped"))
-        elif peer not in self._clients and type(message) is not Hello:
+        elif not far and peer not in self._clients and type(message) is not Hello:
             return  # the last words of a process whose death is known already
         else:
             handle(peer, message, now)
@@ -155,6 +231,8 @@ class NodeCore:
         if refused:
             return
         self._clients[peer] = Client(message.kind, message.pid, dict(message.config))
+        if self.neighbours.totals:
+            self._effects.append(Send(peer, self._mesh()))
         if worker is not None:
             worker.pid = message.pid
             self.matchmaking.said_hello(worker, now)
@@ -166,7 +244,7 @@ class NodeCore:
         worker = self.matchmaking.workers.get(peer)
         if worker is not None:
             self.matchmaking.free(worker, message.epoch, now)
-            if worker.state == IDLE and worker.job and worker.job not in self._clients:
+            if worker.state == IDLE and worker.job and not self._alive(worker.job):
                 self.matchmaking.stop(worker)
 
     def _blocked(self, peer: PeerID, message: Blocked, now: float) -> None:
@@ -218,7 +296,12 @@ class NodeCore:
         owner, seq, attempt = (box.owner, box.seq, box.attempt) if box is not None else (b"", 0, 0)
         self.matchmaking.gone(worker, now)
         self._clients.pop(peer, None)
-        mourners = {victim: True for victim in worker.victims if victim in self._clients}
+        self.copies.client_gone(peer, now)
+        if worker.job and self._alive(worker.job):
+            self._ended.setdefault(worker.job, []).append(peer)
+        else:
+            self._effects.append(DropUnused([peer]))
+        mourners = {victim: True for victim in worker.victims if self._alive(victim)}
         notice = WorkerDied(peer, worker.pid, status, owner, seq, attempt, worker.reason or reason, tail)
         notice.over = box is not None and box.over
         self._effects += [Send(victim, notice) for victim in mourners]
@@ -234,6 +317,7 @@ class NodeCore:
             if not mourners:
                 del self._mourners[message.worker]
                 self.directory.holder_died(message.worker)
+                self.neighbours.client_ended(message.worker)
 
     def client_ended(self, peer: PeerID, now: float) -> None:
         """A driver or observer is gone, or said goodbye."""
@@ -241,6 +325,17 @@ class NodeCore:
         if client is None:
             return
         self._client_died(peer, {})
+        self.copies.client_gone(peer, now)
+        self._job_ended(peer)
+        self._effects.append(DropUnused([peer]))
+        self.matchmaking.match(now)
+
+    def _job_ended(self, peer: PeerID) -> None:
+        """A driver is gone, here or far away: its workers stop, and what they made that nobody shares goes."""
+        self._configs.pop(peer, None)
+        ended = self._ended.pop(peer, [])
+        if ended:
+            self._effects.append(DropUnused(ended))
         for worker in list(self.matchmaking.workers.values()):
             if worker.job != peer:
                 continue
@@ -249,11 +344,11 @@ class NodeCore:
                 self.matchmaking.stop(worker)
             elif box is not None and box.job == peer:
                 self._effects.append(KillProcess(worker.peer))
-        self.matchmaking.match(now)
 
     def _client_died(self, peer: PeerID, mourners: dict[PeerID, bool]) -> None:
         for dead in [dead for dead, left in self._mourners.items() if peer in left]:
             self._buried(peer, Buried(dead), 0.0)
+        self.lending.client_gone(peer)
         for worker in self.matchmaking.client_gone(peer):
             box = self._executing(worker.slot)
             if box is not None and box.owner == peer:
@@ -265,12 +360,13 @@ class NodeCore:
             self._mourners[peer] = mourners
         else:
             self.directory.holder_died(peer)
+            self.neighbours.client_ended(peer)
 
     def log(self, peer: PeerID, name: str, stream: int, text: str, now: float) -> None:
         """A worker wrote whole lines: they go to the driver of its job."""
         del now
         worker = self.matchmaking.workers.get(peer)
-        if worker is not None and worker.job in self._clients:
+        if worker is not None and worker.job and self._alive(worker.job):
             self._effects.append(Send(worker.job, Log(worker.pid, name, stream, text)))
 
     def store_report(self, used: int, capacity: int) -> None:
@@ -279,9 +375,131 @@ class NodeCore:
 
     def segments_in_use(self) -> list[int]:
         """Return the segments that shared objects lie in."""
-        return self.directory.segments_in_use()
+        return [*self.directory.segments_in_use(), *self._kept]
+
+    def fetched(self, oid: ObjectID, location: Any, error: str, now: float) -> None:
+        """A FetchCopy is over; see Copies.fetched."""
+        self.copies.fetched(oid, location, error, now)
+
+    # From other nodes.
+
+    def member_up(self, node: NodeID, total: Shape, now: float) -> None:
+        """A member is there, or says that it has other resources than before."""
+        if node != self.node and self.neighbours.up(node, total):
+            if self.links.came_back(node):
+                # It may not know that we took it for dead: the first word of the new link says so.
+                self._effects.append(Send(node_peer(node), Watch([])))
+            if not self._mesh_timer:
+                self._mesh_timer = self._timers.set(now + MESH_WINDOW_S, self._tell_mesh)
+
+    def member_down(self, node: NodeID, why: str, now: float) -> None:
+        """A member is dead or has left: so are its clients, and our link to it."""
+        if node not in self.neighbours.totals:
+            return
+        self.links.died(node)
+        self._forget_member(node, why, now)
+
+    def link_ended(self, node: NodeID, why: str, now: float) -> None:
+        """That member took us for dead: nothing agreed with it counts any more, but it is there."""
+        total = self.neighbours.totals.get(node)
+        if total is not None:
+            self._forget_member(node, why, now)
+            self.neighbours.up(node, total)
+
+    def _forget_member(self, node: NodeID, why: str, now: float) -> None:
+        for peer in self.neighbours.down(node):
+            self._far_client_gone(peer)
+        for dead in [dead for dead, left in self._mourners.items() if any(p[:NODE_ID_BYTES] == node for p in left)]:
+            for peer in [peer for peer in self._mourners.get(dead, {}) if peer[:NODE_ID_BYTES] == node]:
+                self._buried(peer, Buried(dead), now)
+        self.directory.node_died(node)
+        self.lending.node_gone(node, self.matchmaking.demands.get)
+        self.copies.node_gone(node, now)
+        lost = [segment for segment, keeper in self._kept.items() if keeper == node]
+        for segment in lost:
+            del self._kept[segment]
+        if lost:
+            self._effects.append(DropSegments(lost))
+        self._effects += [Send(peer, NodeGone(node, why)) for peer in self._clients]
+        self._tell_mesh(now)
+        self.matchmaking.match(now)
+
+    def _far_client_gone(self, peer: PeerID) -> None:
+        self._client_died(peer, {})
+        self._job_ended(peer)
+
+    def _peers_gone(self, node: NodeID, message: PeersGone, now: float) -> None:
+        del node
+        for peer in self.neighbours.forget(message.peers):
+            self._far_client_gone(peer)
+        self.matchmaking.match(now)
+
+    def _mesh(self) -> Mesh:
+        return Mesh([dict(self.resources.total), *(dict(total) for total in self.neighbours.totals.values())])
+
+    def _tell_mesh(self, now: float) -> None:
+        del now
+        if self._mesh_timer:
+            self._timers.cancel(self._mesh_timer)
+            self._mesh_timer = 0
+        self._effects += [Send(peer, self._mesh()) for peer in self._clients]
+
+    def heard_load(self, node: NodeID, load: dict[str, Any], now: float) -> None:
+        """Gossip says how busy a member is."""
+        del now
+        backlog = load.get("backlog", ())
+        sane = [(shape, workers) for shape, workers in backlog if isinstance(shape, dict)]
+        if node in self.neighbours.totals:
+            self.lending.backlog(node, sane, self.matchmaking.spare())
+
+    def _spare(self, node: NodeID, message: Spare, now: float) -> None:
+        del now
+        self.lending.spare(node, message.free)
+
+    def _lease(self, node: NodeID, m: Lease, now: float) -> None:
+        if m.client[:NODE_ID_BYTES] != node or not (self._alive(m.client) and self._alive(m.job)):
+            return
+        if m.workers:
+            self._configs[m.job] = dict(m.config)
+        self.matchmaking.demand(m.client, m.job, dict(m.shape), m.workers, m.depth, m.priority, now, lease=m.number)
+
+    def _lease_back(self, node: NodeID, m: LeaseBack, now: float) -> None:
+        key = lease_key(m.client, m.shape)
+        self.lending.came_back(node, self.matchmaking.demands.get(key), key, m.workers, m.number)
+        self.matchmaking.match(now)
+
+    def _free_segments(self, peer: PeerID, message: FreeSegments, now: float) -> None:
+        del peer, now
+        for _, segment, _ in message.segments:
+            self._kept.pop(segment, None)
+        self.directory.free_segments(message.segments)
+
+    def _matched(self, now: float) -> None:
+        """Workers and demands were matched: what is left over on either side concerns other nodes."""
+        if not self.neighbours.totals:
+            return
+        self.lending.lend()
+        for demand in [demand for demand in self.matchmaking.demands.values() if demand.far and demand.overflow > 0]:
+            self.lending.hand_back(demand)
+        self.lending.offer(self.matchmaking.spare())
+        shapes = [demand.key for demand in self.matchmaking.own() if demand.overflow > 0]
+        urgent = any(shape not in self._told_shapes for shape in shapes)
+        if urgent or (self._told_shapes and not shapes):
+            self._told_shapes = shapes
+            self._announce(self.load(), now, urgent)
 
     # Outputs.
+
+    def load(self) -> dict[str, Any]:
+        """Return what gossip tells all members of this one."""
+        lacking = sorted((d for d in self.matchmaking.own() if d.overflow > 0), key=lambda d: -d.overflow)
+        return {
+            "backlog": [(dict(demand.shape), demand.overflow) for demand in lacking[:BACKLOG_SHAPES_MAX]],
+            "available": {name: amount for name, amount in self.resources.available.items() if not is_mark(name)},
+            "workers": len(self.matchmaking.workers),
+            "store": list(self._store),
+            "objects": len(self.directory),
+        }
 
     def status(self, now: float) -> dict[str, Any]:
         """Return what StatusReply carries; amounts in natural units."""
@@ -309,6 +527,7 @@ class NodeCore:
             ],
             "store": {"used": self._store[0], "capacity": self._store[1]},
             "objects": len(self.directory),
+            "copies": len(self.copies),
         }
 
     def _worker_status(self, worker: Worker) -> dict[str, Any]:
@@ -327,7 +546,11 @@ class NodeCore:
         self.resources.check()
         self.matchmaking.check()
         self.directory.check()
+        self.copies.check()
+        self.links.check()
+        self.neighbours.check()
+        self.lending.check(self.matchmaking.own())
 
 
 def _natural(shape: Shape) -> dict[str, float]:
-    return {name: amount / UNIT for name, amount in shape.items()}
+    return {name: amount / UNIT for name, amount in shape.items() if not is_mark(name)}

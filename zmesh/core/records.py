@@ -15,6 +15,16 @@ from zmesh.wire.messages import PENDING, Shape
 # States of a task at its owner.
 WAITING, QUEUED, LEASED, RESOLVED = 0, 1, 2, 3
 
+# Marks: names in a shape that stand for a place rather than an amount. Each node has plenty of those that are its own.
+SPREAD = "spread"
+MARK_PLENTY = 1 << 40
+
+
+def is_mark(name: str) -> bool:
+    """Whether the name in a shape is a mark: of a node, of a label, or SPREAD."""
+    return name == SPREAD or name.startswith(("node:", "label:"))
+
+
 ShapeKey = tuple[tuple[str, int], ...]
 
 

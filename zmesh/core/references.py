@@ -1,8 +1,8 @@
 """Who in this process holds which object, and when its bytes may go (docs/design.md, "Objects").
 
 An own entry is freed when no ObjectRef, task, containing value, live view or reader is left; the node only hears of it
-if it was promoted. A borrowed entry is counted by its home, the node of its owner: this process owes it as many releases
-as it was given holds. Knows entries; never looks at tasks (core/tasks.py does).
+if it was promoted. A borrowed entry is counted by its home, the node of its owner: this process owes it as many
+releases as it was given holds. Knows entries; never looks at tasks (core/tasks.py does).
 """
 
 from collections import deque
@@ -363,7 +363,7 @@ class References:
         return failed
 
     def localize(self, entries: list[Entry]) -> Entry | None:
-        """Have the bytes of stored entries copied to this host, where they are not; None if there is nothing to wait for.
+        """Have the bytes of stored entries copied to this host; None if there is nothing to wait for.
 
         Returns an entry that resolves when all copies are there or failed; `location` says which.
         """

@@ -34,6 +34,11 @@ class Resources:
                 return f"it needs {name} {amount / UNIT:g}, and the node has {has:g} in all: start it with more"
         return ""
 
+    @staticmethod
+    def count(shape: Shape, free: Shape) -> int:
+        """Return how many bookings of a shape fit into what is free."""
+        return min((free.get(name, 0) // amount for name, amount in shape.items() if amount), default=1)
+
     def fits(self, shape: Shape, reserved: Shape | None = None) -> bool:
         """Whether the shape can be booked now, with `reserved` set aside for others."""
         aside = reserved or {}

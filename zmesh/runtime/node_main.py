@@ -95,6 +95,7 @@ class Node:
             fx.Spawn: self._spawn,
             fx.KillProcess: lambda effect: self._forks.kill(effect.peer),
             fx.DropSegments: lambda effect: self._segments.drop(effect.segments),
+            fx.DropUnused: self._drop_unused,
             fx.Warn: lambda effect: print(f"zmesh node: {effect.text}", file=sys.stderr, flush=True),
         }
         self._watch(self._socket.fileno(), lambda fd: None)
@@ -242,8 +243,11 @@ class Node:
         self._unwatch(fd)
         os.close(fd)
         self.core.client_ended(peer, monotonic())
+
+    def _drop_unused(self, effect: fx.DropUnused) -> None:
         in_use = dict.fromkeys(self.core.segments_in_use())
-        self._segments.drop([segment for segment in self._segments.segments_of(peer) if segment not in in_use])
+        for producer in effect.producers:
+            self._segments.drop_unused_of(producer, in_use)
 
     # Shared memory.
 

@@ -405,7 +405,7 @@ class Spare:
 class Lease:
     """Victim's node to thief's node: up to `workers` workers of yours may serve `client` in all; the latest wins.
 
-    A Demand on behalf of a client far away. `config` is its job's, as in Attach.
+    A Demand on behalf of a client far away. `config` is its job's, as in Attach. `number` counts the leases.
     """
 
     client: PeerID
@@ -415,15 +415,17 @@ class Lease:
     depth: int
     priority: int
     config: dict[str, Any]
+    number: int
 
 
 @dataclass(slots=True)
 class LeaseBack:
-    """Thief's node to victim's node: of that lease I cannot use `workers`, as I need what I have for others."""
+    """Thief's node to victim's node: of lease `number` I keep `workers` only, as I have no room for more."""
 
     client: PeerID
     shape: Shape
     workers: int
+    number: int
 
 
 @dataclass(slots=True)

@@ -1,0 +1,178 @@
+"""User code in the simulator: a little language of programs, and what each does to the process that runs it.
+
+`UserCode` is the part of the Simulation (simulator.py) that runs them; time, fate and messages are the Simulation's.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from zmesh.core.records import Entry
+from zmesh.wire import messages as m
+
+
+def program(kind: str, **fields: Any) -> bytes:
+    """Return the arguments of a simulated task.
+
+    Kinds: "work" (seconds, value), "die" (seconds, times: attempts that kill the worker), "raise", "retry" (times),
+    "big" (value: stored), "nest" (children: programs it submits, waits for and returns the values of),
+    "stream" (items), "many" (values), "hang".
+    """
+    packed: bytes = msgpack.packb({"kind": kind, **fields})
+    return packed
+
+
+class UserCode:
+    """Runs programs; mixed into Simulation."""
+
+    def _execute(self, process: Any, running: Any, code: dict[str, Any], closings: list[Callable[[], None]]) -> None:
+        seconds = code.get("seconds", 0.001)
+
+        def still() -> bool:
+            return process.alive and process.core.thief.running is running
+
+        def end(status: int, value: Any, inside: list[bytes]) -> None:
+            if not still():
+                return
+            if self.now < process.stopped_until:
+                self.at(process.stopped_until - self.now, lambda: end(status, value, inside))
+                return
+            for close in closings:
+                if self.rng.random() < 0.7:
+                    close()
+                else:  # a global keeps the array beyond the task
+                    self.at(self.rng.uniform(0.0, 0.3), close)
+            self._finish(process, running, status, value, inside)
+
+        kind = code["kind"]
+        if kind == "work":
+            self.at(seconds, lambda: end(m.INLINE, msgpack.packb(code.get("value")), []))
+        elif kind == "die" and running.attempt < code["times"]:
+            self.at(seconds, lambda: self.kill(process, 3 << 8) if still() else None)
+        elif kind == "raise" or (kind == "retry" and running.attempt < code["times"]):
+            status = m.RETRYABLE if kind == "retry" else m.FAILED
+            self.at(seconds, lambda: end(status, b"error", []))
+        elif kind == "big":
+            self.at(seconds, lambda: end(m.STORED, self.write(process, code.get("value")), []) if still() else None)
+        elif kind == "nest":
+            self._nest(process, running, code["children"], end)
+        elif kind == "many":
+            values = [(m.INLINE, msgpack.packb(value), []) for value in code["values"]]
+            self.at(seconds, lambda: end(m.MANY, values, []))
+        elif kind == "stream":
+            self._stream(process, running, code["items"], seconds, end)
+        elif kind == "borrow":
+            self._borrow(process, code["oids"], seconds, still, end)
+        elif kind == "give":
+            self._give(process, running, code, still, end)
+        elif kind != "hang":
+            self.at(seconds, lambda: end(m.INLINE, msgpack.packb(code.get("value")), []))
+
+    def _nest(self, process: Any, running: Any, children: list[bytes], end: Callable[..., None]) -> None:
+        """Submit children and wait for them all, as `get([f.remote(...) ...])` does."""
+        core = process.core
+        if process.spec is None:
+            process.spec = self.spec(process)
+        tasks = [core.submit(process.spec, child, None, running.depth + 1, self.now) for child in children]
+        core.wait_begins(self.now)
+
+        def look() -> None:
+            if not process.alive or core.thief.running is not running:
+                return
+            if any(task.status == m.PENDING for task in tasks):
+                self.at(0.0005, look)
+                return
+            core.wait_ends(self.now)
+            failed = [task for task in tasks if task.status in (m.FAILED, m.ERROR)]
+            values = [None if task in failed else msgpack.unpackb(task.value) for task in tasks]
+            for task in tasks:
+                core.references.drop(task)
+            if failed:
+                end(m.FAILED, b"child failed", [])
+            else:
+                end(m.INLINE, msgpack.packb(values), [])
+            self.settle(process)
+
+        self.at(0.0005, look)
+
+    def _stream(self, process: Any, running: Any, items: int, seconds: float, end: Callable[..., None]) -> None:
+        def step() -> None:
+            if not process.alive or process.core.thief.running is not running:
+                return
+            if running.items == items:
+                end(m.END, items, [])
+                self.settle(process)
+                return
+            if process.core.may_yield():
+                process.core.item(m.INLINE, msgpack.packb(running.items), [], self.now)
+                self.settle(process)
+            self.at(seconds, step)
+
+        self.at(seconds, step)
+
+    def when(self, process: Any, entries: list[Entry], then: Callable[[], None], still: Callable[[], bool]) -> None:
+        """Call `then` once all entries have a value, if the process still cares."""
+        if still():
+            if any(entry.status == m.PENDING for entry in entries):
+                self.at(0.0003, lambda: self.when(process, entries, then, still))
+            else:
+                then()
+                self.settle(process)
+
+    def _borrow(
+        self, process: Any, oids: list[bytes], seconds: float, still: Callable[[], bool], end: Callable[..., None]
+    ) -> None:
+        """Take refs out of the arguments, read what they name, and let go of them at the end or some time after."""
+        references = process.core.references
+        entries = [references.borrow(oid) for oid in oids]
+        for entry in entries:
+            process.core.fetch(entry)
+
+        def drop() -> None:
+            if process.alive:
+                for entry in entries:
+                    references.drop(entry)
+                self.settle(process)
+
+        def done() -> None:
+            process.core.wait_ends(self.now)
+            keep = self.rng.random() < 0.5
+            values = [entry.status in (m.INLINE, m.STORED) for entry in entries]
+            if not keep:
+                drop()
+            end(m.INLINE, msgpack.packb(values), [])
+            if keep:
+                self.at(self.rng.uniform(0.0, 0.3), drop)
+
+        def wait() -> None:
+            if still():
+                process.core.wait_begins(self.now)
+                self.settle(process)
+                self.when(process, entries, done, still)
+
+        self.at(seconds, wait)
+
+    def _give(
+        self, process: Any, running: Any, code: dict[str, Any], still: Callable[[], bool], end: Callable[..., None]
+    ) -> None:
+        """Put objects and return refs of them: the worker holds them until the victim does."""
+        del running
+        references = process.core.references
+        made = []
+        for index in range(code["count"]):
+            stored = code["stored"] and index % 2 == 0
+            status = m.STORED if stored else m.INLINE
+            made.append(process.core.put(status, self.write(process, index) if stored else msgpack.packb(index), []))
+        oids = [references.oid(entry) for entry in made]
+
+        def promoted() -> None:
+            process.core.give(made)
+            end(m.INLINE, msgpack.packb(oids), oids)
+            for entry in made:
+                references.drop(entry)
+
+        ticket = references.promote(made)
+        assert ticket is not None
+        self.settle(process)
+        self.when(process, [ticket], promoted, still)

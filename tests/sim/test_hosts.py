@@ -1,0 +1,253 @@
+"""Several hosts in the simulator: stealing between nodes, far objects, hosts that die, a network that loses."""
+
+import msgpack
+import pytest
+
+from tests.sim.programs import program
+from tests.sim.simulator import NODE, Process, Simulation, value_of
+from zmesh.core import copies
+from zmesh.core.records import Entry, Inputs
+from zmesh.wire import messages as m
+
+SEEDS = range(12)
+
+
+def other(index: int) -> bytes:
+    return NODE[:7] + bytes([NODE[7] + index])
+
+
+def started_on(sim: Simulation) -> dict[bytes, int]:
+    """How many tasks each host started."""
+    counts: dict[bytes, int] = {}
+    for _, _, _, _, worker in sim.starts:
+        counts[worker[:8]] = counts.get(worker[:8], 0) + 1
+    return counts
+
+
+def quiet(sim: Simulation, seconds: float = 5.0) -> None:
+    sim.run(sim.now + seconds)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_backlog_is_served_by_other_hosts_too(seed: int) -> None:
+    sim = Simulation(seed, hosts=3)
+    driver = sim.driver("d")
+    spec = sim.spec(driver)
+    tasks = [sim.submit(driver, spec, program("work", seconds=0.05, value=index)) for index in range(120)]
+    sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 4.0)
+    assert [value_of(task) for task in tasks] == list(range(120))
+    counts = started_on(sim)
+    assert len(counts) == 3, counts
+    assert min(counts.values()) >= 15, counts
+    assert all(count == 1 for count in sim.started.values())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_network_that_loses_a_third_loses_no_task(seed: int) -> None:
+    sim = Simulation(seed, hosts=2, cpus=1)
+    sim.cuts = 0.3
+    driver = sim.driver("d")
+    spec = sim.spec(driver)
+    tasks = [sim.submit(driver, spec, program("work", seconds=0.05, value=index)) for index in range(300)]
+    sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 60.0)
+    assert [value_of(task) for task in tasks] == list(range(300))
+    assert len(started_on(sim)) == 2
+    assert all(count == 1 for count in sim.started.values())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_far_workers_go_home_when_there_is_no_more_to_do(seed: int) -> None:
+    sim = Simulation(seed, hosts=2)
+    driver = sim.driver("d")
+    spec = sim.spec(driver)
+    tasks = [sim.submit(driver, spec, program("work", seconds=0.05)) for _ in range(60)]
+    sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 5.0)
+    quiet(sim)
+    node = sim.hosts[other(1)].core
+    assert not [worker for worker in node.matchmaking.workers.values() if worker.state == "attached"]
+    assert node.resources.available == node.resources.total
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_driver_that_dies_leaves_nothing_on_other_hosts(seed: int) -> None:
+    sim = Simulation(seed, hosts=2)
+    driver = sim.driver("d")
+    spec = sim.spec(driver)
+    for _ in range(40):
+        sim.submit(driver, spec, program("big", seconds=0.1))
+    sim.run(0.6)
+    assert len(started_on(sim)) == 2
+    sim.kill(driver)
+    quiet(sim, 60.0)
+    assert not sim.live_workers()
+    assert not sim.written, "what it made is gone"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_tasks_of_a_host_that_dies_run_again(seed: int) -> None:
+    sim = Simulation(seed, hosts=3)
+    driver = sim.driver("d")
+    spec = sim.spec(driver)
+    tasks = [sim.submit(driver, spec, program("work", seconds=0.05, value=index)) for index in range(150)]
+    sim.run(0.5)
+    assert started_on(sim).get(other(1), 0) > 0
+    sim.kill_host(sim.hosts[other(1)])
+    sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 10.0)
+    assert [value_of(task) for task in tasks] == list(range(150))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_without_retries_nothing_starts_twice_though_its_host_dies(seed: int) -> None:
+    sim = Simulation(seed, hosts=2)
+    driver = sim.driver("d")
+    spec = sim.spec(driver, max_retries=0)
+    tasks = [sim.submit(driver, spec, program("work", seconds=0.05)) for _ in range(60)]
+    sim.run(0.5)
+    sim.kill_host(sim.hosts[other(1)])
+    sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 10.0)
+    assert all(count == 1 for count in sim.started.values())
+    failed = [task for task in tasks if task.status == m.ERROR]
+    assert len(failed) <= 2
+    assert all(task.value[0] == "NodeDiedError" for task in failed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_host_of_the_driver_dies_and_the_others_are_free_again(seed: int) -> None:
+    sim = Simulation(seed, hosts=2)
+    driver = sim.driver("d")
+    spec = sim.spec(driver)
+    for _ in range(60):
+        sim.submit(driver, spec, program("big", seconds=0.1))
+    sim.run(0.6)
+    sim.kill_host(sim.hosts[NODE])
+    quiet(sim, 60.0)
+    core = sim.hosts[other(1)].core
+    assert core.resources.available == core.resources.total
+    here = [process for process in sim.live_workers() if process.peer[:8] == other(1)]
+    assert not here
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_large_arguments_and_results_cross_hosts(seed: int) -> None:
+    sim = Simulation(seed, hosts=2, cpus=1)
+    driver = sim.driver("d")
+    spec = sim.spec(driver)
+    shared = driver.core.put(m.STORED, sim.write(driver, 1), [])
+    tasks = [
+        sim.submit(driver, spec, program("big", seconds=0.05, value=index), Inputs([shared])) for index in range(20)
+    ]
+    sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 10.0)
+    assert all(task.status == m.STORED for task in tasks)
+    assert len(started_on(sim)) == 2
+    far = [task for task in tasks if task.value[2][:8] != NODE]
+    assert far
+    second = [sim.submit(driver, spec, program("work", seconds=0.01), Inputs([task])) for task in tasks]
+    sim.run_until(lambda: all(task.status != m.PENDING for task in second), 10.0)
+    assert all(task.status == m.INLINE for task in second)
+    _localize(sim, driver, far)
+    for entry in [*tasks, shared, *second]:
+        sim.drop(driver, entry)
+    quiet(sim, 2 * copies.UNUSED_S + 5)
+    free = [segment for process in sim.processes.values() for segment in process.free]
+    assert not [segment for segment in sim.written if segment not in free]
+
+
+def _localize(sim: Simulation, process: Process, entries: list[Entry]) -> None:
+    ticket = process.core.references.localize(entries)
+    assert ticket is not None
+    sim.settle(process)
+    sim.run_until(lambda: ticket.status != m.PENDING, 5.0)
+    for entry in entries:
+        status, place = process.core.references.location(entry)
+        assert status == m.STORED
+        assert place[2][:8] == process.peer[:8]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_refs_inside_values_are_counted_at_their_home_from_any_host(seed: int) -> None:
+    sim = Simulation(seed, hosts=2, cpus=1)
+    driver = sim.driver("d")
+    spec = sim.spec(driver)
+    tasks = []
+    for index in range(20):
+        entry = driver.core.put(
+            m.STORED if index % 2 else m.INLINE, sim.write(driver, index) if index % 2 else b"\x01", []
+        )
+        ticket = driver.core.references.promote([entry])
+        sim.settle(driver)
+        sim.run_until(lambda ticket=ticket: ticket.status != m.PENDING, 1.0)
+        oid = driver.core.references.oid(entry)
+        tasks.append(sim.submit(driver, spec, program("borrow", oids=[oid], seconds=0.05), Inputs([], [entry])))
+        sim.drop(driver, entry)
+    tasks += [sim.submit(driver, spec, program("give", count=2, stored=True, seconds=0.02)) for _ in range(20)]
+    sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 20.0)
+    assert len(started_on(sim)) == 2
+    assert all(value_of(task) == [True] for task in tasks[:20])
+    for task in tasks:
+        sim.drop(driver, task)
+    quiet(sim, 2 * copies.UNUSED_S + 5)
+    assert [len(host.core.directory) for host in sim.hosts.values()] == [0, 0]
+    free = [segment for process in sim.processes.values() for segment in process.free]
+    assert not [segment for segment in sim.written if segment not in free]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_task_for_one_node_runs_there_or_fails_where_there_is_none(seed: int) -> None:
+    sim = Simulation(seed, hosts=3)
+    driver = sim.driver("d")
+    there = driver.core.new_spec(driver.peer, "f", {"CPU": m.UNIT, f"node:{other(2).hex()}": 1})
+    nowhere = driver.core.new_spec(driver.peer, "g", {"CPU": m.UNIT, "node:ffff": 1})
+    tasks = [sim.submit(driver, there, program("work", seconds=0.01)) for _ in range(10)]
+    lost = sim.submit(driver, nowhere, program("work"))
+    sim.run_until(lambda: all(task.status != m.PENDING for task in [*tasks, lost]), 5.0)
+    assert started_on(sim) == {other(2): 10}
+    assert lost.status == m.ERROR
+    assert lost.value[0] == "TaskUnschedulableError"
+
+
+def test_spread_tasks_run_on_every_host_though_one_would_do() -> None:
+    sim = Simulation(3, hosts=3, cpus=4)
+    driver = sim.driver("d")
+    spec = driver.core.new_spec(driver.peer, "f", {"CPU": m.UNIT, "spread": 1})
+    tasks = [sim.submit(driver, spec, program("work", seconds=0.5)) for _ in range(3)]
+    sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 5.0)
+    assert started_on(sim) == {NODE: 1, other(1): 1, other(2): 1}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_node_steals_no_more_than_it_has(seed: int) -> None:
+    sim = Simulation(seed, hosts=3, cpus=2)
+    drivers = [sim.driver("d", node) for node in sim.hosts]
+    tasks = []
+    for driver in drivers:
+        spec = sim.spec(driver)
+        tasks += [sim.submit(driver, spec, program("work", seconds=0.03)) for _ in range(60)]
+    done = False
+    while not done:
+        sim.run(sim.now + 0.01)
+        done = all(task.status != m.PENDING for task in tasks)
+        for host in sim.hosts.values():
+            assert host.core.resources.available["CPU"] >= 0
+        assert sim.now < 20
+    assert all(count == 1 for count in sim.started.values())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_link_that_begins_anew_is_a_death_and_a_new_peer(seed: int) -> None:
+    sim = Simulation(seed, hosts=2, cpus=1)
+    driver = sim.driver("d")
+    spec = sim.spec(driver)
+    tasks = [sim.submit(driver, spec, program("work", seconds=0.05, value=index)) for index in range(60)]
+    sim.run(0.6)
+    host = sim.hosts[NODE]
+    host.core.member_down(other(1), "a partition", sim.now)
+    sim.settle(host.process)
+    sim.run(1.2)
+    host.core.member_up(other(1), {"CPU": m.UNIT, "spread": 1 << 40}, sim.now)
+    sim.settle(host.process)
+    sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 10.0)
+    assert [value_of(task) for task in tasks] == list(range(60))
+    late = [start for start in sim.starts if start[0] > 1.2 and start[4][:8] == other(1)]
+    assert late, "it steals again"
+    quiet(sim)
+    assert msgpack.unpackb(tasks[0].value) == 0
