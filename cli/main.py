@@ -14,6 +14,8 @@ import click
 from zmesh._version import __version__
 from zmesh.exceptions import ConfigError, MeshError
 
+from .keys import key
+
 
 class Commands(click.Group):
     """Commands whose errors are one line on stderr, not a traceback."""
@@ -48,7 +50,22 @@ def _size(text: str | None) -> int | None:
         raise ConfigError(f"{text!r} is not a size: use e.g. 500M or 2G") from None
 
 
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise ConfigError(f"--label must be KEY=VALUE, not {text!r}")
+    return key, value
+
+
 @main.command()
+@click.option("--host", metavar="ADDR", help="Address of this machine to listen on; 127.0.0.1 by default.")
+@click.option(
+    "--port", type=click.IntRange(1, 65533), help="Base port P: P, P+1, P+2 are used; 27700, or the next free."
+)
+@click.option("--advertise", metavar="ADDR", help="Address by which others find this node, if not --host.")
+@click.option("--join", multiple=True, metavar="ADDR[:PORT]", help="Any living member of the mesh to join; repeatable.")
+@click.option("--key-file", metavar="FILE", help="Keyring; see zmesh key path.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label tasks can ask for; repeatable.")
 @click.option("--name", default="default", show_default=True, envvar="ZMESH_NODE", help="Name; see ZMESH_NODE.")
 @click.option("--num-cpus", type=click.FloatRange(min=0), help="CPUs it has; all by default.")
 @click.option("--num-gpus", type=click.IntRange(min=0), help="GPUs it has; all by default.")
@@ -56,9 +73,20 @@ def _size(text: str | None) -> int | None:
 @click.option("--store-memory", metavar="SIZE", help="Shared memory for objects, e.g. 2G; 30 % of memory by default.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground, until Ctrl-C.")
 def up(
-    name: str, num_cpus: float | None, num_gpus: int | None, resources: str, store_memory: str | None, foreground: bool
+    host: str | None,
+    port: int | None,
+    advertise: str | None,
+    join: tuple[str, ...],
+    key_file: str | None,
+    labels: tuple[str, ...],
+    name: str,
+    num_cpus: float | None,
+    num_gpus: int | None,
+    resources: str,
+    store_memory: str | None,
+    foreground: bool,
 ) -> None:
-    """Start this host's node."""
+    """Start this host's node: a mesh of one, or, with --join, a member of one that is there."""
     from zmesh import lifecycle
 
     try:
@@ -68,6 +96,12 @@ def up(
     if not isinstance(custom, dict):
         raise ConfigError('--resources must be a JSON object, e.g. {"disk": 2}')
     settings = {
+        "host": host,
+        "port": port,
+        "advertise": advertise,
+        "join": [lifecycle.parse_address(seed) for seed in join],
+        "key_file": key_file,
+        "labels": dict(_label(text) for text in labels),
         "num_cpus": num_cpus,
         "num_gpus": num_gpus,
         "resources": custom,
@@ -75,8 +109,10 @@ def up(
     }
 
     def announce(node: lifecycle.RunningNode) -> None:
-        named = "" if name == "default" else f" --name {name}"
-        click.echo(f"node {name} is up: id {node.id}, pid {node.pid}. Stop it with: zmesh down{named}")
+        named = "" if name == "default" else f" --node {name}"
+        click.echo(f"node {name} is up: id {node.id}, pid {node.pid}, address {node.address}.")
+        joined = f" as a member of the mesh of {', '.join(join)}" if join else ""
+        click.echo(f"It runs{joined}. Stop it with: zmesh down{named}")
 
     if foreground:
         lifecycle.run(name, settings, announce)
@@ -84,8 +120,11 @@ def up(
         announce(lifecycle.start(name, settings))
 
 
+main.add_command(key)
+
+
 @main.command()
-@click.option("--name", default="default", show_default=True, envvar="ZMESH_NODE", help="Name of the node.")
+@click.option("--node", "--name", "name", default="default", show_default=True, envvar="ZMESH_NODE", help="Which node.")
 @click.option("--all", "everything", is_flag=True, help="All nodes this user started here.")
 def down(name: str, everything: bool) -> None:
     """Stop the node this user started, and all it runs."""
@@ -99,7 +138,7 @@ def down(name: str, everything: bool) -> None:
 
 
 @main.command()
-@click.option("--name", default="default", show_default=True, envvar="ZMESH_NODE", help="Name of the node.")
+@click.option("--node", "--name", "name", default="default", show_default=True, envvar="ZMESH_NODE", help="Which node.")
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known, as JSON.")
 def status(name: str, as_json: bool) -> None:
     """Show the node: workers, resources, queue, store."""

@@ -22,11 +22,13 @@ FACE = (
     "zmesh.parallel_map",
     "zmesh.runtime_context",
     "zmesh.lifecycle",
+    "zmesh.keys",
     "zmesh.local_mode",
     *LEAVES,
 )
 PURE = ("zmesh.core.effects", "zmesh.core.timers", "zmesh.core.records")
-GOSSIP = ("zmesh.core.gossip_limits", "zmesh.core.members", "zmesh.core.rumours", "zmesh.core.view")
+_PARTS = ("gossip_limits", "members", "rumours", "view", "repair", "loads", "joiner")
+GOSSIP = tuple(f"zmesh.core.{name}" for name in _PARTS)
 MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match counts, ".*" is the whole room
     "zmesh.exceptions": (),
     "zmesh.wire": ("zmesh.wire.*", "zmesh.exceptions"),
@@ -40,22 +42,34 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     "zmesh.core.failure_detector": (*PURE, *GOSSIP, "zmesh.wire.*"),
     "zmesh.core.rumours": (*PURE, *GOSSIP, "zmesh.wire.*"),
     "zmesh.core.view": (*PURE, *GOSSIP, "zmesh.wire.*"),
+    "zmesh.core.loads": (*PURE, *GOSSIP, "zmesh.wire.*"),
+    "zmesh.core.joiner": (*PURE, *GOSSIP, "zmesh.wire.*"),
+    "zmesh.core.repair": (*PURE, *GOSSIP, "zmesh.wire.*"),
     # A ref is what user code holds and what runtime unpacks: the one piece of the face that runtime knows.
     "zmesh.runtime": ("zmesh.runtime.*", "zmesh.core.*", "zmesh.wire.*", "zmesh.object_ref", "zmesh", *LEAVES),
     "zmesh": (*FACE, *(f"zmesh.runtime.{name}" for name in ("connect", "session", "processes", "rundir"))),
+    "zmesh.lifecycle": (*FACE, *(f"zmesh.runtime.{name}" for name in ("connect", "processes", "rundir", "machine"))),
+    "zmesh.keys": (*FACE, "zmesh.runtime.keyring"),
     "zmesh.local_mode": (*FACE, "zmesh.runtime.serialization", "zmesh.runtime.session", *PURE, "zmesh.wire.*"),
     "zmesh.util": (*FACE, "zmesh.util.*"),
     "cli": ("cli.*", *FACE),
     "tests.sim": ("tests.sim.*", "zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
 }  # fmt: skip
 HOMES = {  # {foreign module: the files that know it}
-    "zmq": ("zmesh.runtime.sockets",),
-    "mmap": ("zmesh.runtime.store", "zmesh.runtime.blackbox"),
+    "zmq": ("zmesh.runtime.sockets", "zmesh.runtime.mesh_sockets", "zmesh.runtime.bulk"),
+    "mmap": ("zmesh.runtime.store", "zmesh.runtime.blackbox", "zmesh.runtime.bulk"),
+    "lz4": ("zmesh.runtime.bulk",),
     "pickle": ("zmesh.runtime.serialization",),
     "cloudpickle": ("zmesh.runtime.serialization",),
     "numpy": ("zmesh.runtime.serialization", "zmesh.runtime.store"),
     "subprocess": ("zmesh.runtime.processes", "cli.shell_map"),
-    "msgpack": ("zmesh.wire.codec", "zmesh.runtime.store", "zmesh.runtime.forkserver", "zmesh.runtime.serialization"),
+    "msgpack": (
+        "zmesh.wire.codec",
+        "zmesh.runtime.store",
+        "zmesh.runtime.segments",
+        "zmesh.runtime.forkserver",
+        "zmesh.runtime.serialization",
+    ),
     "multiprocessing": (),
 }
 CORE_STDLIB = ("bisect", "collections", "dataclasses", "enum", "heapq", "itertools", "math", "random", "typing")

@@ -8,7 +8,7 @@ from typing import Any
 
 from zmesh.exceptions import NotRunningError
 
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 35.0  # a node finishes what it runs for other hosts first
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,15 @@ class RunningNode:
     name: str
     id: str
     pid: int
+    address: str  # HOST:PORT, by which other hosts find it
 
 
 def start(name: str, settings: dict[str, Any]) -> RunningNode:
     """Start a node that outlives this program.
+
+    Args:
+        settings: as the options of `zmesh up`: "host", "port", "advertise", "join" (pairs of host and port),
+            "key_file", "labels", "num_cpus", "num_gpus", "resources", "store_bytes"; all may be missing.
 
     Raises:
         ConfigError: one of that name runs already, or a setting makes no sense.
@@ -29,7 +34,19 @@ def start(name: str, settings: dict[str, Any]) -> RunningNode:
     from zmesh.runtime import processes
 
     node = processes.start_node(settings, private=False, name=name)
-    return RunningNode(name, node.record["node"], node.pid)
+    host, port = node.record["host"], node.record["port"]
+    return RunningNode(name, node.record["node"], node.pid, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return (host, port) of `host`, `host:port` or `[v6]:port`; the port is 27700 if there is none.
+
+    Raises:
+        ConfigError: it is no address.
+    """
+    from zmesh.runtime import machine
+
+    return machine.parse_address(text)
 
 
 def stop(name: str) -> str:

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from zmesh.core.records import Entry, Spec, Task
-from zmesh.exceptions import LocalProtocolError, TaskUnschedulableError
+from zmesh.exceptions import LocalProtocolError
 from zmesh.object_ref import ObjectRef
 from zmesh.options import STREAMING
 from zmesh.runtime import serialization
@@ -46,11 +46,6 @@ class LocalSession:
     def total_cpus(self) -> float:
         """Return 1: tasks run one after the other."""
         return 1.0
-
-    def check_strategy(self, strategy: Any) -> None:
-        """Accept only strategies that may run here."""
-        if strategy.zmesh_strategy == "affinity" and not strategy.soft and strategy.node_id != "local":
-            raise TaskUnschedulableError(f"node {strategy.node_id} is not there: this is a local session")
 
     def spec(
         self, function: Any, name: str, shape: dict[str, int], num_returns: int, options: dict[str, Any], key: Any

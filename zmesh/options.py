@@ -80,6 +80,8 @@ def _check(options: TaskOptions) -> None:
     if options.num_gpus > 1 and options.num_gpus != int(options.num_gpus):
         raise ConfigError(f"num_gpus above 1 must be a whole number, not {options.num_gpus!r}")
     for name, amount in (options.resources or {}).items():
+        if isinstance(name, str) and (name == "spread" or name.startswith(("node:", "label:"))):
+            raise ConfigError(f"{name!r} is no resource: use scheduling_strategy=")
         if name in ("CPU", "GPU", "memory"):
             option = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}[name]
             raise ConfigError(f"resources must not hold {name!r}: use {option}=")
@@ -112,7 +114,7 @@ def _check_types(options: TaskOptions) -> None:
     if isinstance(strategy, str):
         if strategy not in _STRATEGIES:
             raise ConfigError(f"scheduling_strategy must be one of {', '.join(_STRATEGIES)}, not {strategy!r}")
-    elif strategy is not None and not hasattr(strategy, "zmesh_strategy"):
+    elif strategy is not None and not hasattr(strategy, "hard_marks"):
         raise ConfigError(f"scheduling_strategy must be a string or a strategy of zmesh.util, not {strategy!r}")
 
 
@@ -121,6 +123,22 @@ def shape(options: TaskOptions) -> dict[str, int]:
     amounts: dict[str, float] = {"CPU": options.num_cpus, "GPU": options.num_gpus, "memory": options.memory}
     amounts.update(options.resources or {})
     return {name: max(1, round(amount * UNIT)) for name, amount in amounts.items() if amount}
+
+
+def placed(options: TaskOptions) -> tuple[dict[str, int], dict[str, int] | None]:
+    """Return what a task books, with marks for where it should run, and the same without those that are only wishes.
+
+    A mark is a resource of which each node that is meant has plenty: "node:<id>", "label:<key>=<value>", "spread".
+    """
+    plain = shape(options)
+    strategy = options.scheduling_strategy
+    if strategy == "SPREAD":
+        return plain | {"spread": 1}, None
+    if strategy is None or isinstance(strategy, str):
+        return plain, None
+    hard = plain | dict.fromkeys(strategy.hard_marks(), 1)
+    full = hard | dict.fromkeys(strategy.soft_marks(), 1)
+    return full, hard if full != hard else None
 
 
 def key(options: TaskOptions) -> Any:

@@ -81,9 +81,7 @@ class RemoteFunction:
 
     def _register(self, session: "Session") -> None:
         options = self._options
-        strategy = options.scheduling_strategy
-        if strategy is not None and not isinstance(strategy, str):
-            session.check_strategy(strategy)
+        shape, fallback = opts.placed(options)
         name = options.name or getattr(self._function, "__qualname__", repr(self._function))
         retry = options.retry_exceptions
         sent: dict[str, Any] = {}  # what the worker needs to know
@@ -96,9 +94,10 @@ class RemoteFunction:
         self._spec = session.spec(
             self._function,
             name,
-            opts.shape(options),
+            shape,
             self._returns,
             {
+                "fallback": fallback,
                 "options": sent,
                 "max_retries": options.max_retries,
                 "timeout_s": options.timeout,

@@ -21,7 +21,8 @@ import pytest
 
 from zmesh.exceptions import LocalProtocolError, NodeDiedError, NotRunningError, ObjectLostError, StoreFullError
 from zmesh.runtime import serialization, store
-from zmesh.runtime.store import SegmentServer, Store, class_bytes
+from zmesh.runtime.segments import SegmentServer
+from zmesh.runtime.store import Store, class_bytes
 
 MIB = 1024 * 1024
 CAPACITY = 16 * MIB

@@ -251,3 +251,96 @@ def test_a_link_that_begins_anew_is_a_death_and_a_new_peer(seed: int) -> None:
     assert late, "it steals again"
     quiet(sim)
     assert msgpack.unpackb(tasks[0].value) == 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_lease_that_a_busy_node_cannot_use_goes_to_another(seed: int) -> None:
+    """Two nodes offer the same free CPU of a third... and a local program takes it first: nothing is lost."""
+    sim = Simulation(seed, hosts=3, cpus=1)
+    first, second = sim.driver("d"), sim.driver("e", other(1))
+    tasks = []
+    for driver, seconds in ((first, 0.05), (second, 0.02)):
+        spec = sim.spec(driver)
+        tasks += [sim.submit(driver, spec, program("work", seconds=seconds)) for _ in range(60)]
+        sim.run(sim.now + 0.04)
+    late = sim.driver("f", other(2))
+    spec = sim.spec(late)
+    tasks += [sim.submit(late, spec, program("work", seconds=0.02)) for _ in range(40)]
+    sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 20.0)
+    assert all(count == 1 for count in sim.started.values())
+    assert sim.message_counts.get("LeaseBack", 0) + sim.message_counts.get("Detach", 0) > 0
+    quiet(sim)
+    for host in sim.hosts.values():
+        assert host.core.resources.available == host.core.resources.total
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_node_that_drains_gives_back_what_did_not_start_and_finishes_the_rest(seed: int) -> None:
+    sim = Simulation(seed, hosts=2, cpus=1)
+    driver = sim.driver("d")
+    spec = sim.spec(driver, max_retries=0)
+    tasks = [sim.submit(driver, spec, program("work", seconds=0.05, value=index)) for index in range(40)]
+    sim.run(0.5)
+    host = sim.hosts[other(1)]
+    assert not host.core.drained
+    host.core.drain(sim.now)
+    sim.settle(host.process)
+    sim.run_until(lambda: host.core.drained, 2.0)
+    before = started_on(sim)[other(1)]
+    sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 10.0)
+    assert [value_of(task) for task in tasks] == list(range(40))
+    assert started_on(sim)[other(1)] == before, "it took no more"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_wish_for_a_node_that_is_not_there_is_given_up(seed: int) -> None:
+    sim = Simulation(seed, hosts=2)
+    driver = sim.driver("d")
+    shape = {"CPU": m.UNIT}
+    spec = driver.core.new_spec(driver.peer, "f", shape | {"node:ffff": 1}, fallback=shape)
+    tasks = [sim.submit(driver, spec, program("work", value=index)) for index in range(5)]
+    sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 5.0)
+    assert [value_of(task) for task in tasks] == list(range(5))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_work_that_no_node_could_do_waits_a_moment_for_one_that_can(seed: int) -> None:
+    sim = Simulation(seed, hosts=2)
+    driver = sim.driver("d")
+    spec = driver.core.new_spec(driver.peer, "f", {"CPU": m.UNIT, "label:gpu": 1})
+    task = sim.submit(driver, spec, program("work", seconds=0.01, value=1))
+    sim.run(0.5)
+    host = sim.hosts[NODE]
+    capable = sim.hosts[other(1)]
+    capable.core.resources.total["label:gpu"] = capable.core.resources.available["label:gpu"] = 1 << 40
+    host.core.member_up(other(1), dict(capable.core.resources.total), sim.now)
+    sim.settle(host.process)
+    sim.run_until(lambda: task.status != m.PENDING, 5.0)
+    assert value_of(task) == 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_borrowers_and_readers_on_a_host_that_dies_hold_nothing_any_more(seed: int) -> None:
+    sim = Simulation(seed, hosts=2, cpus=2)
+    driver = sim.driver("d")
+    spec = sim.spec(driver)
+    entries = []
+    for index in range(10):
+        entry = driver.core.put(m.STORED, sim.write(driver, index), [])
+        ticket = driver.core.references.promote([entry])
+        sim.settle(driver)
+        sim.run_until(lambda ticket=ticket: ticket.status != m.PENDING, 1.0)
+        entries.append(entry)
+        oid = driver.core.references.oid(entry)
+        task = sim.submit(driver, spec, program("borrow", oids=[oid], seconds=0.3), Inputs([entry], [entry]))
+        entries.append(task)
+        big = sim.submit(driver, spec, program("big", seconds=0.1))
+        entries += [big, sim.submit(driver, spec, program("work", seconds=0.2), Inputs([big]))]
+    sim.run(0.9)
+    assert len(started_on(sim)) == 2
+    sim.kill_host(sim.hosts[other(1)], seconds=0.3)
+    sim.run_until(lambda: all(entry.status != m.PENDING for entry in entries), 30.0)
+    for entry in entries:
+        sim.drop(driver, entry)
+    quiet(sim, 10)
+    assert len(sim.hosts[NODE].core.directory) == 0

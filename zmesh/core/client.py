@@ -414,12 +414,26 @@ class ClientCore:
             queue = self.victim.queues.get(key)
             if queue is None:
                 continue
-            for task in [task for level in queue.levels.values() for task in level if task.state == QUEUED]:
-                self.victim.forget(task)
+            tasks = [task for level in queue.levels.values() for task in level if task.state == QUEUED]
+            for level in queue.levels.values():
+                level.clear()
+            queue.count = 0
+            for task in tasks:
+                if self._fall_back(task.spec, key):
+                    self._push(task, now, False)
+                    continue
                 self.tasks.resolve(task, ERROR, ("TaskUnschedulableError", f"{task.spec.name}: {text}", {}))
                 self.tasks.entry_resolved(task, now)
         self.victim.serve(now)
         self._flush()
+
+    @staticmethod
+    def _fall_back(spec: Spec, impossible: Any) -> bool:
+        """Give up what was only wished for; returns whether the function's tasks have another shape than that."""
+        if spec.fallback is not None and spec.shape_key == impossible:
+            spec.shape = spec.fallback
+            spec.shape_key = shape_key(spec.shape)
+        return bool(spec.shape_key != impossible)
 
     def _log(self, peer: PeerID, message: Log, now: float) -> None:
         del peer, now

@@ -295,6 +295,14 @@ class Matchmaking:
         for demand in list(self.demands.values()):
             self._forget_empty(demand)
 
+    def drain(self) -> None:
+        """Have every worker that serves another host come back as soon as its task is over."""
+        for demand in [demand for demand in self.demands.values() if demand.far]:
+            demand.overflow = demand.workers
+            for worker in list(demand.attached.values()):
+                if worker.state == ATTACHED:
+                    self._detach(worker, None)
+
     def spare(self) -> Shape:
         """Return what is free and promised to nobody; {} if that is of no use to others."""
         free = {name: amount - self._reserved.get(name, 0) for name, amount in self._resources.available.items()}

@@ -90,6 +90,7 @@ class NodeCore:
         black_box: reads the black box in a slot; None if no user code ever ran there.
         reserve, release: book and free bytes of the store for inline values.
         announce: has gossip carry a load to all members: (load, now, urgent).
+        members: describes all members for the status.
     """
 
     def __init__(
@@ -106,11 +107,14 @@ class NodeCore:
         reserve: Callable[[int], bool] = lambda nbytes: True,
         release: Callable[[int], None] = lambda nbytes: None,
         announce: Callable[[dict[str, Any], float, bool], None] = lambda load, now, urgent: None,
+        members: Callable[[], list[Any]] = list,
     ) -> None:
         total = total | {SPREAD: MARK_PLENTY, f"node:{node.hex()}": MARK_PLENTY}
         self.node = node
         self._timers = timers
         self._announce = announce
+        self._draining = False
+        self._members = members
         self._told_shapes: list[Any] = []  # of the backlog last told urgently
         self._mesh_timer = 0
         self._ended: dict[PeerID, list[PeerID]] = {}  # {living job: its workers that ended: they may have made objects}
@@ -450,7 +454,19 @@ class NodeCore:
         backlog = load.get("backlog", ())
         sane = [(shape, workers) for shape, workers in backlog if isinstance(shape, dict)]
         if node in self.neighbours.totals:
-            self.lending.backlog(node, sane, self.matchmaking.spare())
+            self.lending.backlog(node, sane, {} if self._draining else self.matchmaking.spare())
+
+    def drain(self, now: float) -> None:
+        """Take no more work of other hosts, and give back what has not started."""
+        self._draining = True
+        self.lending.withdraw()
+        self.matchmaking.drain()
+        self._matched(now)
+
+    @property
+    def drained(self) -> bool:
+        """Whether nothing of other hosts runs here any more."""
+        return not any(demand.far and demand.attached for demand in self.matchmaking.demands.values())
 
     def _spare(self, node: NodeID, message: Spare, now: float) -> None:
         del now
@@ -461,6 +477,9 @@ class NodeCore:
             return
         if m.workers:
             self._configs[m.job] = dict(m.config)
+        if m.workers and self._draining:
+            self._effects.append(Send(node_peer(node), LeaseBack(m.client, dict(m.shape), 0, m.number)))
+            return
         self.matchmaking.demand(m.client, m.job, dict(m.shape), m.workers, m.depth, m.priority, now, lease=m.number)
 
     def _lease_back(self, node: NodeID, m: LeaseBack, now: float) -> None:
@@ -481,7 +500,8 @@ class NodeCore:
         self.lending.lend()
         for demand in [demand for demand in self.matchmaking.demands.values() if demand.far and demand.overflow > 0]:
             self.lending.hand_back(demand)
-        self.lending.offer(self.matchmaking.spare())
+        if not self._draining:
+            self.lending.offer(self.matchmaking.spare())
         shapes = [demand.key for demand in self.matchmaking.own() if demand.overflow > 0]
         urgent = any(shape not in self._told_shapes for shape in shapes)
         if urgent or (self._told_shapes and not shapes):
@@ -495,7 +515,8 @@ class NodeCore:
         lacking = sorted((d for d in self.matchmaking.own() if d.overflow > 0), key=lambda d: -d.overflow)
         return {
             "backlog": [(dict(demand.shape), demand.overflow) for demand in lacking[:BACKLOG_SHAPES_MAX]],
-            "available": {name: amount for name, amount in self.resources.available.items() if not is_mark(name)},
+            "total": _natural(self.resources.total),
+            "available": _natural(self.resources.available),
             "workers": len(self.matchmaking.workers),
             "store": list(self._store),
             "objects": len(self.directory),
@@ -528,6 +549,7 @@ class NodeCore:
             "store": {"used": self._store[0], "capacity": self._store[1]},
             "objects": len(self.directory),
             "copies": len(self.copies),
+            "members": self._members(),
         }
 
     def _worker_status(self, worker: Worker) -> dict[str, Any]:

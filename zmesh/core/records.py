@@ -43,6 +43,7 @@ class Spec:
         "alone",
         "blob",
         "digest",
+        "fallback",
         "held",
         "index",
         "job",
@@ -72,6 +73,7 @@ class Spec:
         timeout_s: float | None = None,
         priority: int = 0,
         held: tuple[Any, ...] = (),
+        fallback: Shape | None = None,
     ) -> None:
         self.index = index
         self.job = job
@@ -87,6 +89,7 @@ class Spec:
         self.priority = priority
         self.alone = max_retries == 0 or timeout_s is not None
         self.peak_s: float | None = None
+        self.fallback = fallback  # the shape to take if no node of the mesh has this one
         self.held = held  # entries of refs the function captured: held as long as the spec
 
 

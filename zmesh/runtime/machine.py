@@ -1,11 +1,15 @@
 """What this machine has: CPUs, GPUs, memory. Read once, when a node starts."""
 
 import os
+import socket
 from typing import Any
 
 from zmesh.exceptions import ConfigError
 
 UNIT = 10_000
+DEFAULT_PORT = 27700  # P; P + 1 and P + 2 are used too. Source: below ip_local_port_range, so no dial takes it
+PORTS = range(DEFAULT_PORT, DEFAULT_PORT + 1000, 10)  # tried in turn, if none was named: several nodes of one machine
+WILDCARDS = ("0.0.0" + ".0", "::", "*")
 STORE_FRACTION = 0.3  # of physical memory. Source: Ray's default, which users know
 
 
@@ -62,11 +66,70 @@ def total_resources(settings: dict[str, Any]) -> dict[str, int]:
     for name in settings.get("resources") or {}:
         if name in given:
             raise ConfigError(f"resources must not hold {name!r}: it has an option of its own")
+        if name == "spread" or name.startswith(("node:", "label:")):
+            raise ConfigError(f"{name!r} is no resource: use --label KEY=VALUE")
     given.update(settings.get("resources") or {})
     for name, amount in given.items():
         if not isinstance(amount, int | float) or not 0 <= amount < float("inf"):
             raise ConfigError(f"{name} must be a number from 0, not {amount!r}")
-    return {name: round(amount * UNIT) for name, amount in given.items() if amount}
+    return {name: round(amount * UNIT) for name, amount in given.items() if amount} | _marks(settings)
+
+
+def _marks(settings: dict[str, Any]) -> dict[str, int]:
+    """Return what stands for the node's labels in its resources: plenty of each."""
+    labels = settings.get("labels") or {}
+    names = [name for key, value in labels.items() for name in (f"label:{key}", f"label:{key}={value}")]
+    return dict.fromkeys(names, 1 << 40)
+
+
+def listen_address(settings: dict[str, Any]) -> tuple[str, int]:
+    """Return (host, base port) of a node that others may find.
+
+    Raises:
+        ConfigError: the port is not one of three in a row, or the host is a wildcard that nobody asked for.
+    """
+    host, port = settings.get("host") or "127.0.0.1", settings.get("port")
+    if port is None:
+        port = next((port for port in PORTS if _free(host, port)), DEFAULT_PORT)
+    if not isinstance(port, int) or not 1 <= port <= 65533:
+        raise ConfigError(f"--port must be from 1 to 65533, as P, P + 1 and P + 2 are used; not {port!r}")
+    if not isinstance(host, str) or len(host) > 255 or "/" in host:
+        raise ConfigError(f"--host must be an address of this machine, not {host!r}")
+    if host in WILDCARDS and not settings.get("advertise"):
+        raise ConfigError(
+            f"--host {host} listens on every interface: also say --advertise ADDR, by which others find it"
+        )
+    return host, port
+
+
+def _free(host: str, port: int) -> bool:
+    """Whether three ports in a row can be had. Somebody may still be faster: then binding says so."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for one in range(port, port + 3):
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, one))
+            except OSError:
+                return False
+    return True
+
+
+def parse_address(text: str, port: int = DEFAULT_PORT) -> tuple[str, int]:
+    """Return (host, port) of `host`, `host:port`, `[v6]:port` or a plain IPv6 address.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    host, colon, number = text.rpartition(":")
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        number, colon = rest.removeprefix(":"), rest[:1]
+    elif not colon or ":" in host:
+        host, number, colon = text, "", ""
+    if not host or (colon and not (number.isdigit() and 1 <= int(number) <= 65533)) or "/" in host or len(host) > 255:
+        raise ConfigError(f"{text!r} is no address: use HOST:PORT, e.g. 192.168.1.7:{port} or [fe80::1]:{port}")
+    return host, int(number) if colon else port
 
 
 def store_bytes(settings: dict[str, Any]) -> int:

@@ -28,7 +28,7 @@ from zmesh.runtime.blackbox import BlackBoxes
 from zmesh.runtime.forkserver import Ended, ForkServer, Started
 from zmesh.runtime.processes import open_pidfd, raise_fd_limit
 from zmesh.runtime.rundir import RunDir
-from zmesh.runtime.store import SegmentServer
+from zmesh.runtime.segments import SegmentServer
 from zmesh.runtime.worker_main import run_worker
 from zmesh.wire.codec import decode, encode
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID, node_peer
@@ -36,6 +36,10 @@ from zmesh.wire.messages import Trim
 
 READ_BYTES_MAX = 64 * 1024  # of a worker's output at a time
 BOX_SLOTS = 1024
+JOIN_TIMEOUT_S = 10.0
+DRAIN_S = 30.0  # tasks that run for other hosts may take so long to end when this node is told to stop
+GOODBYE_S = 1.1  # membership says three times that this node has left
+LAG_S = 0.25  # a loop that is so late makes this node doubt itself before it accuses others
 
 
 class Node:
@@ -55,7 +59,9 @@ class Node:
         # Imported here, after the forkserver was forked: workers must not inherit a ZeroMQ context.
         from zmesh.runtime.sockets import NodeSocket
 
+        self._mesh: Any = None  # a private node has none: no other host can find it
         self.node_id = os.urandom(NODE_ID_BYTES)
+        self._me = node_peer(self.node_id)
         self.record = {"pid": os.getpid(), "node": self.node_id.hex(), "private": bool(driver), "version": __version__}
         self.record |= {"path": run_dir.path, "name": os.path.basename(run_dir.path)}
         self._run_dir = run_dir
@@ -81,6 +87,8 @@ class Node:
             Limits(workers_max=BOX_SLOTS),
             reserve=self._segments.reserve,
             release=self._segments.release,
+            announce=self._announce,
+            members=lambda: self._mesh.describe(monotonic()) if self._mesh is not None else [],
         )
         self._socket = NodeSocket(run_dir.socket_of(node_peer(self.node_id)))
         self._poll = select.poll()
@@ -90,14 +98,17 @@ class Node:
         self._streams: dict[PeerID, list[Any]] = {}  # {worker: [(fd, LogStream, 1 or 2), ...]}
         self._oom_kills = machine.oom_kills()
         self._running = True
+        self._mesh_fds: list[int] = []
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
-            fx.Send: lambda effect: self._socket.send(effect.to, encode(effect.message)),
+            fx.Send: self._send,
             fx.Spawn: self._spawn,
             fx.KillProcess: lambda effect: self._forks.kill(effect.peer),
             fx.DropSegments: lambda effect: self._segments.drop(effect.segments),
             fx.DropUnused: self._drop_unused,
             fx.Warn: lambda effect: print(f"zmesh node: {effect.text}", file=sys.stderr, flush=True),
         }
+        if not driver:
+            self._open_to_others(settings)
         self._watch(self._socket.fileno(), lambda fd: None)
         self._watch(forks.fileno(), self._on_reports)
         self._wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -112,6 +123,55 @@ class Node:
                 raise ConfigError(f"the program with pid {driver}, which this private node is for, is gone")
             self._driver_fd = fd
             self._watch(fd, lambda fd: self._stop())
+
+    def _open_to_others(self, settings: dict[str, Any]) -> None:
+        """Become a member of a mesh."""
+        from zmesh.runtime.keyring import Keyring, keyring_path
+        from zmesh.runtime.mesh import Mesh
+
+        path = keyring_path("default", settings.get("key_file"))
+        # One who joins must have the key of those he joins: a new one would be of no use.
+        keyring = Keyring.load(path) if settings.get("join") else Keyring.load_or_create(path)
+        host, port = machine.listen_address(settings)
+        self._mesh = Mesh(
+            settings | {"host": host, "port": port},
+            keyring,
+            self.core,
+            self._effects,
+            self._timers,
+            random.Random(os.urandom(16)),
+            self._segments,
+            self._socket.relay,
+            self._arrived,
+        )
+        self._handlers |= self._mesh.handlers
+        self.record |= {"host": self._mesh.address[0], "port": self._mesh.address[1]}
+        self._mesh.start(monotonic())
+
+    def _announce(self, load: dict[str, Any], now: float, urgent: bool) -> None:
+        if self._mesh is not None:
+            self._mesh.announce(load, now, urgent)
+
+    def _arrived(self, source: PeerID, frame: bytes) -> None:
+        """A word for this node came from another host."""
+        try:
+            message = decode(frame)
+        except RemoteProtocolError as error:
+            print(f"zmesh node: {source.hex()}: {error}", file=sys.stderr, flush=True)
+            return
+        self.core.receive(source, message, monotonic())
+
+    def _forward(self, source: PeerID, to: PeerID, frame: bytes) -> None:
+        """A client of ours sends a peer on another host something."""
+        if to[:NODE_ID_BYTES] != self.node_id:
+            self.core.links.send(to[:NODE_ID_BYTES], source, to, frame, monotonic())
+
+    def _send(self, effect: fx.Send) -> None:
+        frame = encode(effect.message)
+        if effect.to[:NODE_ID_BYTES] == self.node_id:
+            self._socket.send(effect.to, frame)
+        else:
+            self.core.links.send(effect.to[:NODE_ID_BYTES], self._me, effect.to, frame, monotonic())
 
     def _watch(self, fd: int, read: Callable[[int], None]) -> None:
         self._readers[fd] = read
@@ -137,19 +197,73 @@ class Node:
     def run(self) -> None:
         """Serve until told to stop, or until the driver of a private node is gone."""
         while self._running and not self._forks.died:
-            now = monotonic()
-            self._timers.tick(now)
-            self._carry_out()
-            self._watch_segments()
-            while self._socket.drain(self._deliver) or self._effects:
-                self._carry_out()
-            deadline = self._timers.next_deadline()
-            timeout_ms = None if deadline is None else max(0.0, (deadline - monotonic()) * 1000)
-            for fd, _ in self._poll.poll(timeout_ms):
-                read = self._readers.get(fd)
-                if read is not None:
-                    read(fd)
+            self._work()
+            self._sleep()
+        if not self._forks.died:
+            self._leave()
         self._close()
+
+    def _leave(self) -> None:
+        """Finish what runs for other hosts, hand back the rest, and say goodbye; a second signal ends it at once."""
+        if self._mesh is None or not self.core.neighbours.totals:
+            return
+        self._running = True
+        self.core.drain(monotonic())
+        self._serve_until(lambda: self.core.drained, DRAIN_S)
+        self._mesh.leave(monotonic())
+        self._serve_until(lambda: False, GOODBYE_S)
+
+    def _serve_until(self, condition: Callable[[], bool], seconds: float) -> None:
+        deadline = monotonic() + seconds
+        wake = self._timers.set(deadline, lambda now: None)
+        while True:
+            self._work()
+            if condition() or monotonic() >= deadline or not self._running or self._forks.died:
+                break
+            self._sleep()
+        self._timers.cancel(wake)
+
+    def join(self, timeout_s: float) -> None:
+        """Serve until the mesh took us in.
+
+        Raises:
+            ConfigError: it refused us, or nobody answered in time.
+        """
+        mesh = self._mesh
+        if mesh is None:
+            return
+        started = monotonic()
+        self._serve_until(lambda: mesh.joined is not None or mesh.shut_out, timeout_s)
+        if mesh.refused:
+            raise ConfigError(f"the mesh refused this node: {mesh.refused}")
+        if not mesh.joined:
+            raise ConfigError(mesh.why_not_joined(monotonic() - started))
+
+    def _work(self) -> None:
+        """Once around: deadlines, what came, what is to be done."""
+        self._timers.tick(monotonic())
+        self._carry_out()
+        self._watch_segments()
+        more = True
+        while more or self._effects:
+            more = self._socket.drain(self._deliver, self._forward)
+            if self._mesh is not None:
+                more = self._mesh.drain(monotonic()) or more
+            self._carry_out()
+        if self._mesh is not None and self._mesh.changed:
+            self._watch_mesh()
+
+    def _sleep(self) -> None:
+        """Until the next deadline, or until something comes."""
+        deadline = self._timers.next_deadline()
+        timeout_ms = None if deadline is None else max(0.0, (deadline - monotonic()) * 1000)
+        ready = self._poll.poll(timeout_ms)
+        if self._mesh is not None and deadline is not None and monotonic() - deadline > LAG_S:
+            self._mesh.lagged(monotonic() - deadline)
+        for fd, _ in ready:
+            read = self._readers.get(fd)
+            if read is not None:
+                read(fd)
 
     def _deliver(self, peer: PeerID, frame: bytes) -> None:
         try:
@@ -264,11 +378,23 @@ class Node:
         self.core.store_report(self._segments.used_bytes, self._segments.capacity_bytes)
         if self._segments.wants_trim:
             self._segments.wants_trim = False
+            if self._mesh is not None:
+                self._mesh.trim()
             for peer in (*self._pidfds, *self._slots):
                 self._socket.send(peer, encode(Trim()))
 
+    def _watch_mesh(self) -> None:
+        """Sleep on the sockets towards other hosts, as they are now."""
+        for fd in self._mesh_fds:
+            self._unwatch(fd)
+        self._mesh_fds = list(dict.fromkeys(self._mesh.descriptors()))
+        for fd in self._mesh_fds:
+            self._watch(fd, lambda fd: None)
+
     def _close(self) -> None:
         self._forks.close()
+        if self._mesh is not None:
+            self._mesh.close()
         self._socket.close()
         self._segments.close()
         self._run_dir.remove()
@@ -285,6 +411,7 @@ def main(ready: int) -> None:
     try:
         settings = json.load(sys.stdin)
         node = _start(settings)
+        node.join(JOIN_TIMEOUT_S)
     except ConfigError as error:
         os.write(ready, json.dumps({"error": str(error)}).encode() + b"\n")
         raise SystemExit(2) from None

@@ -22,7 +22,6 @@ from zmesh.exceptions import (
     LocalProtocolError,
     NotRunningError,
     SerializationError,
-    TaskUnschedulableError,
 )
 from zmesh.object_ref import ObjectRef
 from zmesh.runtime import calls, serialization
@@ -257,10 +256,19 @@ class Session:
                 )
         elif self.core.timers.next_deadline() is not None and monotonic() - self.reactor.last_pump > 0.1:
             self.reactor.nudge()
+        if len(self.core.victim.totals) > 1:
+            self._localize(entries)
         if writable:
             return [self.value(entry, writable=True) for entry in entries]
         value = self.value
         return [value(entry) for entry in entries]
+
+    def _localize(self, entries: list[Entry]) -> None:
+        """Have the bytes of stored entries that lie on other hosts copied here."""
+        with self.reactor.lock:
+            ticket = self.core.references.localize(entries)
+        if ticket is not None:
+            self._wait_one(ticket)
 
     def _wait_one(self, entry: Entry) -> None:
         """Wait for one entry without limit: what a program does most."""
@@ -332,9 +340,15 @@ class Session:
 
     def _open(self, entry: Entry, writable: bool) -> Any:
         references, unpinned, nudge = self.core.references, self.reactor.unpinned, self.reactor.nudge
+        if len(self.core.victim.totals) > 1:
+            self._localize([entry])
         with self.reactor.lock:
-            references.pin(entry)
-        segment, nbytes, _ = entry.value
+            status, place = references.location(entry)
+            if status == STORED:
+                references.pin(entry)
+        if status != STORED:
+            raise build_error(place)
+        segment, nbytes, _ = place
 
         def on_unpin() -> None:
             unpinned.append(lambda: references.unpin(entry))
@@ -437,16 +451,6 @@ class Session:
         """Return the CPUs of the node."""
         welcome = self.core.welcome
         return welcome.total.get("CPU", 0) / UNIT if welcome is not None else 1.0
-
-    def check_strategy(self, strategy: Any) -> None:
-        """Accept a strategy that may run on this host.
-
-        Raises:
-            TaskUnschedulableError: it names another node, and insists.
-        """
-        here = self.information["node"]
-        if strategy.zmesh_strategy == "affinity" and not strategy.soft and strategy.node_id != here:
-            raise TaskUnschedulableError(f"node {strategy.node_id} is not part of the mesh; the only node is {here}")
 
     def waits_for(self, entry: Entry) -> str:
         """Say why an entry has no value yet."""

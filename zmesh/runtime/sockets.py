@@ -1,8 +1,11 @@
-"""The ZeroMQ sockets of a process: the one place that knows zmq.
+"""The ZeroMQ sockets of a process on its host; those between hosts are in mesh_sockets.py.
 
 On a host all links are ipc:// in a private directory, so the file system keeps strangers out. A client binds a ROUTER
 (thieves dial in) and dials its node and its victims with DEALERs. Never blocks in a send; loses nothing while both
 ends live, as flow is bounded by credit, not by high-water marks. Not thread-safe: its owner holds one lock.
+
+A message is one frame. To and from peers on other hosts it goes through the node, and a PeerID stands before it: whom
+it is for, or whom it is from.
 
 Source: traps and settings in docs/design.md, "Sockets".
 """
@@ -13,7 +16,7 @@ from typing import Any
 
 import zmq
 
-from zmesh.wire.ids import PeerID
+from zmesh.wire.ids import NODE_ID_BYTES, PeerID
 
 # Plain integers: the arithmetic of zmq's enum flags costs 2 us each, five times a round trip.
 _IN = int(zmq.POLLIN)
@@ -45,9 +48,10 @@ class ClientSockets:
 
     def __init__(self, me: PeerID, node: PeerID, path_of: Callable[[PeerID], str]) -> None:
         self._me = me
+        self._here = me[:NODE_ID_BYTES]
+        self._node = node
         self._path_of = path_of
-        self._context = zmq.Context(io_threads=1)
-        self._context.blocky = False
+        self._context = new_context()
         self.changed = True  # the list of descriptors is not what it was
         self._by_fd: dict[int, tuple[PeerID, Any]] = {}  # {descriptor: (peer, socket)}; the ROUTER's peer is b""
         self._touched: dict[int, tuple[PeerID, Any]] = {}  # those of them that may hold a frame whose edge is gone
@@ -81,8 +85,8 @@ class ClientSockets:
             self.changed = True
 
     def connect(self, peer: PeerID) -> None:
-        """Open a link to a victim."""
-        if peer not in self._links:
+        """Open a link to a victim of this host; to those of others our node's link leads."""
+        if peer not in self._links and peer[:NODE_ID_BYTES] == self._here:
             self._dial(peer)
 
     def disconnect(self, peer: PeerID) -> None:
@@ -101,6 +105,11 @@ class ClientSockets:
         if found is not None:
             fd, link = found
             self._touched[fd] = (to, link)
+            _send(link, frame, _DONTWAIT)
+        elif to[:NODE_ID_BYTES] != self._here:
+            fd, link = self._links[self._node]
+            self._touched[fd] = (self._node, link)
+            _send(link, to, _MORE)
             _send(link, frame, _DONTWAIT)
         elif self._router is not None:
             self._touched[self._router_fd] = (b"", self._router)
@@ -123,8 +132,12 @@ class ClientSockets:
             fd, found = seen.popitem()
             peer, socket = self._touched[fd] = found
             try:
-                sender = peer or socket.recv(_DONTWAIT)
-                frame = socket.recv(_DONTWAIT)
+                if peer == self._node:
+                    *source, frame = socket.recv_multipart(_DONTWAIT)
+                    sender = source[0] if source else peer
+                else:
+                    sender = peer or socket.recv(_DONTWAIT)
+                    frame = socket.recv(_DONTWAIT)
             except zmq.Again:
                 continue
             deliver(sender, frame)
@@ -151,7 +164,11 @@ class ClientSockets:
 
     def _drain(self, peer: PeerID, socket: Any, deliver: Deliver) -> None:
         item = [(socket, _IN)]
-        if peer:
+        if peer == self._node:
+            while not socket.closed and _readable(item, 0):
+                *source, frame = socket.recv_multipart(_DONTWAIT)
+                deliver(source[0] if source else peer, frame)
+        elif peer:
             while not socket.closed and _readable(item, 0):
                 deliver(peer, socket.recv(_DONTWAIT))
         else:
@@ -171,12 +188,18 @@ class ClientSockets:
         self._context.term()
 
 
+def new_context(io_threads: int = 1) -> Any:
+    """Return a context for sockets that never keep a process from ending."""
+    context = zmq.Context(io_threads=io_threads)
+    context.blocky = False
+    return context
+
+
 class NodeSocket:
     """The node's ROUTER, which all clients of the host dial."""
 
     def __init__(self, path: str) -> None:
-        self._context = zmq.Context(io_threads=1)
-        self._context.blocky = False
+        self._context = new_context()
         self._router = _tune(self._context.socket(zmq.ROUTER))
         self._router.router_handover = True
         self._router.router_mandatory = True
@@ -193,8 +216,15 @@ class NodeSocket:
             self._router.send(to, _MORE)
             self._router.send(frame, _DONTWAIT)
 
-    def drain(self, deliver: Deliver, frames_max: int = 1024) -> bool:
-        """Hand on what is there; returns whether more may be waiting."""
+    def relay(self, to: PeerID, source: PeerID, frame: bytes) -> None:
+        """Hand a client what a peer on another host sent it."""
+        with contextlib.suppress(zmq.ZMQError):
+            self._router.send(to, _MORE)
+            self._router.send(source, _MORE)
+            self._router.send(frame, _DONTWAIT)
+
+    def drain(self, deliver: Deliver, forward: Callable[[PeerID, PeerID, bytes], None], frames_max: int = 1024) -> bool:
+        """Hand on what is there, to us or (source, to, frame) to other hosts; returns whether more may be waiting."""
         router = self._router
         item = [(router, _IN)]
         for _ in range(frames_max):
@@ -203,6 +233,8 @@ class NodeSocket:
             parts = router.recv_multipart(_DONTWAIT)
             if len(parts) == 2:
                 deliver(parts[0], parts[1])
+            elif len(parts) == 3:
+                forward(parts[0], parts[1], parts[2])
         return True
 
     def close(self) -> None:

@@ -1,0 +1,268 @@
+"""Several nodes on one machine, each a host of its own to the others: real processes, TCP and CURVE on loopback."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy
+import pytest
+
+import zmesh
+from zmesh import lifecycle
+from zmesh.util.scheduling_strategies import NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy
+
+Start = Callable[..., lifecycle.RunningNode]
+
+
+class Nodes:
+    """Nodes of one mesh on this machine."""
+
+    def __init__(self) -> None:
+        self.all: list[lifecycle.RunningNode] = []
+
+    def start(self, **settings: Any) -> lifecycle.RunningNode:
+        """Start one more; it joins the first, unless told otherwise."""
+        if self.all and "join" not in settings:
+            settings["join"] = [lifecycle.parse_address(self.all[0].address)]
+        settings = {"num_cpus": 1, "store_bytes": 1 << 28} | settings
+        node = lifecycle.start(f"n{len(self.all)}", settings)
+        self.all.append(node)
+        return node
+
+    def await_members(self, node: lifecycle.RunningNode, count: int, seconds: float = 5.0) -> list[dict[str, Any]]:
+        """Wait until a node knows so many living members."""
+        deadline = time.monotonic() + seconds
+        while True:
+            members = lifecycle.status(node.name)["members"]
+            living = [member for member in members if member["state"] in ("alive", "suspect")]
+            if len(living) == count:
+                return members
+            assert time.monotonic() < deadline, members
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """Stop all."""
+        for node in self.all:
+            with contextlib.suppress(zmesh.exceptions.NotRunningError):
+                lifecycle.stop(node.name)
+
+
+@pytest.fixture
+def nodes(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    for name in ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
+        directory = tmp_path / name[4:7].lower()
+        directory.mkdir(mode=0o700)
+        monkeypatch.setenv(name, str(directory))
+    made = Nodes()
+    yield made
+    zmesh.shutdown()
+    made.close()
+
+
+@zmesh.remote
+def where(seconds: float = 0.0) -> str:
+    time.sleep(seconds)
+    return zmesh.get_runtime_context().get_node_id()
+
+
+@zmesh.remote
+def ones(count: int) -> Any:
+    return numpy.ones(count), zmesh.get_runtime_context().get_node_id()
+
+
+@zmesh.remote
+def total(array: Any) -> tuple[float, str]:
+    return float(array.sum()), zmesh.get_runtime_context().get_node_id()
+
+
+def on(node: lifecycle.RunningNode, **options: Any) -> dict[str, Any]:
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node.id), **options}
+
+
+def test_a_backlog_is_worked_off_by_all_nodes(nodes: Nodes) -> None:
+    made = [nodes.start() for _ in range(3)]
+    nodes.await_members(made[0], 3)
+    zmesh.init(made[0].name)
+    found = zmesh.get([where.remote(0.05) for _ in range(60)])
+    counts = {node.id: found.count(node.id) for node in made}
+    assert min(counts.values()) >= 8, counts
+
+
+def test_every_node_shows_the_same_mesh(nodes: Nodes) -> None:
+    made = [nodes.start(labels={"zone": str(index)}) for index in range(3)]
+    for node in made:
+        members = nodes.await_members(node, 3)
+        assert sorted(member["name"] for member in members) == ["n0", "n1", "n2"]
+        assert {member["address"] for member in members} == {one.address for one in made}
+        assert all(member["version"] == zmesh.__version__ for member in members)
+
+
+def test_a_task_goes_to_the_node_or_the_label_it_names(nodes: Nodes) -> None:
+    made = [nodes.start(labels={"zone": str(index)}) for index in range(3)]
+    nodes.await_members(made[0], 3)
+    zmesh.init(made[0].name)
+    for node in made:
+        assert zmesh.get(where.options(**on(node)).remote()) == node.id
+    labelled = where.options(scheduling_strategy=NodeLabelSchedulingStrategy(hard={"zone": "2"}))
+    assert zmesh.get(labelled.remote()) == made[2].id
+    wished = where.options(scheduling_strategy=NodeAffinitySchedulingStrategy("00" * 8, soft=True))
+    assert zmesh.get(wished.remote()) in [node.id for node in made]
+    with pytest.raises(zmesh.exceptions.TaskUnschedulableError, match="node:00"):
+        zmesh.get(where.options(scheduling_strategy=NodeAffinitySchedulingStrategy("00" * 8)).remote())
+
+
+def test_spread_tasks_run_on_every_node(nodes: Nodes) -> None:
+    made = [nodes.start(num_cpus=3) for _ in range(3)]
+    nodes.await_members(made[0], 3)
+    zmesh.init(made[0].name)
+    found = zmesh.get([where.options(scheduling_strategy="SPREAD").remote(1.0) for _ in range(3)])
+    assert sorted(found) == sorted(node.id for node in made)
+
+
+def test_arrays_cross_hosts_as_results_and_as_arguments(nodes: Nodes) -> None:
+    a, b = nodes.start(), nodes.start()
+    nodes.await_members(a, 2)
+    zmesh.init(a.name)
+    array, maker = zmesh.get(ones.options(**on(b)).remote(1_000_000))
+    assert maker == b.id
+    assert array.sum() == 1_000_000
+    assert not array.flags.writeable
+    mine = zmesh.put(numpy.arange(1_000_000.0))
+    assert zmesh.get(total.options(**on(b)).remote(mine)) == (499999500000.0, b.id)
+    assert zmesh.get(total.options(**on(b)).remote(numpy.ones(500_000))) == (500_000.0, b.id)
+    there = ones.options(**on(b)).remote(300_000)
+    with pytest.raises(zmesh.exceptions.TaskError):  # a tuple has no sum
+        zmesh.get(total.options(**on(a)).remote(there))
+
+
+def test_refs_inside_values_work_from_any_host(nodes: Nodes) -> None:
+    a, b = nodes.start(), nodes.start()
+    nodes.await_members(a, 2)
+    zmesh.init(a.name)
+
+    @zmesh.remote
+    def opened(box: list[Any]) -> float:
+        return float(sum(numpy.sum(one) for one in zmesh.get(box)))
+
+    @zmesh.remote
+    def boxed() -> list[Any]:
+        return [zmesh.put(numpy.ones(200_000)), zmesh.put("small")]
+
+    large, small = zmesh.put(numpy.ones(200_000)), zmesh.put(numpy.ones(3))
+    assert zmesh.get(opened.options(**on(b)).remote([large, small])) == 200_003.0
+    box = zmesh.get(boxed.options(**on(b)).remote())
+    values = zmesh.get(box)
+    assert values[0].sum() == 200_000
+    assert values[1] == "small"
+
+
+def test_tasks_of_tasks_streams_and_cancels_cross_hosts(nodes: Nodes) -> None:
+    a, b = nodes.start(num_cpus=2), nodes.start(num_cpus=2)
+    nodes.await_members(a, 2)
+    zmesh.init(a.name)
+
+    @zmesh.remote
+    def parent() -> list[str]:
+        return list(zmesh.get([where.remote(0.1) for _ in range(8)]))
+
+    assert len(zmesh.get(parent.options(**on(b)).remote())) == 8
+
+    @zmesh.remote
+    def count(limit: int) -> Iterator[int]:
+        yield from range(limit)
+
+    stream = count.options(num_returns="streaming", **on(b)).remote(5)
+    assert [zmesh.get(ref) for ref in stream] == [0, 1, 2, 3, 4]
+    long = where.options(**on(b)).remote(60)
+    time.sleep(0.3)
+    zmesh.cancel(long)
+    with pytest.raises(zmesh.exceptions.TaskCancelledError):
+        zmesh.get(long, timeout=5)
+
+
+def test_a_node_that_is_killed_is_missed_and_its_tasks_run_elsewhere(nodes: Nodes) -> None:
+    made = [nodes.start() for _ in range(3)]
+    nodes.await_members(made[0], 3)
+    zmesh.init(made[0].name)
+    refs = [where.remote(0.1) for _ in range(60)]
+    time.sleep(0.8)
+    os.kill(made[1].pid, signal.SIGKILL)
+    killed = time.monotonic()
+    nodes.await_members(made[0], 2, seconds=3.0)
+    assert time.monotonic() - killed < 3.0
+    found = zmesh.get(refs, timeout=20)
+    assert len(found) == 60
+    assert set(found) <= {node.id for node in made}
+
+
+def test_the_node_that_was_joined_through_may_die_and_others_join_the_rest(nodes: Nodes) -> None:
+    made = [nodes.start() for _ in range(2)]
+    nodes.await_members(made[1], 2)
+    os.kill(made[0].pid, signal.SIGKILL)
+    third = nodes.start(join=[lifecycle.parse_address(made[1].address)])
+    nodes.await_members(third, 2, seconds=5.0)
+    nodes.await_members(made[1], 2, seconds=5.0)
+
+
+def test_a_driver_that_is_killed_leaves_no_worker_on_other_nodes(nodes: Nodes) -> None:
+    a, b = nodes.start(), nodes.start()
+    nodes.await_members(a, 2)
+    script = (
+        "import time, zmesh\n"
+        f"zmesh.init({a.name!r})\n"
+        "@zmesh.remote\n"
+        "def hang(): time.sleep(60)\n"
+        "refs = [hang.remote() for _ in range(4)]\n"
+        "time.sleep(1.5); print('ready', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == b"ready\n"
+        assert [w["state"] for w in lifecycle.status(b.name)["workers"]] == ["attached"]
+        driver.kill()
+    deadline = time.monotonic() + 10
+    while lifecycle.status(b.name)["workers"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_prints_and_errors_of_far_tasks_reach_the_driver(nodes: Nodes, capfd: pytest.CaptureFixture[str]) -> None:
+    a, b = nodes.start(), nodes.start()
+    nodes.await_members(a, 2)
+    zmesh.init(a.name)
+
+    @zmesh.remote
+    def shout() -> None:
+        print("hello from afar")
+        raise KeyError("far")
+
+    with pytest.raises(KeyError) as caught:
+        zmesh.get(shout.options(max_retries=0, **on(b)).remote())
+    assert isinstance(caught.value, zmesh.exceptions.TaskError)
+    deadline = time.monotonic() + 5
+    text = ""
+    while "hello from afar" not in text:
+        assert time.monotonic() < deadline
+        zmesh.get(where.remote())
+        text += capfd.readouterr().out
+    assert "(test_prints" in text
+
+
+def test_joining_needs_the_key(nodes: Nodes, tmp_path: pathlib.Path) -> None:
+    first = nodes.start()
+    seed = [lifecycle.parse_address(first.address)]
+    with pytest.raises(zmesh.exceptions.ConfigError, match="there is no key"):
+        nodes.start(join=seed, key_file=str(tmp_path / "none.json"))
+    from zmesh import keys
+
+    keys.create(str(tmp_path / "other.json"))
+    with pytest.raises(zmesh.exceptions.ConfigError, match=r"no member answered.*has another key"):
+        nodes.start(join=seed, key_file=str(tmp_path / "other.json"))
+    assert json.loads(json.dumps(nodes.await_members(first, 1)))[0]["node"] == first.id

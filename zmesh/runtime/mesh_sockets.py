@@ -1,0 +1,567 @@
+"""The sockets of a node towards other nodes: TCP, CURVE on each of them, three consecutive ports.
+
+    P      ROUTER, control: parcels of the links between nodes, words of membership. Each peer dials in with a DEALER
+    P + 1  XPUB, gossip: what this node publishes
+    P + 2  bulk, in runtime/bulk.py
+
+Every bound socket has the server key of the mesh and a ZAP domain; every dialling one the client key. A client key that
+is not accepted is denied, and as libzmq lets everybody in when nobody answers ZAP, each frame that comes in must carry
+the User-Id that our answer gave (0.35 us). Loop thread only. Never blocks; a send that finds no connection is dropped,
+as core/links.py sends again.
+
+Sources: RFC 27 (ZAP), RFC 26 (CurveZMQ); "fails open": curve_server.cpp of libzmq 4.3.5; settings: docs/design.md,
+"Sockets".
+"""
+
+import contextlib
+import random
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic, sleep
+from typing import Any
+
+import zmq
+from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
+
+from zmesh.core.effects import Address
+from zmesh.exceptions import ConfigError
+from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, PeerID
+
+CONTROL_BYTES_MAX = 4 * 1024 * 1024  # of a frame, also before its sender is known; fragments are 1 MiB
+GOSSIP_BYTES_MAX = 64 * 1024
+HANDSHAKE_MS = 3000  # a connection that is silent for so long is closed
+HEARTBEAT_MS = 2000
+HEARTBEAT_TIMEOUT_MS = 6000
+RECONNECT_MS = 100  # plus as much at random, as libzmq adds none itself when a maximum is set
+RECONNECT_MAX_MS = 2000
+DRAIN_FRAMES_MAX = 1024  # a peer that floods us does not keep us from the others
+BACKLOG = 1024
+SHUT_OUT = 3  # handshakes that failed in a row: that is no accident
+REBIND_S = 2.0
+LATER_MAX = 4  # words of membership that wait for a connection; they are repeated anyway
+
+_DOMAIN = b"zmesh"
+_ZAP = "inproc://zeromq.zap.01"
+_DONTWAIT = int(zmq.DONTWAIT)
+_MORE = int(zmq.SNDMORE | zmq.DONTWAIT)
+# What a control message is, in its first frame: kind, epoch, seq, ack, more?
+_PARCEL, _ACK, _WORD = b"P", b"A", b"W"
+_HEAD = struct.Struct(">cIQQ?")
+ROUTING_ID = b"\x01"  # before a NodeID: a routing id must not begin with a zero
+
+
+@dataclass(frozen=True, slots=True)
+class CurveKeys:
+    """Two key pairs of Z85 text, from one secret; see runtime/keyring.py."""
+
+    id: str
+    server_public: bytes
+    server_secret: bytes
+    client_public: bytes
+    client_secret: bytes
+
+    @property
+    def client_raw(self) -> bytes:
+        """The 32 bytes of the public client key, as ZAP shows it."""
+        raw: bytes = z85.decode(self.client_public)
+        return raw
+
+    def __repr__(self) -> str:
+        return f"<CurveKeys {self.id}>"
+
+
+def curve_keys(key_id: str, server_secret: bytes, client_secret: bytes) -> CurveKeys:
+    """Return the key pairs of two 32-byte secrets."""
+    server, client = (z85.encode(secret) for secret in (server_secret, client_secret))
+    return CurveKeys(key_id, zmq.curve_public(server), server, zmq.curve_public(client), client)
+
+
+def check_library() -> None:
+    """Refuse a libzmq that could not keep strangers out.
+
+    Raises:
+        ConfigError: it has no CURVE, or is older than 4.3.5.
+    """
+    if not zmq.has("curve") or zmq.zmq_version_info() < (4, 3, 5):
+        raise ConfigError(
+            f"libzmq {zmq.zmq_version()} {'has' if zmq.has('curve') else 'lacks'} CURVE; a mesh needs 4.3.5 or later "
+            "with it: pip install --upgrade pyzmq"
+        )
+
+
+class Gate:
+    """Answers who may connect: those whose client key is accepted. All else is denied, also what it cannot read."""
+
+    def __init__(self, context: Any) -> None:
+        self.accepted: dict[bytes, str] = {}  # {client key, 32 bytes: id of the mesh key}
+        self.denied = 0
+        self._socket = context.socket(zmq.REP)
+        self._socket.linger = 0
+        self._socket.bind(_ZAP)
+
+    def fileno(self) -> int:
+        """Return the descriptor to sleep on."""
+        descriptor: int = self._socket.getsockopt(zmq.FD)
+        return descriptor
+
+    def serve(self) -> None:
+        """Answer every request there is."""
+        while True:
+            try:
+                request = self._socket.recv_multipart(_DONTWAIT)
+            except zmq.Again:
+                return
+            status, text, user = b"400", b"denied", b""
+            number = request[1] if len(request) > 1 else b""
+            if len(request) == 7 and request[0] == b"1.0" and request[2] == _DOMAIN and request[5] == b"CURVE":
+                key_id = self.accepted.get(request[6])
+                if key_id is not None:
+                    status, text, user = b"200", b"OK", key_id.encode()
+            if not user:
+                self.denied += 1
+            self._socket.send_multipart([b"1.0", number, status, text, user, b""], _DONTWAIT)
+
+    def admits(self, frame: Any) -> bool:
+        """Whether a frame came from somebody we let in, by a key that is still accepted."""
+        try:
+            return frame.get("User-Id") in self.accepted.values()
+        except zmq.ZMQError:  # nobody answered ZAP for it
+            return False
+
+    def close(self) -> None:
+        """Close at once."""
+        self._socket.close()
+
+
+def secure_server(socket: Any, keys: CurveKeys) -> None:
+    """Have a socket that is going to be bound know us by the server key, and ask who may come in."""
+    socket.curve_server = True
+    socket.curve_secretkey = keys.server_secret
+    socket.zap_domain = _DOMAIN
+
+
+def secure_client(socket: Any, keys: CurveKeys) -> None:
+    """Have a socket that is going to dial know whom it expects, and show the client key."""
+    socket.curve_serverkey = keys.server_public
+    socket.curve_publickey = keys.client_public
+    socket.curve_secretkey = keys.client_secret
+
+
+def endpoint(host: str, port: int) -> str:
+    """Return the ZeroMQ address of a TCP port; IPv6 in brackets."""
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def rebind(bind: Callable[[], None]) -> None:
+    """Bind a port again that was closed just now: the I/O thread lets go of it a moment later.
+
+    Raises:
+        ConfigError: it is not free after REBIND_S.
+    """
+    deadline = monotonic() + REBIND_S
+    while True:
+        try:
+            bind()
+            return
+        except ConfigError:
+            if monotonic() >= deadline:
+                raise
+            sleep(0.005)
+
+
+def tune(socket: Any, host: str, bytes_max: int) -> Any:
+    """Set what all sockets between hosts have in common; before they bind or dial."""
+    socket.linger = 0
+    socket.ipv6 = ":" in host or not host.replace(".", "").isdigit()
+    socket.maxmsgsize = bytes_max
+    socket.handshake_ivl = HANDSHAKE_MS
+    socket.heartbeat_ivl = HEARTBEAT_MS
+    socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
+    socket.heartbeat_ttl = HEARTBEAT_TIMEOUT_MS
+    socket.reconnect_ivl = RECONNECT_MS + random.randrange(RECONNECT_MS)
+    socket.reconnect_ivl_max = RECONNECT_MAX_MS + random.randrange(RECONNECT_MS)
+    socket.tcp_keepalive = 1
+    socket.tcp_keepalive_idle = 30
+    return socket
+
+
+class Dialled:
+    """One connection we dialled, and what its monitor says of it."""
+
+    __slots__ = ("address", "attempt", "connected", "failures", "later", "monitor", "refused", "socket")
+
+    def __init__(self, socket: Any, address: Address) -> None:
+        self.socket = socket
+        self.address = address
+        self.monitor = socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED
+            | zmq.EVENT_DISCONNECTED
+            | zmq.EVENT_CLOSED
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+        )
+        self.connected = False
+        self.refused = False  # since it was last connected
+        self.attempt = 0  # how many keys were tried before
+        self.failures = 0  # handshakes, in a row
+        self.later: list[bytes] = []  # words of membership to send once it is connected
+
+    def events(self) -> bool:
+        """Take note of what happened to the connection; returns whether it was made anew."""
+        anew = False
+        while True:
+            try:
+                event = parse_monitor_message(self.monitor.recv_multipart(_DONTWAIT))["event"]
+            except zmq.Again:
+                return anew
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                anew = self.connected = True
+
+    def close(self) -> None:
+        """Close at once."""
+        self.socket.disable_monitor()
+        self.monitor.close()
+        self.socket.close(linger=0)
+
+
+@dataclass(slots=True)
+class Heard:
+    """What the sockets tell their owner; each is called in the loop thread."""
+
+    parcel: Callable[[NodeID, int, int, int, bool, PeerID, PeerID, bytes], None]
+    ack: Callable[[NodeID, int, int, bool], None]
+    word: Callable[[NodeID, bytes], None]  # of membership: from whom, frame
+    up: Callable[[NodeID], None]  # our connection to that node was made (anew)
+    down: Callable[[NodeID, bool], None]  # it was lost; whether a redial was refused
+    bad: Callable[[str], None]  # something came that makes no sense
+
+
+class MeshSockets:
+    """Control and gossip of one node.
+
+    Args:
+        me: our NodeID.
+        host, port: what to bind: a numeric address or name, and the base port P.
+        keys: all we have, newest first. We are known by the first until `rekey`, and dial each node by the key it is
+            known by; the gate says whose are accepted.
+    """
+
+    def __init__(
+        self, context: Any, gate: Gate, me: NodeID, host: str, port: int, keys: list[CurveKeys], heard: Heard
+    ) -> None:
+        self._context = context
+        self._gate = gate
+        self._me = me
+        self._host, self._port = host, port
+        self._keys = {key.id: key for key in keys}
+        self._key = keys[0]  # by which we are known
+        self._known_by: dict[NodeID, str] = {}  # {member: id of the key it is known by}
+        self._heard = heard
+        self._addresses: dict[NodeID, Address] = {}  # of members, dialled when there is something to say
+        self._nodes: dict[NodeID, Dialled] = {}  # control
+        self._seeds: dict[Address, Dialled] = {}  # control, to somebody whose NodeID is not known yet
+        self._heard_from: dict[NodeID, Dialled] = {}  # gossip, by subscription
+        self._monitored: dict[int, tuple[NodeID, Dialled]] = {}  # {descriptor of a monitor: whose}
+        self._subscriptions: dict[int, Dialled] = {}  # {descriptor: subscription}
+        self.changed = True  # the list of descriptors is not what it was
+        self._router: Any = None
+        self._pub: Any = None
+        self.bind()
+
+    # Binding.
+
+    def bind(self) -> None:
+        """Bind both ports.
+
+        Raises:
+            ConfigError: one of them is taken, or the address is not ours.
+        """
+        router = tune(self._context.socket(zmq.ROUTER), self._host, CONTROL_BYTES_MAX)
+        router.router_mandatory = True
+        router.router_handover = True
+        router.backlog = BACKLOG
+        pub = tune(self._context.socket(zmq.XPUB), self._host, GOSSIP_BYTES_MAX)
+        pub.xpub_verbose = True
+        pub.sndhwm = 256
+        pub.backlog = BACKLOG
+        try:
+            for socket, port in ((router, self._port), (pub, self._port + 1)):
+                secure_server(socket, self._key)
+                socket.bind(endpoint(self._host, port))
+        except zmq.ZMQError as error:
+            router.close()
+            pub.close()
+            ports = f"{self._port}-{self._port + 2}"
+            raise ConfigError(
+                f"cannot listen on {self._host}, ports {ports}: {error.strerror}. Use --port, --host"
+            ) from None
+        self._router, self._pub = router, pub
+        self.changed = True
+
+    def take_keys(self, keys: list[CurveKeys]) -> None:
+        """These are the keys from now on."""
+        self._keys = {key.id: key for key in keys}
+
+    def rekey(self, key: CurveKeys) -> None:
+        """Be known by another key from now on, on the same ports. Links bridge the cut."""
+        self._router.close(linger=0)
+        self._pub.close(linger=0)
+        self._key = key
+        rebind(self.bind)
+
+    def _key_of(self, node: NodeID, attempt: int = 0) -> CurveKeys:
+        """Return the key by which a node is known; of one that nobody told us of, each in turn."""
+        known = self._keys.get(self._known_by.get(node, ""))
+        keys = list(self._keys.values())
+        return known or keys[attempt % len(keys)]
+
+    # Dialling.
+
+    def _dial(self, table: dict[Any, Dialled], key: Any, node: NodeID, address: Address) -> Dialled:
+        host, port = address
+        socket = tune(self._context.socket(zmq.DEALER), host, CONTROL_BYTES_MAX)
+        socket.routing_id = ROUTING_ID + self._me
+        socket.immediate = True
+        socket.connect_timeout = HANDSHAKE_MS
+        attempt = table[key].attempt + 1 if key in table else 0
+        self._hang_up(table, key)
+        secure_client(socket, self._key_of(node, attempt))
+        dialled = table[key] = Dialled(socket, address)
+        dialled.attempt = attempt
+        with contextlib.suppress(zmq.ZMQError):  # a name that does not resolve: it never connects
+            socket.connect(endpoint(host, port))
+        self._monitored[dialled.monitor.getsockopt(zmq.FD)] = (node, dialled)
+        self.changed = True
+        return dialled
+
+    def _hang_up(self, table: dict[Any, Dialled], key: Any) -> None:
+        dialled = table.pop(key, None)
+        if dialled is not None:
+            self._monitored.pop(dialled.monitor.getsockopt(zmq.FD), None)
+            self._subscriptions.pop(dialled.socket.getsockopt(zmq.FD), None)
+            dialled.close()
+            self.changed = True
+
+    def knows(self, node: NodeID, address: Address, key_id: str) -> None:
+        """A node is at that address, and known by that key."""
+        self._addresses[node] = address
+        same_key = self._known_by.get(node) == key_id
+        self._known_by[node] = key_id
+        dialled, heard = self._nodes.get(node), self._heard_from.get(node)
+        if dialled is not None and (dialled.address != address or not same_key):
+            self._hang_up(self._nodes, node)
+            self._to(node)  # what waits for an acknowledgement is sent again once it is connected
+        if heard is not None and not same_key:
+            self.unsubscribe(node)
+            self.subscribe(node, address)
+
+    def forgets(self, node: NodeID) -> None:
+        """Close the connection to a node that is dead."""
+        self._addresses.pop(node, None)
+        self._known_by.pop(node, None)
+        self._hang_up(self._nodes, node)
+
+    def _to(self, node: NodeID) -> Dialled | None:
+        """Return our connection to a node, dialled if need be; None if nobody said where it is."""
+        dialled = self._nodes.get(node)
+        if dialled is None and node in self._addresses and node != self._me:
+            dialled = self._dial(self._nodes, node, node, self._addresses[node])
+        return dialled
+
+    def subscribe(self, node: NodeID, address: Address) -> None:
+        """Hear what a node publishes."""
+        known = self._heard_from.get(node)
+        if known is not None and known.address == address:
+            return
+        self._hang_up(self._heard_from, node)
+        socket = tune(self._context.socket(zmq.SUB), address[0], GOSSIP_BYTES_MAX)
+        socket.rcvhwm = 1024
+        socket.subscribe(b"")
+        secure_client(socket, self._key_of(node))
+        dialled = self._heard_from[node] = Dialled(socket, address)
+        with contextlib.suppress(zmq.ZMQError):
+            socket.connect(endpoint(address[0], address[1] + 1))
+        self._subscriptions[socket.getsockopt(zmq.FD)] = dialled
+        self._monitored[dialled.monitor.getsockopt(zmq.FD)] = (node, dialled)
+        self.changed = True
+
+    def unsubscribe(self, node: NodeID) -> None:
+        """Hear that node no more."""
+        self._hang_up(self._heard_from, node)
+
+    # Sending.
+
+    def publish(self, frame: bytes) -> None:
+        """Publish a word of membership."""
+        with contextlib.suppress(zmq.ZMQError):
+            self._pub.send(self._me + frame, _DONTWAIT)
+
+    def tell(self, node: NodeID, address: Address, frame: bytes) -> None:
+        """Send a word of membership straight to a node, or to whoever is at that address."""
+        dialled = self._to(node) if node in self._addresses else None
+        if dialled is None:  # a seed, or one that is no member (any more)
+            dialled = self._seeds.get(address) or self._dial(self._seeds, address, b"", address)
+        if not self._send(dialled, (_WORD, frame)):
+            dialled.later = [*dialled.later[-LATER_MAX + 1 :], frame]
+
+    def post(self, node: NodeID, epoch: int, seq: int, ack: int, more: bool, ids: bytes, frame: bytes) -> None:
+        """Send a parcel; `ids` are the PeerIDs of sender and receiver."""
+        dialled = self._to(node)
+        if dialled is not None:
+            self._send(dialled, (_HEAD.pack(_PARCEL, epoch, seq, ack, more) + ids, frame))
+
+    def post_ack(self, node: NodeID, epoch: int, ack: int, missing: bool) -> None:
+        """Say what arrived."""
+        dialled = self._to(node)
+        if dialled is not None:
+            self._send(dialled, (_HEAD.pack(_ACK, epoch, 0, ack, missing),))
+
+    def _send(self, dialled: Dialled, frames: tuple[bytes, ...]) -> bool:
+        """Send, or return that there is no connection now, or its pipe is full. Nothing is half sent."""
+        try:
+            for frame in frames[:-1]:
+                dialled.socket.send(frame, _MORE)
+            dialled.socket.send(frames[-1], _DONTWAIT)
+        except zmq.ZMQError:
+            return False
+        return True
+
+    # Receiving.
+
+    def descriptors(self) -> list[int]:
+        """Return the descriptors to sleep on: edge-triggered, so drain before each sleep."""
+        self.changed = False
+        bound = [self._router.getsockopt(zmq.FD), self._pub.getsockopt(zmq.FD), self._gate.fileno()]
+        dialled = [one.socket.getsockopt(zmq.FD) for one in (*self._nodes.values(), *self._seeds.values())]
+        return [*bound, *dialled, *self._subscriptions, *self._monitored]
+
+    def drain(self) -> bool:
+        """Hand on everything there is; returns whether more may be waiting."""
+        self._gate.serve()
+        for node, dialled in list(self._monitored.values()):
+            self._drain_monitor(node, dialled)
+        more = self._drain_control()
+        for dialled in list(self._subscriptions.values()):
+            more = self._drain_subscription(dialled) or more
+        self._drain_subscribers()
+        return more
+
+    def _drain_control(self) -> bool:
+        for _ in range(DRAIN_FRAMES_MAX):
+            try:
+                frames = self._router.recv_multipart(_DONTWAIT, copy=False)
+            except zmq.Again:
+                return False
+            if not self._gate.admits(frames[-1]):
+                self._gate.denied += 1
+                continue
+            self._received([frame.bytes for frame in frames])
+        return True
+
+    def _received(self, frames: list[bytes]) -> None:
+        sender = frames[0]
+        if len(sender) != len(ROUTING_ID) + NODE_ID_BYTES or sender[:1] != ROUTING_ID or len(frames) not in (2, 3):
+            self._heard.bad(f"{len(frames)} frames from {sender[:20].hex()}")
+            return
+        node, head = sender[1:], frames[1]
+        if head == _WORD and len(frames) == 3:
+            self._heard.word(node, frames[2])
+        elif len(head) == _HEAD.size and head[:1] == _ACK:
+            _, epoch, _, ack, missing = _HEAD.unpack(head)
+            self._heard.ack(node, epoch, ack, missing)
+        elif len(head) == _HEAD.size + 2 * PEER_ID_BYTES and head[:1] == _PARCEL and len(frames) == 3:
+            _, epoch, seq, ack, more = _HEAD.unpack_from(head)
+            source, to = head[_HEAD.size : _HEAD.size + PEER_ID_BYTES], head[_HEAD.size + PEER_ID_BYTES :]
+            if source[:NODE_ID_BYTES] != node or to[:NODE_ID_BYTES] != self._me:
+                self._heard.bad(f"a parcel from {source.hex()} for {to.hex()} by way of {node.hex()}")
+                return
+            self._heard.parcel(node, epoch, seq, ack, more, source, to, frames[2])
+        elif head:  # an empty one is a probe
+            self._heard.bad(f"a head of {len(head)} bytes from {node.hex()}")
+
+    def _drain_subscription(self, dialled: Dialled) -> bool:
+        for _ in range(DRAIN_FRAMES_MAX):
+            try:
+                frames = dialled.socket.recv_multipart(_DONTWAIT)
+            except zmq.Again:
+                return False
+            if len(frames) == 1 and len(frames[0]) > NODE_ID_BYTES:
+                self._heard.word(frames[0][:NODE_ID_BYTES], frames[0][NODE_ID_BYTES:])
+        return True
+
+    def _drain_subscribers(self) -> None:
+        """Nobody acts on who subscribes, but what they sent must be read."""
+        while True:
+            try:
+                self._pub.recv_multipart(_DONTWAIT)
+            except zmq.Again:
+                return
+
+    def _drain_monitor(self, node: NodeID, dialled: Dialled) -> None:
+        while not dialled.monitor.closed:
+            try:
+                event = parse_monitor_message(dialled.monitor.recv_multipart(_DONTWAIT))["event"]
+            except zmq.Again:
+                return
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                dialled.connected, dialled.refused, dialled.failures = True, False, 0
+                later, dialled.later = dialled.later, []
+                for frame in later:
+                    self._send(dialled, (_WORD, frame))
+                if self._nodes.get(node) is dialled:
+                    self._heard.up(node)
+            elif event == zmq.EVENT_DISCONNECTED:
+                if node and dialled.connected:
+                    self._heard.down(node, False)
+                dialled.connected = False
+            elif event == zmq.EVENT_CLOSED:  # a redial was refused
+                if not dialled.connected and not dialled.refused:
+                    dialled.refused = True
+                    if node:
+                        self._heard.down(node, True)
+            else:
+                dialled.failures += 1
+                if not node and len(self._keys) > 1 and self._seeds.get(dialled.address) is dialled:
+                    self._dial_again(dialled)
+
+    def connected(self, node: NodeID) -> bool:
+        """Whether our connection to that node stands."""
+        dialled = self._nodes.get(node)
+        return dialled is not None and dialled.connected
+
+    def shut_out(self, seeds: list[Address]) -> bool:
+        """Whether all seeds fail the handshake, again and again."""
+        found = [self._seeds.get(seed) for seed in seeds]
+        return all(one is not None and not one.connected and one.failures >= SHUT_OUT for one in found)
+
+    def _dial_again(self, dialled: Dialled) -> None:
+        """A seed does not know the key we tried: try the next one."""
+        failures, later = dialled.failures, dialled.later
+        again = self._dial(self._seeds, dialled.address, b"", dialled.address)
+        again.failures, again.later = failures, later
+
+    def state_of(self, seeds: list[Address]) -> str:
+        """Say how far the connections to seeds got."""
+        found = []
+        for seed in seeds:
+            dialled = self._seeds.get(seed)
+            if dialled is None:
+                found.append("not dialled")
+            elif dialled.connected:
+                found.append("connected, but no answer came back")
+            elif dialled.failures:
+                found.append("it has another key: copy it with `zmesh key export` and `zmesh key import`")
+            else:
+                found.append("nobody listens there" if dialled.refused else "no connection")
+        return "; ".join(dict.fromkeys(found))
+
+    def close(self) -> None:
+        """Close everything at once."""
+        for table in (self._nodes, self._seeds, self._heard_from):
+            for key in list(table):
+                self._hang_up(table, key)
+        self._router.close(linger=0)
+        self._pub.close(linger=0)
