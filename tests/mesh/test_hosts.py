@@ -15,7 +15,9 @@ import numpy
 import pytest
 
 import zmesh
-from zmesh import lifecycle
+from tests.relay import Relay
+from zmesh import keys, lifecycle
+from zmesh.runtime.machine import _free
 from zmesh.util.scheduling_strategies import NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy
 
 Start = Callable[..., lifecycle.RunningNode]
@@ -260,9 +262,85 @@ def test_joining_needs_the_key(nodes: Nodes, tmp_path: pathlib.Path) -> None:
     seed = [lifecycle.parse_address(first.address)]
     with pytest.raises(zmesh.exceptions.ConfigError, match="there is no key"):
         nodes.start(join=seed, key_file=str(tmp_path / "none.json"))
-    from zmesh import keys
-
     keys.create(str(tmp_path / "other.json"))
     with pytest.raises(zmesh.exceptions.ConfigError, match=r"no member answered.*has another key"):
         nodes.start(join=seed, key_file=str(tmp_path / "other.json"))
     assert json.loads(json.dumps(nodes.await_members(first, 1)))[0]["node"] == first.id
+
+
+@zmesh.remote(max_retries=0)
+def noted(path: str, index: int) -> int:
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, b"%d\n" % index)
+    os.close(fd)
+    time.sleep(0.002)
+    return index
+
+
+@pytest.mark.slow
+def test_cutting_connections_under_load_loses_and_doubles_nothing(nodes: Nodes, tmp_path: pathlib.Path) -> None:
+    """Everything that reaches the second node passes a relay, which cuts and resets connections all the while."""
+    first = nodes.start()
+    base = next(port for port in range(21000, 29000, 10) if _free("127.0.0.1", port))
+    outer = next(port for port in range(base + 10, 29000, 10) if _free("127.0.0.1", port))
+    with contextlib.ExitStack() as stack:
+        relays = [stack.enter_context(Relay("127.0.0.1", base + part, port=outer + part)) for part in range(3)]
+        second = nodes.start(port=base, advertise=f"127.0.0.1:{outer}")
+        nodes.await_members(first, 2)
+        zmesh.init(first.name)
+        log = tmp_path / "log"
+        refs = [noted.remote(str(log), index) for index in range(3000)]
+        arrays = [ones.options(**on(second)).remote(300_000) for _ in range(5)]
+        end = time.monotonic() + 8.0
+        turn = 0
+        while time.monotonic() < end:
+            time.sleep(0.15)
+            (relays[0].reset if turn % 2 else relays[0].cut)()
+            if turn % 5 == 0:
+                relays[2].reset()
+            turn += 1
+        assert zmesh.get(refs, timeout=60) == list(range(3000))
+        assert all(array.sum() == 300_000 for array, _ in zmesh.get(arrays, timeout=60))
+        written = sorted(int(line) for line in log.read_text().split())
+        assert written == list(range(3000)), "each ran once"
+        assert relays[0].connections > 10
+        assert len(lifecycle.status(first.name)["members"]) == 2
+        zmesh.shutdown()
+        nodes.close()
+
+
+@pytest.mark.slow
+def test_the_key_is_changed_while_work_goes_on(nodes: Nodes, tmp_path: pathlib.Path) -> None:
+    files = [str(tmp_path / f"{name}.json") for name in "abc"]
+    keys.create(files[0])
+    for path in files[1:]:
+        keys.import_text(keys.export(files[0]), path)
+    first = nodes.start(key_file=files[0])
+    second = nodes.start(key_file=files[1])
+    nodes.await_members(first, 2)
+    zmesh.init(first.name)
+    refs = [where.remote(0.02) for _ in range(600)]
+    rotated = keys.rotate(files[0])
+    time.sleep(3)
+    assert {member["key"] for member in lifecycle.status(first.name)["members"]} == {rotated.ids[1]}
+    keys.import_text(keys.export(files[0]), files[1])
+
+    def changed() -> bool:
+        return all(
+            {member["key"] for member in lifecycle.status(node.name)["members"]} == {rotated.ids[0]}
+            for node in (first, second)
+        )
+
+    deadline = time.monotonic() + 10
+    while not changed():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    for path in files[:2]:
+        keys.rotate(path, finish=True)
+    found = zmesh.get(refs, timeout=60)
+    assert len(set(found)) == 2
+    time.sleep(3)
+    assert len(set(zmesh.get([where.remote(0.05) for _ in range(60)], timeout=60))) == 2
+    assert all(len(nodes.await_members(node, 2)) == 2 for node in (first, second))
+    with pytest.raises(zmesh.exceptions.ConfigError, match="another key"):
+        nodes.start(key_file=files[2], join=[lifecycle.parse_address(first.address)])

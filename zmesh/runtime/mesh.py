@@ -268,6 +268,7 @@ class Mesh:
                 "version": row.meta.get("version", ""),
                 "python": row.meta.get("python", ""),
                 "pid": row.meta.get("pid", 0),
+                "key": row.meta.get("key", ""),
             }
             for row in rows
         ]
