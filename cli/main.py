@@ -141,7 +141,7 @@ def down(name: str, everything: bool) -> None:
 @click.option("--node", "--name", "name", default="default", show_default=True, envvar="ZMESH_NODE", help="Which node.")
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known, as JSON.")
 def status(name: str, as_json: bool) -> None:
-    """Show the node: workers, resources, queue, store."""
+    """Show the node: workers, resources, queue, store, and the members of its mesh."""
     from zmesh import lifecycle
 
     told = lifecycle.status(name)

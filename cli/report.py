@@ -39,4 +39,16 @@ def describe(name: str, told: dict[str, Any]) -> str:
         shape = ", ".join(f"{resource} {amount:g}" for resource, amount in demand["shape"].items()) or "no resources"
         why = f": {demand['waits_for']}" if demand.get("waits_for") else ""
         lines.append(f"    {demand['attached']} of {demand['workers']} workers for {shape}{why}")
+    members = told.get("members") or []
+    if len(members) > 1:
+        lines.append(f"  {'members':10} {len(members)}")
+        lines += [_member(member) for member in members]
     return "\n".join(lines)
+
+
+def _member(member: dict[str, Any]) -> str:
+    total, available = member["total"], member["available"]
+    cpus = f"CPU {total.get('CPU', 0) - available.get('CPU', 0):g} of {total.get('CPU', 0):g}" if total else ""
+    store = f"store {size(member['store'][0])}" if member["store"] else ""
+    name = member["name"] or "-"
+    return f"    {name:12} {member['state']:8} {member['address']:22} {member['node']}  {cpus:14} {store}".rstrip()

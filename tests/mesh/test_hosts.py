@@ -1,5 +1,6 @@
 """Several nodes on one machine, each a host of its own to the others: real processes, TCP and CURVE on loopback."""
 
+import base64
 import contextlib
 import json
 import os
@@ -13,10 +14,12 @@ from typing import Any
 
 import numpy
 import pytest
+from zmq.utils import z85
 
 import zmesh
 from tests.relay import Relay
 from zmesh import keys, lifecycle
+from zmesh.runtime.keyring import Keyring, keyring_path
 from zmesh.runtime.machine import _free
 from zmesh.util.scheduling_strategies import NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy
 
@@ -344,3 +347,87 @@ def test_the_key_is_changed_while_work_goes_on(nodes: Nodes, tmp_path: pathlib.P
     assert all(len(nodes.await_members(node, 2)) == 2 for node in (first, second))
     with pytest.raises(zmesh.exceptions.ConfigError, match="another key"):
         nodes.start(key_file=files[2], join=[lifecycle.parse_address(first.address)])
+
+
+def _listening(pids: list[int]) -> list[str]:
+    """Return the addresses on which these processes accept TCP connections, in hexadecimal, as the kernel tells."""
+    inodes = {}
+    for pid in pids:
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                target = os.readlink(f"/proc/{pid}/fd/{fd}")
+                if target.startswith("socket:["):
+                    inodes[target[8:-1]] = True
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in pathlib.Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                found.append(fields[1])
+    return sorted(found)
+
+
+def _family(pid: int) -> list[int]:
+    """Return a process and all that came of it."""
+    found = [pid]
+    for one in found:
+        for thread in os.listdir(f"/proc/{one}/task"):
+            found += [int(child) for child in pathlib.Path(f"/proc/{one}/task/{thread}/children").read_text().split()]
+    return found
+
+
+def test_by_default_a_node_listens_on_loopback_alone_and_shows_no_secret(nodes: Nodes) -> None:
+    node = nodes.start()
+    second = nodes.start()
+    nodes.await_members(node, 2)
+    zmesh.init(node.name)
+    zmesh.get([where.remote(0.05) for _ in range(20)])
+    pids = [pid for one in (node, second) for pid in _family(one.pid)]
+    assert len(pids) >= 6
+    ports = [int(one.address.rpartition(":")[2]) for one in (node, second)]
+    expected = sorted(f"0100007F:{port + part:04X}" for port in ports for part in range(3))
+    assert _listening(pids) == expected
+    ring = Keyring.load(keyring_path())
+    secrets = [key.secret.reveal() for key in ring.keys]
+    secrets += [key.server_secret.reveal() for key in ring.keys] + [key.client_secret.reveal() for key in ring.keys]
+    shown = [form for secret in secrets for form in (secret, secret.hex().encode(), base64.b64encode(secret))]
+    shown += [z85.encode(secret) for secret in secrets]
+    seen = b""
+    for pid in pids:
+        seen += pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() + pathlib.Path(f"/proc/{pid}/environ").read_bytes()
+    for directory, _, names in os.walk(os.environ["XDG_RUNTIME_DIR"]):
+        for name in names:
+            path = os.path.join(directory, name)
+            if os.path.isfile(path):
+                seen += pathlib.Path(path).read_bytes()
+    seen += json.dumps(lifecycle.status(node.name)).encode()
+    assert len(seen) > 1000
+    assert not [form for form in shown if form in seen]
+
+
+def test_a_private_node_listens_on_no_port() -> None:
+    zmesh.init("local", num_cpus=1)
+    pid = zmesh.status()["pid"]
+    assert _listening(_family(pid)) == []
+    zmesh.shutdown()
+
+
+def test_arguments_are_never_unpickled_in_a_node(nodes: Nodes, tmp_path: pathlib.Path) -> None:
+    a, b = nodes.start(), nodes.start()
+    nodes.await_members(a, 2)
+    zmesh.init(a.name)
+    log = tmp_path / "pids"
+
+    class Bomb:
+        def __reduce__(self) -> Any:
+            code = f"open({str(log)!r}, 'a').write(str(__import__('os').getpid()) + ' ')"
+            return eval, (code,)
+
+    @zmesh.remote
+    def take(value: Any) -> int:
+        return os.getpid()
+
+    workers = {zmesh.get(take.options(**on(node)).remote([Bomb()])) for node in (a, b) for _ in range(2)}
+    unpickled = {int(pid) for pid in log.read_text().split()}
+    assert unpickled <= workers
+    assert not unpickled & {a.pid, b.pid}

@@ -3,6 +3,7 @@
 import secrets
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import zmq
 
+from tests.relay import Relay
 from zmesh.exceptions import ConfigError
 from zmesh.runtime import mesh_sockets
 from zmesh.runtime.machine import PORTS, _free
@@ -326,4 +328,68 @@ def test_a_frame_over_the_limit_ends_the_connection_and_the_next_gets_through(pe
     assert b.has("word") == [("word", C, b"sense")]
     dealer.close()
     again.close()
+    context.term()
+
+
+def test_a_recorded_session_played_again_says_nothing(peers: Any) -> None:
+    keys = new_keys()
+    a, b = peers(A, keys), peers(B, keys)
+    with Relay("127.0.0.1", b.port) as relay:
+        relay.record()
+        a.sockets.tell(b"", ("127.0.0.1", relay.port), b"once")
+        until(lambda: b.has("word"), a, b)
+        (recorded,) = relay.recorded()
+        assert len(recorded) > 300
+        replay = threading.Thread(target=relay.replay, args=(recorded,), kwargs={"wait_s": 0.5})
+        replay.start()
+        quiet(b, seconds=0.7)
+        replay.join()
+    assert b.has("word") == [("word", A, b"once")]
+
+
+def test_a_flipped_bit_ends_the_connection_and_the_next_one_works(peers: Any) -> None:
+    keys = new_keys()
+    a, b = peers(A, keys), peers(B, keys)
+    with Relay("127.0.0.1", b.port) as relay:
+        address = ("127.0.0.1", relay.port)
+        a.sockets.tell(b"", address, b"before")
+        until(lambda: b.has("word"), a, b)
+        relay.flip_bit("up")
+        a.sockets.tell(b"", address, b"x" * 500)
+        quiet(a, b)
+        assert all(word in (b"before", b"x" * 500) for _, _, word in b.has("word")), "nothing arrives changed"
+
+        def heard() -> bool:
+            a.sockets.tell(b"", address, b"after")
+            return ("word", A, b"after") in b.heard
+
+        until(heard, a, b)
+        assert relay.flips == 1
+
+
+def test_an_old_libzmq_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh_sockets.check_library()
+    monkeypatch.setattr(zmq, "zmq_version_info", lambda: (4, 3, 4))
+    with pytest.raises(ConfigError, match=r"needs 4\.3\.5"):
+        mesh_sockets.check_library()
+    monkeypatch.undo()
+    monkeypatch.setattr(zmq, "has", lambda feature: False)
+    with pytest.raises(ConfigError, match="lacks CURVE"):
+        mesh_sockets.check_library()
+
+
+def test_another_takes_over_an_identity_and_the_parcels_name_their_sender(peers: Any) -> None:
+    """Only a member can: it has the key. Its parcels are for us to number, so nothing is doubled (core/links.py)."""
+    keys = new_keys()
+    b = peers(B, keys)
+    context = new_context()
+    first = raw_dealer(context, keys, mesh_sockets.ROUTING_ID + A, b.address)
+    first.send_multipart([b"W", b"1"])
+    until(lambda: b.has("word"), b)
+    second = raw_dealer(context, keys, mesh_sockets.ROUTING_ID + A, b.address)
+    second.send_multipart([b"W", b"2"])
+    until(lambda: len(b.has("word")) == 2, b)
+    assert b.has("word") == [("word", A, b"1"), ("word", A, b"2")]
+    first.close()
+    second.close()
     context.term()
