@@ -515,7 +515,6 @@ class NodeCore:
         lacking = sorted((d for d in self.matchmaking.own() if d.overflow > 0), key=lambda d: -d.overflow)
         return {
             "backlog": [(dict(demand.shape), demand.overflow) for demand in lacking[:BACKLOG_SHAPES_MAX]],
-            "total": _natural(self.resources.total),
             "available": _natural(self.resources.available),
             "workers": len(self.matchmaking.workers),
             "store": list(self._store),

@@ -16,6 +16,7 @@ from zmesh.core import effects as fx
 from zmesh.core.effects import Address
 from zmesh.core.membership import Membership
 from zmesh.core.node import NodeCore
+from zmesh.core.records import is_mark
 from zmesh.core.timers import Timers
 from zmesh.exceptions import ConfigError, RemoteProtocolError
 from zmesh.runtime import machine
@@ -27,7 +28,7 @@ from zmesh.runtime.sockets import new_context
 from zmesh.runtime.store import class_bytes
 from zmesh.wire.gossip import ALIVE, GOSSIP_CODEC, Row
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
-from zmesh.wire.messages import PROTOCOL_MAJOR
+from zmesh.wire.messages import PROTOCOL_MAJOR, UNIT
 
 STATES = ("alive", "suspect", "dead", "leaving", "left")
 KEYRING_LOOK_S = 2.0
@@ -146,9 +147,15 @@ class Mesh:
         """Return the descriptors to sleep on: edge-triggered, so drain before each sleep."""
         return [*self._sockets.descriptors(), self._bulk.fileno()]
 
+    def ready(self, fd: int) -> None:
+        """A sleeper saw this descriptor readable."""
+        if fd == self._bulk.fileno():
+            self._bulk.answers()
+        else:
+            self._sockets.ready(fd)
+
     def drain(self, now: float) -> bool:
         """Take in what came from other hosts; returns whether more may be waiting."""
-        self._bulk.answers()
         if now - self._load_s >= LOAD_S:
             self._load_s = now
             self.membership.set_load(self._core.load(), now, urgent=False)
@@ -262,7 +269,7 @@ class Mesh:
                 "name": row.name,
                 "state": STATES[row.state],
                 "address": f"[{row.host}]:{row.port}" if ":" in row.host else f"{row.host}:{row.port}",
-                "total": loads[row.node].get("total", {}),
+                "total": _natural(row.meta.get("total", {})),
                 "available": loads[row.node].get("available", {}),
                 "store": loads[row.node].get("store", []),
                 "version": row.meta.get("version", ""),
@@ -377,6 +384,10 @@ class Mesh:
         self._sockets.close()
         self._gate.close()
         self._context.term()
+
+
+def _natural(total: dict[str, int]) -> dict[str, float]:
+    return {name: amount / UNIT for name, amount in total.items() if not is_mark(name)}
 
 
 def _curve(ring: Keyring) -> list[CurveKeys]:

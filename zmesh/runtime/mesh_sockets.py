@@ -14,6 +14,7 @@ Sources: RFC 27 (ZAP), RFC 26 (CurveZMQ); "fails open": curve_server.cpp of libz
 """
 
 import contextlib
+import functools
 import random
 import struct
 from collections.abc import Callable
@@ -32,8 +33,9 @@ from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, PeerID
 CONTROL_BYTES_MAX = 4 * 1024 * 1024  # of a frame, also before its sender is known; fragments are 1 MiB
 GOSSIP_BYTES_MAX = 64 * 1024
 HANDSHAKE_MS = 3000  # a connection that is silent for so long is closed
-HEARTBEAT_MS = 2000
-HEARTBEAT_TIMEOUT_MS = 6000
+HEARTBEAT_MS = 10_000  # of ZeroMQ, on control only: whether a node lives, membership finds out
+HEARTBEAT_TIMEOUT_MS = 20_000
+UNSENT_MS = 10_000  # a connection whose bytes nobody acknowledges for so long is dead. Source: tcp(7), TCP_USER_TIMEOUT
 RECONNECT_MS = 100  # plus as much at random, as libzmq adds none itself when a maximum is set
 RECONNECT_MAX_MS = 2000
 DRAIN_FRAMES_MAX = 1024  # a peer that floods us does not keep us from the others
@@ -45,6 +47,8 @@ LATER_MAX = 4  # words of membership that wait for a connection; they are repeat
 _DOMAIN = b"zmesh"
 _ZAP = "inproc://zeromq.zap.01"
 _DONTWAIT = int(zmq.DONTWAIT)
+_IN = int(zmq.POLLIN)
+_readable = zmq.backend.zmq_poll  # also takes the edge of the socket's descriptor
 _MORE = int(zmq.SNDMORE | zmq.DONTWAIT)
 # What a control message is, in its first frame: kind, epoch, seq, ack, more?
 _PARCEL, _ACK, _WORD = b"P", b"A", b"W"
@@ -106,13 +110,11 @@ class Gate:
         descriptor: int = self._socket.getsockopt(zmq.FD)
         return descriptor
 
-    def serve(self) -> None:
-        """Answer every request there is."""
-        while True:
-            try:
-                request = self._socket.recv_multipart(_DONTWAIT)
-            except zmq.Again:
-                return
+    def serve(self) -> bool:
+        """Answer every request there is; returns that there are no more."""
+        item = [(self._socket, _IN)]
+        while _readable(item, 0):
+            request = self._socket.recv_multipart(_DONTWAIT)
             status, text, user = b"400", b"denied", b""
             number = request[1] if len(request) > 1 else b""
             if len(request) == 7 and request[0] == b"1.0" and request[2] == _DOMAIN and request[5] == b"CURVE":
@@ -122,6 +124,7 @@ class Gate:
             if not user:
                 self.denied += 1
             self._socket.send_multipart([b"1.0", number, status, text, user, b""], _DONTWAIT)
+        return False
 
     def admits(self, frame: Any) -> bool:
         """Whether a frame came from somebody we let in, by a key that is still accepted."""
@@ -133,6 +136,13 @@ class Gate:
     def close(self) -> None:
         """Close at once."""
         self._socket.close()
+
+
+def _take_edge(socket: Any) -> bool:
+    """Have a socket that is never answered see to its connections: else its descriptor stays readable."""
+    if not socket.closed:
+        _readable([(socket, _IN)], 0)
+    return False
 
 
 def secure_server(socket: Any, keys: CurveKeys) -> None:
@@ -177,9 +187,11 @@ def tune(socket: Any, host: str, bytes_max: int) -> Any:
     socket.ipv6 = ":" in host or not host.replace(".", "").isdigit()
     socket.maxmsgsize = bytes_max
     socket.handshake_ivl = HANDSHAKE_MS
-    socket.heartbeat_ivl = HEARTBEAT_MS
-    socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
-    socket.heartbeat_ttl = HEARTBEAT_TIMEOUT_MS
+    socket.tcp_maxrt = UNSENT_MS
+    if bytes_max != GOSSIP_BYTES_MAX:
+        socket.heartbeat_ivl = HEARTBEAT_MS
+        socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
+        socket.heartbeat_ttl = HEARTBEAT_TIMEOUT_MS
     socket.reconnect_ivl = RECONNECT_MS + random.randrange(RECONNECT_MS)
     socket.reconnect_ivl_max = RECONNECT_MAX_MS + random.randrange(RECONNECT_MS)
     socket.tcp_keepalive = 1
@@ -190,10 +202,11 @@ def tune(socket: Any, host: str, bytes_max: int) -> Any:
 class Dialled:
     """One connection we dialled, and what its monitor says of it."""
 
-    __slots__ = ("address", "attempt", "connected", "failures", "later", "monitor", "refused", "socket")
+    __slots__ = ("address", "attempt", "connected", "failures", "fd", "later", "monitor", "refused", "socket")
 
     def __init__(self, socket: Any, address: Address) -> None:
         self.socket = socket
+        self.fd: int = socket.getsockopt(zmq.FD)
         self.address = address
         self.monitor = socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -267,6 +280,8 @@ class MeshSockets:
         self._monitored: dict[int, tuple[NodeID, Dialled]] = {}  # {descriptor of a monitor: whose}
         self._subscriptions: dict[int, Dialled] = {}  # {descriptor: subscription}
         self.changed = True  # the list of descriptors is not what it was
+        self._looks: dict[int, Callable[[], bool]] = {}  # {descriptor: takes in what is there; whether there is more}
+        self._touched: dict[int, bool] = {}  # {descriptor: True}: readable, or sent on, so that its edge may be gone
         self._router: Any = None
         self._pub: Any = None
         self.bind()
@@ -299,6 +314,7 @@ class MeshSockets:
                 f"cannot listen on {self._host}, ports {ports}: {error.strerror}. Use --port, --host"
             ) from None
         self._router, self._pub = router, pub
+        self._pub_fd: int = pub.getsockopt(zmq.FD)
         self.changed = True
 
     def take_keys(self, keys: list[CurveKeys]) -> None:
@@ -396,6 +412,7 @@ class MeshSockets:
 
     def publish(self, frame: bytes) -> None:
         """Publish a word of membership."""
+        self._touched[self._pub_fd] = True
         with contextlib.suppress(zmq.ZMQError):
             self._pub.send(self._me + frame, _DONTWAIT)
 
@@ -421,6 +438,7 @@ class MeshSockets:
 
     def _send(self, dialled: Dialled, frames: tuple[bytes, ...]) -> bool:
         """Send, or return that there is no connection now, or its pipe is full. Nothing is half sent."""
+        self._touched[dialled.fd] = True
         try:
             for frame in frames[:-1]:
                 dialled.socket.send(frame, _MORE)
@@ -434,27 +452,40 @@ class MeshSockets:
     def descriptors(self) -> list[int]:
         """Return the descriptors to sleep on: edge-triggered, so drain before each sleep."""
         self.changed = False
-        bound = [self._router.getsockopt(zmq.FD), self._pub.getsockopt(zmq.FD), self._gate.fileno()]
-        dialled = [one.socket.getsockopt(zmq.FD) for one in (*self._nodes.values(), *self._seeds.values())]
-        return [*bound, *dialled, *self._subscriptions, *self._monitored]
+        looks: dict[int, Callable[[], bool]] = {
+            self._gate.fileno(): self._gate.serve,
+            self._router.getsockopt(zmq.FD): self._drain_control,
+            self._pub.getsockopt(zmq.FD): self._drain_subscribers,
+        }
+        for dialled in (*self._nodes.values(), *self._seeds.values()):
+            looks[dialled.fd] = functools.partial(_take_edge, dialled.socket)
+        for fd, dialled in self._subscriptions.items():
+            looks[fd] = functools.partial(self._drain_subscription, dialled)
+        for fd, (node, dialled) in self._monitored.items():
+            looks[fd] = functools.partial(self._drain_monitor, node, dialled)
+        self._looks = looks
+        self._touched = dict.fromkeys(looks, True)  # what came before anybody slept on it
+        return list(looks)
+
+    def ready(self, fd: int) -> None:
+        """A sleeper saw this descriptor readable."""
+        self._touched[fd] = True
 
     def drain(self) -> bool:
-        """Hand on everything there is; returns whether more may be waiting."""
-        self._gate.serve()
-        for node, dialled in list(self._monitored.values()):
-            self._drain_monitor(node, dialled)
-        more = self._drain_control()
-        for dialled in list(self._subscriptions.values()):
-            more = self._drain_subscription(dialled) or more
-        self._drain_subscribers()
-        return more
+        """Take in what is there on sockets seen readable or sent on; returns whether more may be waiting."""
+        touched, self._touched = self._touched, {}
+        for fd in touched:
+            look = self._looks.get(fd)
+            if look is not None and look():
+                self._touched[fd] = True
+        return bool(self._touched)
 
     def _drain_control(self) -> bool:
+        item = [(self._router, _IN)]
         for _ in range(DRAIN_FRAMES_MAX):
-            try:
-                frames = self._router.recv_multipart(_DONTWAIT, copy=False)
-            except zmq.Again:
+            if not _readable(item, 0):
                 return False
+            frames = self._router.recv_multipart(_DONTWAIT, copy=False)
             if not self._gate.admits(frames[-1]):
                 self._gate.denied += 1
                 continue
@@ -483,29 +514,26 @@ class MeshSockets:
             self._heard.bad(f"a head of {len(head)} bytes from {node.hex()}")
 
     def _drain_subscription(self, dialled: Dialled) -> bool:
+        item = [(dialled.socket, _IN)]
         for _ in range(DRAIN_FRAMES_MAX):
-            try:
-                frames = dialled.socket.recv_multipart(_DONTWAIT)
-            except zmq.Again:
+            if dialled.socket.closed or not _readable(item, 0):
                 return False
+            frames = dialled.socket.recv_multipart(_DONTWAIT)
             if len(frames) == 1 and len(frames[0]) > NODE_ID_BYTES:
                 self._heard.word(frames[0][:NODE_ID_BYTES], frames[0][NODE_ID_BYTES:])
         return True
 
-    def _drain_subscribers(self) -> None:
+    def _drain_subscribers(self) -> bool:
         """Nobody acts on who subscribes, but what they sent must be read."""
-        while True:
-            try:
-                self._pub.recv_multipart(_DONTWAIT)
-            except zmq.Again:
-                return
+        item = [(self._pub, _IN)]
+        while _readable(item, 0):
+            self._pub.recv_multipart(_DONTWAIT)
+        return False
 
-    def _drain_monitor(self, node: NodeID, dialled: Dialled) -> None:
-        while not dialled.monitor.closed:
-            try:
-                event = parse_monitor_message(dialled.monitor.recv_multipart(_DONTWAIT))["event"]
-            except zmq.Again:
-                return
+    def _drain_monitor(self, node: NodeID, dialled: Dialled) -> bool:
+        item = [(dialled.monitor, _IN)]
+        while not dialled.monitor.closed and _readable(item, 0):
+            event = parse_monitor_message(dialled.monitor.recv_multipart(_DONTWAIT))["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 dialled.connected, dialled.refused, dialled.failures = True, False, 0
                 later, dialled.later = dialled.later, []
@@ -526,6 +554,7 @@ class MeshSockets:
                 dialled.failures += 1
                 if not node and len(self._keys) > 1 and self._seeds.get(dialled.address) is dialled:
                     self._dial_again(dialled)
+        return False
 
     def connected(self, node: NodeID) -> bool:
         """Whether our connection to that node stands."""

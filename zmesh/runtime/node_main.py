@@ -389,7 +389,7 @@ class Node:
             self._unwatch(fd)
         self._mesh_fds = list(dict.fromkeys(self._mesh.descriptors()))
         for fd in self._mesh_fds:
-            self._watch(fd, lambda fd: None)
+            self._watch(fd, self._mesh.ready)
 
     def _close(self) -> None:
         self._forks.close()
