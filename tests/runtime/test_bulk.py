@@ -54,7 +54,7 @@ class Side:
 
     def fetch(self, origin: "Side", nbytes: int, oid: bytes = OBJECT, segment: int = 1) -> None:
         self.copies[oid] = memory(bytes(nbytes))
-        self.bulk.fetch(oid, segment, nbytes, origin.me, os.dup(self.copies[oid]), nbytes)
+        self.bulk.fetch(oid, segment, nbytes, origin.me, os.dup(self.copies[oid]), nbytes, self.copies[oid])
 
     def bytes_of(self, oid: bytes = OBJECT) -> bytes:
         fd = self.copies[oid]

@@ -16,7 +16,7 @@ from typing import Any
 from zmesh.wire.ids import NodeID, ObjectID
 
 CHUNK_BYTES = 1024 * 1024  # one frame holds up all behind it: libzmq encrypts a frame at a time
-WINDOW_CHUNKS = 8  # asked for and not here, per transfer
+WINDOW_CHUNKS = 16  # asked for and not here, per transfer
 TRANSFERS_MAX = 4  # at a time from one node; others wait their turn
 FANOUT = 2
 PATIENCE_S = 5.0  # without any chunk, before a source is given up

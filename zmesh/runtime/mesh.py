@@ -326,7 +326,7 @@ class Mesh:
             return
         self._copies[effect.oid] = (segment, size, effect.nbytes)
         origin = effect.producer[:NODE_ID_BYTES]
-        self._bulk.fetch(effect.oid, effect.segment, effect.nbytes, origin, fd, size)
+        self._bulk.fetch(effect.oid, effect.segment, effect.nbytes, origin, fd, size, segment)
 
     def _bytes_arrived(self, oid: ObjectID, error: str) -> None:
         found = self._copies.get(oid)
@@ -335,7 +335,7 @@ class Mesh:
         segment, _, nbytes = found
         if error:
             del self._copies[oid]
-            self._segments.drop([segment])
+            self._drop_segment(segment)
             self._core.fetched(oid, None, error, monotonic())
         else:
             self._core.fetched(oid, (segment, nbytes, self._me), "", monotonic())
@@ -348,12 +348,16 @@ class Mesh:
                 self._spare.setdefault(size, []).append(segment)
                 self._spare_bytes += size
             else:
-                self._segments.drop([segment])
+                self._drop_segment(segment)
+
+    def _drop_segment(self, segment: int) -> None:
+        self._bulk.forget(segment)
+        self._segments.drop([segment])
 
     def _trim_spare(self, bytes_max: int) -> None:
         while self._spare_bytes > bytes_max:
             size, segments = next(iter(self._spare.items()))
-            self._segments.drop([segments.pop()])
+            self._drop_segment(segments.pop())
             self._spare_bytes -= size
             if not segments:
                 del self._spare[size]
