@@ -154,6 +154,19 @@ def status(name: str, as_json: bool) -> None:
     click.echo(describe(name, told))
 
 
+@main.command()
+@click.option("--node", "--name", "name", default="default", show_default=True, envvar="ZMESH_NODE", help="Which node.")
+def doctor(name: str) -> None:
+    """Say which members of the mesh reach each other, and why the others do not. Exit code 1 if any do not."""
+    from zmesh import lifecycle
+
+    from .report import diagnose
+
+    text, sound = diagnose(lifecycle.ask_all(name, 3.0))
+    click.echo(text)
+    sys.exit(0 if sound else 1)
+
+
 @main.command(
     "map",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},

@@ -52,3 +52,34 @@ def _member(member: dict[str, Any]) -> str:
     store = f"store {size(member['store'][0])}" if member["store"] else ""
     name = member["name"] or "-"
     return f"    {name:12} {member['state']:8} {member['address']:22} {member['node']}  {cpus:14} {store}".rstrip()
+
+
+def diagnose(found: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> tuple[str, bool]:
+    """Return the text of `zmesh doctor`, and whether all members reach all others.
+
+    Args:
+        found: each member as this node sees it, with what it says itself, None if it did not answer.
+    """
+    if not found:
+        return "this node is private: other hosts cannot reach it. `zmesh up` starts one they can", False
+    lines, sound = [], True
+    names = {member["node"]: f"{member['name'] or '-'} {member['address']}" for member, _ in found}
+    for member, told in found:
+        complaints = []
+        if told is None:
+            complaints.append(f"does not answer us: it is {member['state']}, and on the link: {member['link']}")
+        else:
+            for other in told["members"]:
+                if other["node"] != told["node"] and (
+                    other["state"] != "alive" or other["link"] not in ("connected", "unused")
+                ):
+                    who = names.get(other["node"], other["address"])
+                    complaints.append(f"takes {who} for {other['state']}; link: {other['link']}")
+            unknown = [who for node, who in names.items() if node not in [one["node"] for one in told["members"]]]
+            complaints += [f"does not know {who}" for who in unknown]
+        sound = sound and not complaints
+        lines.append(f"{names[member['node']]}: {'reaches all others' if not complaints else ''}".rstrip())
+        lines += [f"  {complaint}" for complaint in complaints]
+    if not sound:
+        lines.append("Ports P, P + 1 and P + 2 of each member must be open to all others: see docs/hosts.md")
+    return "\n".join(lines), sound

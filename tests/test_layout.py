@@ -56,7 +56,7 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     "tests.sim": ("tests.sim.*", "zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
 }  # fmt: skip
 HOMES = {  # {foreign module: the files that know it}
-    "zmq": ("zmesh.runtime.sockets", "zmesh.runtime.mesh_sockets", "zmesh.runtime.bulk"),
+    "zmq": ("zmesh.runtime.sockets", "zmesh.runtime.mesh_sockets", "zmesh.runtime.curve", "zmesh.runtime.bulk"),
     "mmap": ("zmesh.runtime.store", "zmesh.runtime.blackbox", "zmesh.runtime.bulk"),
     "lz4": ("zmesh.runtime.bulk",),
     "pickle": ("zmesh.runtime.serialization",),

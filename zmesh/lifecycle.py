@@ -1,12 +1,13 @@
 """Nodes that outlive a program: what `zmesh up`, `down` and `status` do, also for scripts. Any thread."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from zmesh.exceptions import NotRunningError
+from zmesh.exceptions import GetTimeoutError, NotRunningError
 
 STOP_TIMEOUT_S = 35.0  # a node finishes what it runs for other hosts first
 
@@ -82,6 +83,29 @@ def status(name: str) -> dict[str, Any]:
     session = connect.observe(name)
     try:
         return session.status()
+    finally:
+        session.shutdown()
+
+
+def ask_all(name: str, timeout: float) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Return, for each member, its row in a node's status and its own status, None if it did not answer.
+
+    Raises:
+        NotRunningError: there is no node of that name.
+    """
+    from zmesh.runtime import connect
+
+    session = connect.observe(name)
+    try:
+        own = session.status()
+        found: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
+        for member in own["members"]:
+            told: dict[str, Any] | None = own if member["node"] == own["node"] else None
+            if told is None and member["state"] in ("alive", "suspect"):
+                with contextlib.suppress(GetTimeoutError):
+                    told = session.status(timeout, member["node"])
+            found.append((member, told))
+        return found
     finally:
         session.shutdown()
 

@@ -431,3 +431,18 @@ def test_arguments_are_never_unpickled_in_a_node(nodes: Nodes, tmp_path: pathlib
     unpickled = {int(pid) for pid in log.read_text().split()}
     assert unpickled <= workers
     assert not unpickled & {a.pid, b.pid}
+
+
+def test_doctor_says_who_reaches_whom_and_why_not(nodes: Nodes) -> None:
+    made = [nodes.start() for _ in range(3)]
+    nodes.await_members(made[0], 3)
+    nodes.await_members(made[2], 3)
+    command = [os.path.join(os.path.dirname(sys.executable), "zmesh"), "doctor", "--node", made[0].name]
+    well = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert well.returncode == 0, well.stdout
+    assert well.stdout.count("reaches all others") == 3
+    os.kill(made[1].pid, signal.SIGKILL)
+    nodes.await_members(made[0], 2)
+    ill = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert ill.returncode == 1
+    assert f"{made[1].address}: \n  does not answer us: it is dead" in ill.stdout.replace(":\n", ": \n")

@@ -13,8 +13,8 @@ from tests.relay import Relay
 from tests.runtime.test_mesh_sockets import new_keys
 from zmesh.core.transfer import CHUNK_BYTES
 from zmesh.runtime.bulk import Bulk
+from zmesh.runtime.curve import CurveKeys
 from zmesh.runtime.machine import PORTS, _free
-from zmesh.runtime.mesh_sockets import CurveKeys
 
 OBJECT = secrets.token_bytes(28)
 

@@ -14,8 +14,9 @@ import zmq
 from tests.relay import Relay
 from zmesh.exceptions import ConfigError
 from zmesh.runtime import mesh_sockets
+from zmesh.runtime.curve import CurveKeys, Gate, check_library, curve_keys, secure_client
 from zmesh.runtime.machine import PORTS, _free
-from zmesh.runtime.mesh_sockets import CurveKeys, Gate, Heard, MeshSockets, curve_keys
+from zmesh.runtime.mesh_sockets import Heard, MeshSockets
 from zmesh.runtime.sockets import new_context
 
 A, B, C = (name * 8 for name in (b"a", b"b", b"c"))
@@ -286,7 +287,7 @@ def raw_dealer(context: Any, keys: CurveKeys, identity: bytes, address: tuple[st
     dealer = context.socket(zmq.DEALER)
     dealer.linger = 0
     dealer.routing_id = identity
-    mesh_sockets.secure_client(dealer, keys)
+    secure_client(dealer, keys)
     dealer.connect(mesh_sockets.endpoint(*address))
     return dealer
 
@@ -374,14 +375,14 @@ def test_a_flipped_bit_ends_the_connection_and_the_next_one_works(peers: Any) ->
 
 
 def test_an_old_libzmq_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    mesh_sockets.check_library()
+    check_library()
     monkeypatch.setattr(zmq, "zmq_version_info", lambda: (4, 3, 4))
     with pytest.raises(ConfigError, match=r"needs 4\.3\.5"):
-        mesh_sockets.check_library()
+        check_library()
     monkeypatch.undo()
     monkeypatch.setattr(zmq, "has", lambda feature: False)
     with pytest.raises(ConfigError, match="lacks CURVE"):
-        mesh_sockets.check_library()
+        check_library()
 
 
 def test_another_takes_over_an_identity_and_the_parcels_name_their_sender(peers: Any) -> None:

@@ -307,3 +307,69 @@ def test_a_thousand_nodes_hear_of_a_join_and_a_death() -> None:
     mesh.crash(mesh.nodes[500], closed_port=True)
     assert mesh.until(lambda: known_by_all(mesh, mesh.nodes[500]), 10) < 2.0
     assert not mesh.false_deaths()
+
+
+def test_a_mesh_that_is_busy_names_others_to_ask() -> None:
+    mesh = ready(24, 4)
+    mesh.limits.push_pulls_max = 0
+    asked = mesh.nodes[0]
+    newcomer = mesh.add([asked])
+    mesh.run(0.5)
+    assert newcomer.joined is None
+    mesh.limits.push_pulls_max = 32
+    mesh.until(lambda: newcomer.joined is True, 5)
+    mesh.until(mesh.agree, 5)
+
+
+def test_a_changed_row_is_known_to_all_and_a_load_that_is_too_large_is_cut() -> None:
+    mesh = ready(25, 5)
+    node = mesh.nodes[1]
+    node.core.set_meta(node.core.me.meta | {"key": "new"}, mesh.now)
+    mesh.settle(node)
+    others = [other for other in mesh.nodes if other is not node]
+    mesh.until(lambda: all(o.core.members[node.name].row.meta.get("key") == "new" for o in others), 1)
+    node.core.set_load({"backlog": [("x" * 100, 1)] * 9, "workers": 1}, mesh.now, urgent=False)
+    mesh.run(2)
+    assert all(len(o.core.members[node.name].load["backlog"]) == 1 for o in others)
+    node.core.set_load({"backlog": [("x" * 900, 1)]}, mesh.now, urgent=False)
+    mesh.run(2)
+    assert all(o.core.members[node.name].load == {} for o in others)
+
+
+def test_a_late_loop_makes_a_node_patient_and_time_makes_it_sound_again() -> None:
+    mesh = ready(26, 3)
+    node = mesh.nodes[0].core
+    for _ in range(20):
+        node.lagged(1.0, mesh.now)
+    node.lagged(0.1, mesh.now)
+    assert node.detector.health == mesh.limits.health_max
+    mesh.run(120)
+    assert node.detector.health == 0
+    assert not node.is_suspect(mesh.nodes[1].name)
+
+
+def test_an_accusation_is_answered_by_those_who_hear_the_accused() -> None:
+    """One node does not hear another, which does not hear of it either: the third vouches."""
+    mesh = ready(27, 6)
+    blind, victim = mesh.nodes[0], mesh.nodes[1]
+    mesh.block([victim], [blind])
+    mesh.run(60)
+    assert not mesh.false_deaths()
+    mesh.heal()
+    mesh.until(mesh.agree, 20)
+
+
+def test_the_gone_are_forgotten_in_time() -> None:
+    mesh = ready(28, 4)
+    mesh.limits.dead_s = mesh.limits.tombstone_s = 20.0
+    leaver, dead = mesh.nodes[2], mesh.nodes[3]
+    leaver.core.leave(mesh.now)
+    mesh.settle(leaver)
+    mesh.run(2)
+    mesh.crash(leaver)
+    mesh.crash(dead, closed_port=True)
+    mesh.run(5)
+    assert dead.name in mesh.nodes[0].core.members
+    mesh.run(60)
+    assert len(mesh.nodes[0].core.members) == 1
+    mesh.nodes[0].core.check()

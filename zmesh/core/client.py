@@ -14,7 +14,7 @@ from zmesh.core.references import References
 from zmesh.core.tasks import Tasks
 from zmesh.core.timers import Timers
 from zmesh.core.victim import Victim
-from zmesh.wire.ids import NODE_ID_BYTES, PeerID, node_peer
+from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
 from zmesh.wire.messages import (
     ERROR,
     INLINE,
@@ -164,10 +164,10 @@ class ClientCore:
         self.victim.serve(now)
         self._flush()
 
-    def ask_status(self) -> Entry:
-        """Ask the node what is going on; the entry resolves with a dict."""
+    def ask_status(self, node: NodeID | None = None) -> Entry:
+        """Ask our node, or another member, what is going on; the entry resolves with a dict."""
         ticket = self.references.ask()
-        self.effects.append(Send(self.node, StatusRequest(ticket.seq)))
+        self.effects.append(Send(self.node if node is None else node_peer(node), StatusRequest(ticket.seq)))
         return ticket
 
     def fetch(self, entry: Entry) -> None:

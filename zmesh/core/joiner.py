@@ -37,6 +37,7 @@ class Joiner:
         self._timers = timers
         self._say = say
         self._seeds: list[Address] = []
+        self._referred = 0  # timer: when to ask one that a busy member named
         self.joined = False
 
     def start(self, seeds: list[Address], now: float) -> None:
@@ -73,13 +74,16 @@ class Joiner:
             self._effects.append(Joined(refused=message.why))
 
     def busy(self, message: Busy, now: float) -> None:
-        """A member has too many to answer: ask others, not all at the same time."""
+        """A member has too many to answer: ask one of the others it names, in a while."""
         limits = self._limits
-        most_s = min(limits.join_jitter_s, message.members * limits.join_jitter_per_member_s)
-        for raw in message.ask[: limits.busy_addresses]:
-            address = parse_address(raw)
-            if address is not None:
-                self._timers.set(now + self._rng.uniform(0, most_s), self._asker(address))
+        found = [address for raw in message.ask[: limits.busy_addresses] if (address := parse_address(raw))]
+        if found and not self._referred:
+            most_s = min(limits.join_jitter_s, message.members * limits.join_jitter_per_member_s)
+            address = self._rng.choice(found)
+            self._referred = self._timers.set(
+                now + limits.push_pull_window_s + self._rng.uniform(0, most_s), lambda then: self._ask_other(address)
+            )
 
-    def _asker(self, address: Address) -> Callable[[float], None]:
-        return lambda now: self._ask(address)
+    def _ask_other(self, address: Address) -> None:
+        self._referred = 0  # one at a time: each answer that names three to ask would make a flood of it
+        self._ask(address)

@@ -29,17 +29,8 @@ import zmq
 from zmesh.core.effects import Address
 from zmesh.core.transfer import CHUNK_BYTES, Ask, Finished, Receiver, Server
 from zmesh.exceptions import ConfigError
-from zmesh.runtime.mesh_sockets import (
-    ROUTING_ID,
-    CurveKeys,
-    Dialled,
-    Gate,
-    endpoint,
-    rebind,
-    secure_client,
-    secure_server,
-    tune,
-)
+from zmesh.runtime.curve import CurveKeys, Gate, secure_client, secure_server
+from zmesh.runtime.mesh_sockets import ROUTING_ID, Dialled, endpoint, rebind, tune
 from zmesh.runtime.sockets import new_context
 from zmesh.wire.ids import NODE_ID_BYTES, OBJECT_ID_BYTES, NodeID, ObjectID
 

@@ -21,8 +21,9 @@ from zmesh.core.timers import Timers
 from zmesh.exceptions import ConfigError, RemoteProtocolError
 from zmesh.runtime import machine
 from zmesh.runtime.bulk import Bulk
+from zmesh.runtime.curve import CurveKeys, Gate, check_library, curve_keys
 from zmesh.runtime.keyring import Keyring
-from zmesh.runtime.mesh_sockets import CurveKeys, Gate, Heard, MeshSockets, check_library, curve_keys
+from zmesh.runtime.mesh_sockets import Heard, MeshSockets
 from zmesh.runtime.segments import SegmentServer
 from zmesh.runtime.sockets import new_context
 from zmesh.runtime.store import class_bytes
@@ -276,6 +277,7 @@ class Mesh:
                 "python": row.meta.get("python", ""),
                 "pid": row.meta.get("pid", 0),
                 "key": row.meta.get("key", ""),
+                "link": "" if row.node == membership.me.node else self._sockets.link_to(row.node),
             }
             for row in rows
         ]

@@ -437,13 +437,13 @@ class Session:
         if reactor.signalled is not None:
             reactor.raise_signal()
 
-    def status(self, timeout: float | None = 10.0) -> dict[str, Any]:
-        """Ask the node what is going on."""
+    def status(self, timeout: float | None = 10.0, node: str = "") -> dict[str, Any]:
+        """Ask our node, or another member by its ID, what is going on."""
         self.reactor.check_usable()
         if self.core.lost is not None:
             raise build_error(self.core.lost)
         with self.reactor.lock:
-            ticket = self.core.ask_status()
+            ticket = self.core.ask_status(bytes.fromhex(node) if node else None)
         answer: dict[str, Any] = self._redeem(ticket, timeout)
         return answer
 
