@@ -328,6 +328,9 @@ def test_a_changed_row_is_known_to_all_and_a_load_that_is_too_large_is_cut() -> 
     mesh.settle(node)
     others = [other for other in mesh.nodes if other is not node]
     mesh.until(lambda: all(o.core.members[node.name].row.meta.get("key") == "new" for o in others), 1)
+    node.core.sync(mesh.now)
+    assert len(node.effects) == 3
+    mesh.settle(node)
     node.core.set_load({"backlog": [("x" * 100, 1)] * 9, "workers": 1}, mesh.now, urgent=False)
     mesh.run(2)
     assert all(len(o.core.members[node.name].load["backlog"]) == 1 for o in others)

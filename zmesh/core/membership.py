@@ -53,6 +53,8 @@ from zmesh.wire.gossip import (
 )
 from zmesh.wire.ids import NodeID
 
+SYNC_MEMBERS = 3
+
 _URGENCY = {ALIVE: LIFE, SUSPECT: DOUBT, DEAD: DEATH, LEAVING: LIFE, LEFT: GONE}
 
 
@@ -169,6 +171,11 @@ class Membership:
     def set_meta(self, meta: dict[str, Any], now: float) -> None:
         """Say something else of ourselves."""
         self._renew(self.me.inc + 1, self.me.state, now, {"major": GOSSIP_MAJOR, "minor": GOSSIP_MINOR} | meta)
+
+    def sync(self, now: float) -> None:
+        """Compare tables with a few members at once: they may have missed what we published."""
+        for _ in range(SYNC_MEMBERS):
+            self._repair.compare(now)
 
     def set_load(self, load: dict[str, Any], now: float, *, urgent: bool) -> None:
         """Say how busy we are: with the next heartbeat, or, if it is urgent, to all within moments."""

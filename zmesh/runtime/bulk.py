@@ -169,6 +169,10 @@ class Bulk:
         """That segment of ours is gone for good."""
         self._order(lambda: self._forget_place(place))
 
+    def take_keys(self, keys: list[CurveKeys], accepted: dict[bytes, str]) -> None:
+        """These are the keys from now on, and those that are accepted."""
+        self._order(lambda: self._take_keys(keys, accepted))
+
     def rekey(self, keys: list[CurveKeys], key: CurveKeys, accepted: dict[bytes, str]) -> None:
         """Have these keys and be known by `key` from now on, on the same port; transfers go on."""
         self._order(lambda: self._rekey(keys, key, accepted))
@@ -267,9 +271,12 @@ class Bulk:
             link.close()
             self._changed = True
 
-    def _rekey(self, keys: list[CurveKeys], key: CurveKeys, accepted: dict[bytes, str]) -> None:
+    def _take_keys(self, keys: list[CurveKeys], accepted: dict[bytes, str]) -> None:
         self._keys = {one.id: one for one in keys}
         self._gate.accepted = accepted
+
+    def _rekey(self, keys: list[CurveKeys], key: CurveKeys, accepted: dict[bytes, str]) -> None:
+        self._take_keys(keys, accepted)
         if key.id != self._key.id:
             self._key = key
             self._router.close(linger=0)

@@ -33,6 +33,7 @@ from zmesh.wire.messages import PROTOCOL_MAJOR, UNIT
 
 STATES = ("alive", "suspect", "dead", "leaving", "left")
 KEYRING_LOOK_S = 2.0
+KEY_NOTICE_S = 0.3  # between telling that we shall be known by another key and being it
 LOAD_S = 0.5  # what heartbeats say of the load is at most so old
 SPARE_BYTES_SHARE = 4  # segments of dropped copies are kept for the next ones: at most capacity / 4
 
@@ -65,6 +66,7 @@ class Mesh:
         check_library()
         self._core = core
         self._effects = effects
+        self._timers = timers
         self._segments = segments
         self._relay = relay
         self._deliver = deliver
@@ -231,9 +233,9 @@ class Mesh:
         self._keys = _curve(ring)
         self._gate.accepted = {key.client_raw: key.id for key in self._keys}
         self._sockets.take_keys(self._keys)
-        self._bulk.rekey(self._keys, self._key, self._gate.accepted)
         self._choose_key(now)
         self._tell_keys(now)
+        self._bulk.take_keys(self._keys, self._gate.accepted)
 
     def _choose_key(self, now: float) -> None:
         """Be known by the newest key that every living member has: then nobody is shut out while a key is carried."""
@@ -241,10 +243,16 @@ class Mesh:
         shared = [key for key in self._keys if all(key.id in ids for ids in theirs)]
         key = (shared or self._keys)[0]
         if key.id != self._key.id:
+            # Told before it is done: afterwards only those who know of it could hear it from us.
             self._key = key
+            self._tell_keys(now)
+            self._timers.set(now + KEY_NOTICE_S, lambda then: self._switch(key, then))
+
+    def _switch(self, key: CurveKeys, now: float) -> None:
+        if key is self._key:
             self._sockets.rekey(key)
             self._bulk.rekey(self._keys, key, self._gate.accepted)
-            self._tell_keys(now)
+            self.membership.sync(now)
 
     def _tell_keys(self, now: float) -> None:
         ids = {"key": self._key.id, "keys": [key.id for key in self._keys]}
