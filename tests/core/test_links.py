@@ -159,6 +159,20 @@ def test_the_last_frame_lost_is_sent_again_though_nothing_follows_it() -> None:
     assert pair.sides[B].got == [b"alone"]
 
 
+def test_a_connection_through_which_nothing_comes_is_made_anew() -> None:
+    pair = Pair(loss=1.0)
+    pair.send(b"into the void")
+    side = pair.sides[A]
+    redialled = 0
+    while redialled < 2:
+        deadline = side.timers.next_deadline()
+        assert deadline is not None
+        assert deadline < 12
+        side.timers.tick(deadline)
+        redialled += sum(isinstance(effect, fx.Redial) for effect in side.effects)
+        side.effects.clear()
+
+
 def test_a_large_frame_travels_in_fragments() -> None:
     pair = Pair(loss=0.2)
     large = random.Random(1).randbytes(3 * links.FRAGMENT_BYTES + 17)

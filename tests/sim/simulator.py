@@ -312,6 +312,8 @@ class Simulation(UserCode):
                     self.written.pop(segment, None)
             case fx.Post() | fx.PostAck():
                 self._post(process, effect)
+            case fx.Redial():
+                pass  # there are no connections here
             case fx.Relay():
                 self._relayed(process, effect)
             case fx.LinkEnded():

@@ -187,6 +187,13 @@ class PostAck:
 
 
 @dataclass(slots=True)
+class Redial:
+    """Connect to a node anew: the connection looks well, but nothing comes through."""
+
+    node: NodeID
+
+
+@dataclass(slots=True)
 class Relay:
     """A frame from `source` on another node arrived for `to`, this node or a client of it."""
 
@@ -242,6 +249,7 @@ Effect = (
     | Joined
     | Post
     | PostAck
+    | Redial
     | Relay
     | LinkEnded
     | DropUnused

@@ -11,7 +11,7 @@ import itertools
 from collections import deque
 from dataclasses import dataclass, field
 
-from zmesh.core.effects import Effect, LinkEnded, Post, PostAck, Relay
+from zmesh.core.effects import Effect, LinkEnded, Post, PostAck, Redial, Relay
 from zmesh.core.timers import Timers
 from zmesh.wire.ids import NodeID, PeerID
 
@@ -23,6 +23,7 @@ ACK_FRAMES = 64
 ACK_BYTES = WINDOW_BYTES // 8
 RESEND_S = 0.5  # without progress; doubles up to RESEND_MAX_S
 RESEND_MAX_S = 2.0
+REDIAL_S = 2.0  # a pause so long says that it is not the parcels, but the connection
 RESEND_FRAMES = 16  # of the oldest, each time
 
 
@@ -110,6 +111,8 @@ class Links:
         """No progress for long: send the first again; their acknowledgement will say what else is missing."""
         link.resend_timer = 0
         if link.open and link.unacked:
+            if link.pause_s >= REDIAL_S:
+                self._effects.append(Redial(link.node))
             link.pause_s = min(2 * link.pause_s, RESEND_MAX_S)
             for parcel in itertools.islice(link.unacked, RESEND_FRAMES):
                 self._post(link, parcel)

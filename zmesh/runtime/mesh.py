@@ -106,7 +106,11 @@ class Mesh:
         self.membership = Membership(row, rng, effects, timers, cluster=keyring.cluster)
         self.membership.loads.heard = core.heard_load
         self._seeds: list[Address] = [(seed_host, seed_port) for seed_host, seed_port in settings.get("join") or ()]
-        self.handlers: dict[type[Any], Callable[[Any], None]] = {
+        self.handlers = self._handlers_of_effects()
+
+    def _handlers_of_effects(self) -> dict[type[Any], Callable[[Any], None]]:
+        core = self._core
+        return {
             fx.Publish: lambda effect: self._sockets.publish(GOSSIP_CODEC.encode(effect.message)),
             fx.Subscribe: lambda effect: self._sockets.subscribe(effect.node, effect.address),
             fx.Unsubscribe: lambda effect: self._sockets.unsubscribe(effect.node),
@@ -116,6 +120,7 @@ class Mesh:
             fx.MemberDown: self._member_down,
             fx.Post: self._post,
             fx.PostAck: lambda effect: self._sockets.post_ack(effect.node, effect.epoch, effect.ack, effect.missing),
+            fx.Redial: lambda effect: self._sockets.redial(effect.node),
             fx.Relay: self._relayed,
             fx.LinkEnded: lambda e: core.link_ended(e.node, "it took us for dead", monotonic()),
             fx.FetchCopy: self._fetch_copy,

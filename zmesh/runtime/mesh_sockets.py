@@ -280,6 +280,11 @@ class MeshSockets:
         self._known_by.pop(node, None)
         self._hang_up(self._nodes, node)
 
+    def redial(self, node: NodeID) -> None:
+        """Connect to a node anew."""
+        self._hang_up(self._nodes, node)
+        self._to(node)
+
     def _to(self, node: NodeID) -> Dialled | None:
         """Return our connection to a node, dialled if need be; None if nobody said where it is."""
         dialled = self._nodes.get(node)
