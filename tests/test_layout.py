@@ -35,6 +35,7 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     "zmesh.core": (*PURE, "zmesh.wire.*", "zmesh.exceptions"),
     # The roles wire the machines; a worker is a client too.
     "zmesh.core.client": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
+    "zmesh.core.guest_client": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.worker": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.node": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     # Membership is a role of its own, made of parts.
@@ -56,16 +57,23 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     "tests.sim": ("tests.sim.*", "zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
 }  # fmt: skip
 HOMES = {  # {foreign module: the files that know it}
-    "zmq": ("zmesh.runtime.sockets", "zmesh.runtime.mesh_sockets", "zmesh.runtime.curve", "zmesh.runtime.bulk"),
-    "mmap": ("zmesh.runtime.store", "zmesh.runtime.blackbox", "zmesh.runtime.bulk"),
+    "zmq": (
+        "zmesh.runtime.sockets",
+        "zmesh.runtime.mesh_sockets",
+        "zmesh.runtime.guest_sockets",
+        "zmesh.runtime.curve",
+        "zmesh.runtime.bulk",
+    ),
+    "mmap": ("zmesh.runtime.store", "zmesh.runtime.guest_store", "zmesh.runtime.blackbox", "zmesh.runtime.bulk"),
     "lz4": ("zmesh.runtime.bulk",),
     "pickle": ("zmesh.runtime.serialization",),
     "cloudpickle": ("zmesh.runtime.serialization",),
-    "numpy": ("zmesh.runtime.serialization", "zmesh.runtime.store"),
+    "numpy": ("zmesh.runtime.serialization", "zmesh.runtime.store", "zmesh.runtime.guest_store"),
     "subprocess": ("zmesh.runtime.processes", "cli.shell_map"),
     "msgpack": (
         "zmesh.wire.codec",
         "zmesh.runtime.store",
+        "zmesh.runtime.guest_store",
         "zmesh.runtime.segments",
         "zmesh.runtime.forkserver",
         "zmesh.runtime.serialization",

@@ -48,13 +48,16 @@ def init(
     ignore_reinit_error: bool = False,
     log_to_driver: bool = True,
     local: bool = False,
+    key_file: str | None = None,
 ) -> Context:
     """Connect this program to a mesh.
 
     Args:
         address: None: the running node of this user (`zmesh up`; ZMESH_NODE picks one by name), else a private node
             that lives as long as this program; "auto": the running node, or an error; "local": always a private one;
-            any other text: the name of a node of this user.
+            "HOST:PORT": a member of a mesh elsewhere, for a machine without a node: this program is its client, dials
+            out only, and goes on at another member when that one dies; any other text: the name of a node of this user.
+        key_file: keyring for "HOST:PORT"; see `zmesh key path`.
         num_cpus: CPUs of a private node; all this process may use by default.
         num_gpus: GPUs of a private node; those in CUDA_VISIBLE_DEVICES or /proc/driver/nvidia by default.
         resources: {name: amount} of custom resources of a private node.
@@ -95,7 +98,7 @@ def init(
             from zmesh.runtime import connect
 
             name = address if address is not None else os.environ.get("ZMESH_NODE")
-            _session = connect.connect(name, settings, log_to_driver=log_to_driver)
+            _session = connect.connect(name, settings, key_file=key_file, log_to_driver=log_to_driver)
         _pid = os.getpid()
         return Context(_information())
 

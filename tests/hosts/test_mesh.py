@@ -40,6 +40,33 @@ print(json.dumps([float(zmesh.get(there).sum()), *zmesh.get(summed)]))
     assert three.ask(1, code) == [whole, whole, ids[0]]
 
 
+def test_eight_hosts_share_work_and_an_array_and_outlive_three() -> None:
+    with Cluster(8, store="100M") as cluster:
+        cluster.start()
+        found = cluster.ask(3, "print(json.dumps(zmesh.get([where.remote(0.05) for _ in range(240)])))")
+        assert len(set(found)) == 8
+        code = """
+@zmesh.remote
+def total(a, seconds):
+    time.sleep(seconds)
+    return float(a.sum())
+ref = zmesh.put(np.ones(2_000_000))
+print('started', flush=True)
+print(json.dumps(zmesh.get([total.remote(ref, 0.2) for _ in range(80)], timeout=60)))
+"""
+        with cluster.program(3, code) as program:
+            assert program.stdout is not None
+            assert program.stdout.readline() == "started\n"
+            time.sleep(0.8)
+            for host in (0, 5, 6):
+                os.kill(cluster.pid(host), signal.SIGKILL)
+            out, err = program.communicate(timeout=90)
+        assert program.returncode == 0, err
+        assert out.count("2000000.0") == 80
+        for host in (1, 2, 3, 4, 7):
+            cluster.await_members(host, 5)
+
+
 @pytest.mark.parametrize("victim", [0, 2], ids=["joined through", "another"])
 def test_a_killed_node_is_missed_everywhere_and_its_tasks_run_again(three: Cluster, victim: int) -> None:
     code = """

@@ -100,6 +100,20 @@ def test_a_backlog_is_worked_off_by_all_nodes(nodes: Nodes) -> None:
     assert min(counts.values()) >= 8, counts
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="this machine has no IPv6")
+def test_a_mesh_on_ipv6(nodes: Nodes) -> None:
+    a, b = nodes.start(host="::1"), nodes.start(host="::1")
+    assert a.address.startswith("[::1]:")
+    nodes.await_members(a, 2)
+    zmesh.init(a.name)
+    assert zmesh.get(where.options(**on(b)).remote()) == b.id
+    array, maker = zmesh.get(ones.options(**on(b)).remote(1_000_000))
+    assert (array.sum(), maker) == (1_000_000, b.id)
+    zmesh.shutdown()
+    zmesh.init(b.address)
+    assert zmesh.get(where.options(**on(a)).remote()) == a.id
+
+
 def test_every_node_shows_the_same_mesh(nodes: Nodes) -> None:
     made = [nodes.start(labels={"zone": str(index)}) for index in range(3)]
     for node in made:

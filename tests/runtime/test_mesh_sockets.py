@@ -43,6 +43,7 @@ class Peer:
             parcel=lambda *args: note(("parcel", *args)),
             ack=lambda *args: note(("ack", *args)),
             word=lambda *args: note(("word", *args)),
+            knock=lambda *args: note(("knock", *args)),
             up=lambda node: note(("up", node)),
             down=lambda node, refused: note(("down", node, refused)),
             bad=lambda what: note(("bad", what)),

@@ -265,17 +265,22 @@ class ClientCore:
         gone = [thief for thief in self.victim.thieves.values() if thief.peer[:NODE_ID_BYTES] == message.node]
         for thief in gone:
             self.victim.close(thief)
-            self.references.victim_died(thief.peer)
-            # What it was told first it most likely ran: that one is charged, as it may be what killed the host.
-            started = next(iter(thief.leased.values()), None)
-            self._requeue(thief, [task for task in thief.leased.values() if task is not started], now)
-            if started is not None:
-                self.victim.returned(thief, started)
-                self.tasks.node_died(started, message.node, message.why, now)
-            self.victim.gone(thief, now)
+        for thief in gone:
+            self._lose_thief(thief, message.node, message.why, now)
         for entry in self.references.node_gone(message.node, message.why):
             self.tasks.entry_resolved(entry, now)
         self.victim.serve(now)
+
+    def _lose_thief(self, thief: Thief, node: NodeID, why: str, now: float) -> None:
+        """A closed thief is gone with a node, and nobody will say what it did."""
+        self.references.victim_died(thief.peer)
+        # What it was told first it most likely ran: that one is charged, as it may be what killed the host.
+        started = next(iter(thief.leased.values()), None)
+        self._requeue(thief, [task for task in thief.leased.values() if task is not started], now)
+        if started is not None:
+            self.victim.returned(thief, started)
+            self.tasks.node_died(started, node, why, now)
+        self.victim.gone(thief, now)
 
     def _steal(self, peer: PeerID, message: Steal, now: float) -> None:
         key = shape_key(message.shape)

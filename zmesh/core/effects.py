@@ -210,6 +210,28 @@ class LinkEnded:
 
 
 @dataclass(slots=True)
+class Dial:
+    """Guest: hang up, and dial the member at that address under this token."""
+
+    address: Address
+    token: bytes
+
+
+@dataclass(slots=True)
+class Talk:
+    """Guest: say this to the member we dialled, outside the link; it may be lost."""
+
+    message: Any
+
+
+@dataclass(slots=True)
+class Rehomed:
+    """Guest: this process is `me` now. Bring its bytes to the new node's host, then call GuestCore.restored."""
+
+    me: PeerID
+
+
+@dataclass(slots=True)
 class FetchCopy:
     """Copy an object's bytes from another host into a segment of this one; NodeCore.fetched hears of the end."""
 
@@ -252,6 +274,9 @@ Effect = (
     | Redial
     | Relay
     | LinkEnded
+    | Dial
+    | Talk
+    | Rehomed
     | DropUnused
     | FetchCopy
     | DropCopies

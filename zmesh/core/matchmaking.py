@@ -15,7 +15,7 @@ from typing import Any
 from zmesh.core.effects import Effect, Send, Spawn, Warn
 from zmesh.core.records import SPREAD, ShapeKey, is_mark, shape_key
 from zmesh.core.timers import Timers
-from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, PeerID
+from zmesh.wire.ids import TOKEN_BYTES, NodeID, PeerID, local_peer
 from zmesh.wire.messages import Attach, Detach, Infeasible, Shape, Stop
 
 STARTING, IDLE, ATTACHED, DETACHING, STOPPING = "starting", "idle", "attached", "detaching", "stopping"
@@ -411,7 +411,7 @@ class Matchmaking:
                     self.stop(worker)
                     break
             return False
-        peer = self._node + self._rng.randbytes(PEER_ID_BYTES - NODE_ID_BYTES)
+        peer = local_peer(self._node, self._rng.randbytes(TOKEN_BYTES))
         worker = self.workers[peer] = Worker(peer, self._slots.pop())
         self._effects.append(Spawn(peer, worker.slot))
         return True

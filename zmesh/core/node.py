@@ -10,7 +10,8 @@ from typing import Any
 
 from zmesh.core.copies import Copies
 from zmesh.core.directory import Directory
-from zmesh.core.effects import DropSegments, DropUnused, Effect, KillProcess, Send, Warn
+from zmesh.core.effects import Address, DropSegments, DropUnused, Effect, KillProcess, Send, Warn
+from zmesh.core.guests import Guests
 from zmesh.core.lending import Lending, lease_key
 from zmesh.core.links import Links
 from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, Limits, Matchmaking, Worker
@@ -91,6 +92,7 @@ class NodeCore:
         reserve, release: book and free bytes of the store for inline values.
         announce: has gossip carry a load to all members: (load, now, urgent).
         members: describes all members for the status.
+        addresses: where the other living members are.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class NodeCore:
         release: Callable[[int], None] = lambda nbytes: None,
         announce: Callable[[dict[str, Any], float, bool], None] = lambda load, now, urgent: None,
         members: Callable[[], list[Any]] = list,
+        addresses: Callable[[], list[Address]] = list,
     ) -> None:
         total = total | {SPREAD: MARK_PLENTY, f"node:{node.hex()}": MARK_PLENTY}
         self.node = node
@@ -152,9 +155,13 @@ class NodeCore:
             config_of=self._config_of,
             members=lambda: 1 + len(self.neighbours.totals),
         )
+        self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
         self.directory = Directory(node, effects, alive=self._alive, reserve=reserve, release=release)
         self._inputs = self._words_of_clients()
-        self._between_nodes: dict[type[Any], Callable[[NodeID, Any, float], None]] = {
+        self._between_nodes = self._words_of_nodes()
+
+    def _words_of_nodes(self) -> dict[type[Any], Callable[[NodeID, Any, float], None]]:
+        return {
             Spare: self._spare,
             Lease: self._lease,
             LeaseBack: self._lease_back,
@@ -333,6 +340,22 @@ class NodeCore:
         self._job_ended(peer)
         self._effects.append(DropUnused([peer]))
         self.matchmaking.match(now)
+
+    def _guest_ended(self, peer: PeerID, now: float) -> None:
+        self.client_ended(peer, now)
+        self.links.forget(peer)
+
+    def forward(self, source: PeerID, to: PeerID, frame: bytes, now: float) -> None:
+        """Pass a frame on to a guest, or to a peer on another host."""
+        node = to[:NODE_ID_BYTES]
+        if node == self.node:
+            if to in self.guests:
+                self.links.send(to, source, to, frame, now)
+        elif node in self.neighbours.totals:
+            self.links.send(node, source, to, frame, now)
+        elif source[:NODE_ID_BYTES] == self.node:
+            # It was told once, but may have learnt of what lay there only afterwards.
+            self._effects.append(Send(source, NodeGone(node, "it is no member of the mesh")))
 
     def _job_ended(self, peer: PeerID) -> None:
         """A driver is gone, here or far away: its workers stop, and what they made that nobody shares goes."""

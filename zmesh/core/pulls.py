@@ -23,12 +23,13 @@ class Pulls:
         self._node = node
         self._effects = effects
         self._copies: dict[ObjectID, Copy] = {}
+        self._moved: dict[PeerID, bool] = {}  # {what this process was called before: True}
         self.lost: Any = None  # the failure of every pull, once the node is gone
 
     def is_far(self, location: Any) -> bool:
         """Whether the bytes at (segment, nbytes, producer, ...) lie on another host."""
         here: bool = location[2][:NODE_ID_BYTES] == self._node[:NODE_ID_BYTES]
-        return not here
+        return not here and location[2] not in self._moved
 
     def want(self, oid: ObjectID, location: Any) -> Copy:
         """Return the copy, with one user more; the node is asked for it if this process has none yet."""
@@ -68,6 +69,16 @@ class Pulls:
         waiters, copy.waiters = copy.waiters, []
         for waiter in waiters:
             waiter(copy)
+
+    def rehome(self, before: PeerID, node: PeerID, error: Any) -> None:
+        """This process, called `before`, is a client of another node now: the copies it had went with the old one."""
+        self._moved[before] = True
+        self._node = node
+        for copy in list(self._copies.values()):
+            copy.waiters, waiters = [], copy.waiters
+            copy.status, copy.value = ERROR, error
+            for waiter in waiters:
+                waiter(copy)
 
     def lose_node(self, error: Any) -> None:
         """The node is gone: no pull will be answered."""

@@ -56,6 +56,7 @@ class References:
         self._effects = effects
         self._pulls = pulls
         self._requests = 0
+        self.moved: dict[PeerID, bool] = {}  # {what this process was called before it became another node's: True}
         self._tickets: dict[int, Entry] = {}  # {request: entry that resolves when the node answers}
         self._lent: dict[tuple[int, int], Entry] = {}  # {(seq, index): own entry somebody else may name}
         self._borrowed: dict[ObjectID, Entry] = {}
@@ -134,11 +135,16 @@ class References:
 
     def free_segment(self, location: Any, *, clean: bool = True) -> None:
         """Nobody reads what lies at (segment, nbytes, producer): let its producer write there again."""
-        segment, _, producer = location
+        segment, _, producer = self.place(location)
         if producer == self._me and clean:
             self._effects.append(Recycle([segment]))
         else:
             self._effects.append(Send(_home(producer), FreeSegments([(producer, segment, clean)])))
+
+    def place(self, location: Any) -> Any:
+        """Return where bytes lie as others know it now: a guest takes its own along to another node."""
+        segment, nbytes, producer = location
+        return (segment, nbytes, self._me) if producer in self.moved else location
 
     # What others hold of ours.
 
@@ -200,7 +206,8 @@ class References:
             share.holds = 1
             self._lent[entry.seq, entry.index] = entry
             inside = [self.oid(inner) for inner in share.inside]
-            objects.append((self.oid(entry), entry.status, entry.value, inside))
+            value = self.place(entry.value) if self.moved and entry.status == STORED else entry.value
+            objects.append((self.oid(entry), entry.status, value, inside))
         if not objects:
             return None
         ticket = self._ticket()
@@ -360,6 +367,28 @@ class References:
                 failed.append(entry)
         for request in list(self._claims):
             self._counted(request, node_peer(node))
+        return failed
+
+    def rehome(self, me: PeerID, node: PeerID, error: Any) -> list[Entry]:
+        """This process is a client of another node now, under another name; returns the entries that failed.
+
+        Whoever held or counted anything of ours is gone; own bytes come along, all others are lost.
+        """
+        self.moved[self._me] = True
+        self._me, self._node = me, node
+        self._claims.clear()
+        self._given.clear()
+        self._arrived = []
+        for entry in list(self._lent.values()):
+            share = entry.share
+            if share is not None:
+                share.promoted, share.holds = False, 0
+                share.readers.clear()
+                self.settle(entry)
+        failed = [entry for entry in (*self._tickets.values(), *self._borrowed.values()) if entry.status == PENDING]
+        self._tickets.clear()
+        for entry in failed:
+            self._set(entry, ERROR, error)
         return failed
 
     def localize(self, entries: list[Entry]) -> Entry | None:

@@ -147,6 +147,17 @@ class Victim:
         thief.closing = True
         thief.idlers.pop(thief.peer, None)
 
+    def rehome(self, node: PeerID) -> None:
+        """Another node is to be asked for workers, and knows of nothing yet."""
+        self._node = node
+        self.totals = []
+        self.told_nothing()
+
+    def told_nothing(self) -> None:
+        """What was asked for was never heard."""
+        for queue in self.queues.values():
+            queue.told = 0
+
     # Outputs.
 
     def fill(self, thief: Thief, now: float) -> None:

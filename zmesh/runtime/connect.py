@@ -12,19 +12,30 @@ from zmesh.core import effects as fx
 from zmesh.core.client import ClientCore
 from zmesh.core.timers import Timers
 from zmesh.exceptions import MeshError, NotRunningError
-from zmesh.runtime import processes, rundir
+from zmesh.runtime import machine, processes, rundir
 from zmesh.runtime.forkserver import describe_status
 from zmesh.runtime.reactor import Reactor, Waiter
 from zmesh.runtime.session import Session, set_current
 from zmesh.runtime.sockets import ClientSockets
 from zmesh.runtime.store import Store
-from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, node_peer
+from zmesh.wire.ids import TOKEN_BYTES, local_peer, node_peer
 from zmesh.wire.messages import Goodbye, Hello
 
 HELLO_TIMEOUT_S = 10.0
+SCHEMES = ("zmesh://", "ray://")
 STOP_TIMEOUT_S = 5.0  # a private node that has not ended by then is killed
 
 _log = logging.getLogger("zmesh.connect")
+
+
+def show(effect: fx.Show) -> None:
+    """Print what a task printed."""
+    stream = sys.stdout if effect.stream == 1 else sys.stderr
+    try:
+        stream.write(effect.text)
+        stream.flush()
+    except (OSError, ValueError):
+        pass  # the program closed its stdout: nobody is left to show it to
 
 
 class DriverSession(Session):
@@ -34,7 +45,7 @@ class DriverSession(Session):
         self, record: dict[str, Any], run_dir: rundir.RunDir, node: processes.NodeProcess | None, *, log_to_driver: bool
     ) -> None:
         node_id = bytes.fromhex(record["node"])
-        me = node_id + os.urandom(PEER_ID_BYTES - NODE_ID_BYTES)
+        me = local_peer(node_id, os.urandom(TOKEN_BYTES))
         self._node = node
         self._pidfd = processes.open_pidfd(record["pid"])
         if self._pidfd is None:
@@ -43,7 +54,7 @@ class DriverSession(Session):
         sockets = ClientSockets(me, node_peer(node_id), run_dir.socket_of)
         handlers: dict[type[Any], Callable[[Any], None]] = {
             fx.Recycle: self.recycle,
-            fx.Show: self._show if log_to_driver else lambda effect: None,
+            fx.Show: show if log_to_driver else lambda effect: None,
             fx.Warn: lambda effect: _log.warning("%s", effect.text),
         }
         reactor = Reactor(core, sockets, handlers, self._pidfd)
@@ -77,14 +88,6 @@ class DriverSession(Session):
         if core.welcome.refused:
             raise MeshError(f"the node refused us: {core.welcome.refused}")
 
-    def _show(self, effect: fx.Show) -> None:
-        stream = sys.stdout if effect.stream == 1 else sys.stderr
-        try:
-            stream.write(effect.text)
-            stream.flush()
-        except (OSError, ValueError):
-            pass  # the program closed its stdout: nobody is left to show it to
-
     def shutdown(self) -> None:
         """Leave; a private node ends with us."""
         with self.reactor.lock:
@@ -102,13 +105,30 @@ class DriverSession(Session):
         set_current(None)
 
 
-def connect(name: str | None, settings: dict[str, Any], *, log_to_driver: bool) -> DriverSession:
+def far_address(name: str | None) -> tuple[str, int] | None:
+    """Return (host, port) if that is where a member of a mesh listens, and not the name of a node of this host.
+
+    Raises:
+        ConfigError: it looks like an address, and is none.
+    """
+    text = name or ""
+    for scheme in SCHEMES:
+        text = text.removeprefix(scheme)
+    return machine.parse_address(text) if ":" in text or text != (name or "") else None
+
+
+def connect(name: str | None, settings: dict[str, Any], *, key_file: str | None = None, log_to_driver: bool) -> Session:
     """Find or start a node and connect to it; see zmesh.init for the names.
 
     Raises:
         NotRunningError: no node of that name runs.
         ConfigError: a setting makes no sense.
     """
+    far = far_address(name)
+    if far is not None:
+        from zmesh.runtime import guest_session
+
+        return guest_session.connect(far, "driver", key_file=key_file, log_to_driver=log_to_driver)
     node = None
     record = None
     if name != "local":
@@ -129,12 +149,17 @@ def connect(name: str | None, settings: dict[str, Any], *, log_to_driver: bool) 
     return session
 
 
-def observe(name: str) -> DriverSession:
-    """Connect to a running node just to look at it.
+def observe(name: str) -> Session:
+    """Connect to a running node of this host, by name, or to a member elsewhere, by address, just to look at it.
 
     Raises:
-        NotRunningError: no node of that name runs.
+        NotRunningError: there is none.
     """
+    far = far_address(name)
+    if far is not None:
+        from zmesh.runtime import guest_session
+
+        return guest_session.connect(far, "observer", key_file=None, log_to_driver=False)
     record = rundir.find(name)
     if record is None:
         raise NotRunningError(f"no node named {name!r} of this user runs on this host: start one with `zmesh up`")

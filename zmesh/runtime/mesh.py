@@ -28,7 +28,8 @@ from zmesh.runtime.segments import SegmentServer
 from zmesh.runtime.sockets import new_context
 from zmesh.runtime.store import class_bytes
 from zmesh.wire.gossip import ALIVE, GOSSIP_CODEC, Row
-from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
+from zmesh.wire.guest import GUEST_CODEC
+from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, is_guest, node_peer, store_peer
 from zmesh.wire.messages import PROTOCOL_MAJOR, UNIT
 
 STATES = ("alive", "suspect", "dead", "leaving", "left")
@@ -71,6 +72,7 @@ class Mesh:
         self._relay = relay
         self._deliver = deliver
         self._me = node_peer(core.node)
+        self._store = store_peer(core.node)
         self.joined: bool | None = None  # once the first member answered, or refused
         self.refused = ""
         self._load_s = 0.0
@@ -90,7 +92,7 @@ class Mesh:
         self._context = new_context(io_threads=1)
         self._gate = Gate(self._context)
         self._gate.accepted = {key.client_raw: key.id for key in keys}
-        heard = Heard(self._parcel, self._ack, self._word, self._up, self._down, self._bad)
+        heard = Heard(self._parcel, self._ack, self._word, self._knocked, self._up, self._down, self._bad)
         self._sockets = MeshSockets(self._context, self._gate, core.node, host, port, keys, heard)
         self._bulk = Bulk(core.node, host, port + 2, keys, self._gate.accepted, self._open_segment, self._bytes_arrived)
         meta = {
@@ -304,16 +306,39 @@ class Mesh:
     def _parcel(
         self, node: NodeID, epoch: int, seq: int, ack: int, more: bool, source: PeerID, to: PeerID, frame: bytes
     ) -> None:
-        self._core.links.receive(node, epoch, seq, ack, more, source, to, frame, monotonic())
+        if len(node) == NODE_ID_BYTES or node in self._core.guests:
+            self._core.links.receive(node, epoch, seq, ack, more, source, to, frame, monotonic())
 
     def _ack(self, node: NodeID, epoch: int, ack: int, missing: bool) -> None:
-        self._core.links.acknowledged(node, epoch, ack, missing, monotonic())
+        if len(node) == NODE_ID_BYTES or node in self._core.guests:
+            self._core.links.acknowledged(node, epoch, ack, missing, monotonic())
 
     def _relayed(self, effect: fx.Relay) -> None:
-        if effect.to == self._me:
-            self._deliver(effect.source, effect.frame)
+        to, source = effect.to, effect.source
+        if to == self._me:
+            self._deliver(source, effect.frame)
+        elif to == self._store:
+            answer = self._segments.serve_guest(source, effect.frame)
+            if answer:
+                self._core.forward(to, source, answer, monotonic())
+        elif to[:NODE_ID_BYTES] == self._core.node and not is_guest(to):
+            self._relay(to, source, effect.frame)
         else:
-            self._relay(effect.to, effect.source, effect.frame)
+            self._core.forward(source, to, effect.frame, monotonic())
+
+    def _knocked(self, guest: PeerID, frame: bytes) -> None:
+        """Somebody without a node wants to be a client of this one, or still is."""
+        try:
+            word = GUEST_CODEC.decode(frame)
+        except RemoteProtocolError as error:
+            self._bad(f"from a guest: {error}")
+            return
+        answer = self._core.guests.knock(guest, word, monotonic())
+        self._sockets.tell_guest(guest, GUEST_CODEC.encode(answer))
+
+    def addresses(self) -> list[Address]:
+        """Return where the other living members are."""
+        return [(row.host, row.port) for row in self.membership.living() if row.node != self._core.node]
 
     # Copies.
 

@@ -47,13 +47,42 @@ _IN = int(zmq.POLLIN)
 _readable = zmq.backend.zmq_poll  # also takes the edge of the socket's descriptor
 _MORE = int(zmq.SNDMORE | zmq.DONTWAIT)
 # What a control message is, in its first frame: kind, epoch, seq, ack, more?
-_PARCEL, _ACK, _WORD = b"P", b"A", b"W"
+_PARCEL, _ACK, WORD = b"P", b"A", b"W"
 _HEAD = struct.Struct(">cIQQ?")
 ROUTING_ID = b"\x01"  # before a NodeID: a routing id must not begin with a zero
+GUEST_ID = b"\x02"  # before the token of a guest
 
 
-def _take_edge(socket: Any) -> bool:
-    """Have a socket that is never answered see to its connections: else its descriptor stays readable."""
+def parcel_head(epoch: int, seq: int, ack: int, more: bool, ids: bytes) -> bytes:
+    """Return the first frame of a parcel; `ids` are the PeerIDs of sender and receiver."""
+    return _HEAD.pack(_PARCEL, epoch, seq, ack, more) + ids
+
+
+def ack_head(epoch: int, ack: int, missing: bool) -> bytes:
+    """Return the only frame of an acknowledgement."""
+    return _HEAD.pack(_ACK, epoch, 0, ack, missing)
+
+
+def read_ack(frames: list[bytes]) -> tuple[int, int, bool] | None:
+    """Return (epoch, ack, missing) if these frames are an acknowledgement."""
+    if len(frames) != 1 or len(frames[0]) != _HEAD.size or frames[0][:1] != _ACK:
+        return None
+    _, epoch, _, ack, missing = _HEAD.unpack(frames[0])
+    return epoch, ack, missing
+
+
+def read_parcel(frames: list[bytes]) -> tuple[int, int, int, bool, PeerID, PeerID, bytes] | None:
+    """Return (epoch, seq, ack, more, source, to, frame) if these frames are a parcel."""
+    head = frames[0]
+    if len(frames) != 2 or len(head) != _HEAD.size + 2 * PEER_ID_BYTES or head[:1] != _PARCEL:
+        return None
+    _, epoch, seq, ack, more = _HEAD.unpack_from(head)
+    source, to = head[_HEAD.size : _HEAD.size + PEER_ID_BYTES], head[_HEAD.size + PEER_ID_BYTES :]
+    return epoch, seq, ack, more, source, to, frames[1]
+
+
+def take_edge(socket: Any) -> bool:
+    """Have a socket see to its connections: else its descriptor stays readable, and a send may miss a new one."""
     if not socket.closed:
         _readable([(socket, _IN)], 0)
     return False
@@ -147,6 +176,7 @@ class Heard:
     parcel: Callable[[NodeID, int, int, int, bool, PeerID, PeerID, bytes], None]
     ack: Callable[[NodeID, int, int, bool], None]
     word: Callable[[NodeID, bytes], None]  # of membership: from whom, frame
+    knock: Callable[[PeerID, bytes], None]  # of a guest, and what it is called if it is let in: wire/guest.py
     up: Callable[[NodeID], None]  # our connection to that node was made (anew)
     down: Callable[[NodeID, bool], None]  # it was lost; whether a redial was refused
     bad: Callable[[str], None]  # something came that makes no sense
@@ -215,6 +245,7 @@ class MeshSockets:
             ) from None
         self._router, self._pub = router, pub
         self._pub_fd: int = pub.getsockopt(zmq.FD)
+        self._router_fd: int = router.getsockopt(zmq.FD)
         self.changed = True
 
     def take_keys(self, keys: list[CurveKeys]) -> None:
@@ -326,20 +357,30 @@ class MeshSockets:
         dialled = self._to(node) if node in self._addresses else None
         if dialled is None:  # a seed, or one that is no member (any more)
             dialled = self._seeds.get(address) or self._dial(self._seeds, address, b"", address)
-        if not self._send(dialled, (_WORD, frame)):
+        if not self._send(dialled, (WORD, frame)):
             dialled.later = [*dialled.later[-LATER_MAX + 1 :], frame]
 
-    def post(self, node: NodeID, epoch: int, seq: int, ack: int, more: bool, ids: bytes, frame: bytes) -> None:
-        """Send a parcel; `ids` are the PeerIDs of sender and receiver."""
-        dialled = self._to(node)
-        if dialled is not None:
-            self._send(dialled, (_HEAD.pack(_PARCEL, epoch, seq, ack, more) + ids, frame))
+    def post(self, node: NodeID | PeerID, epoch: int, seq: int, ack: int, more: bool, ids: bytes, frame: bytes) -> None:
+        """Send a parcel to a node or a guest; `ids` are the PeerIDs of sender and receiver."""
+        self._send_over_link(node, (parcel_head(epoch, seq, ack, more, ids), frame))
 
-    def post_ack(self, node: NodeID, epoch: int, ack: int, missing: bool) -> None:
+    def post_ack(self, node: NodeID | PeerID, epoch: int, ack: int, missing: bool) -> None:
         """Say what arrived."""
+        self._send_over_link(node, (ack_head(epoch, ack, missing),))
+
+    def tell_guest(self, guest: PeerID, frame: bytes) -> None:
+        """Send a guest a word outside its link."""
+        self._send_over_link(guest, (WORD, frame))
+
+    def _send_over_link(self, node: NodeID | PeerID, frames: tuple[bytes, ...]) -> None:
+        if len(node) == PEER_ID_BYTES:  # a guest: it dialled us
+            self._touched[self._router_fd] = True
+            with contextlib.suppress(zmq.ZMQError):
+                self._router.send_multipart([GUEST_ID + node[NODE_ID_BYTES:], *frames], _DONTWAIT)
+            return
         dialled = self._to(node)
         if dialled is not None:
-            self._send(dialled, (_HEAD.pack(_ACK, epoch, 0, ack, missing),))
+            self._send(dialled, frames)
 
     def _send(self, dialled: Dialled, frames: tuple[bytes, ...]) -> bool:
         """Send, or return that there is no connection now, or its pipe is full. Nothing is half sent."""
@@ -363,7 +404,7 @@ class MeshSockets:
             self._pub.getsockopt(zmq.FD): self._drain_subscribers,
         }
         for dialled in (*self._nodes.values(), *self._seeds.values()):
-            looks[dialled.fd] = functools.partial(_take_edge, dialled.socket)
+            looks[dialled.fd] = functools.partial(take_edge, dialled.socket)
         for fd, dialled in self._subscriptions.items():
             looks[fd] = functools.partial(self._drain_subscription, dialled)
         for fd, (node, dialled) in self._monitored.items():
@@ -398,25 +439,25 @@ class MeshSockets:
         return True
 
     def _received(self, frames: list[bytes]) -> None:
-        sender = frames[0]
-        if len(sender) != len(ROUTING_ID) + NODE_ID_BYTES or sender[:1] != ROUTING_ID or len(frames) not in (2, 3):
+        sender, *rest = frames
+        kind, node = sender[:1], sender[1:]
+        if len(node) != NODE_ID_BYTES or kind not in (ROUTING_ID, GUEST_ID) or len(rest) not in (1, 2):
             self._heard.bad(f"{len(frames)} frames from {sender[:20].hex()}")
             return
-        node, head = sender[1:], frames[1]
-        if head == _WORD and len(frames) == 3:
-            self._heard.word(node, frames[2])
-        elif len(head) == _HEAD.size and head[:1] == _ACK:
-            _, epoch, _, ack, missing = _HEAD.unpack(head)
-            self._heard.ack(node, epoch, ack, missing)
-        elif len(head) == _HEAD.size + 2 * PEER_ID_BYTES and head[:1] == _PARCEL and len(frames) == 3:
-            _, epoch, seq, ack, more = _HEAD.unpack_from(head)
-            source, to = head[_HEAD.size : _HEAD.size + PEER_ID_BYTES], head[_HEAD.size + PEER_ID_BYTES :]
-            if source[:NODE_ID_BYTES] != node or to[:NODE_ID_BYTES] != self._me:
+        guest = kind == GUEST_ID
+        name = self._me + node if guest else node  # of the link
+        if rest[0] == WORD and len(rest) == 2:
+            (self._heard.knock if guest else self._heard.word)(name, rest[1])
+        elif (parcel := read_parcel(rest)) is not None:
+            epoch, seq, ack, more, source, to, frame = parcel
+            if source[: len(name)] != name or not (guest or to[:NODE_ID_BYTES] == self._me):
                 self._heard.bad(f"a parcel from {source.hex()} for {to.hex()} by way of {node.hex()}")
                 return
-            self._heard.parcel(node, epoch, seq, ack, more, source, to, frames[2])
-        elif head:  # an empty one is a probe
-            self._heard.bad(f"a head of {len(head)} bytes from {node.hex()}")
+            self._heard.parcel(name, epoch, seq, ack, more, source, to, frame)
+        elif (word := read_ack(rest)) is not None:
+            self._heard.ack(name, *word)
+        elif rest[0]:  # an empty one is a probe
+            self._heard.bad(f"a head of {len(rest[0])} bytes from {node.hex()}")
 
     def _drain_subscription(self, dialled: Dialled) -> bool:
         item = [(dialled.socket, _IN)]
@@ -441,9 +482,10 @@ class MeshSockets:
             event = parse_monitor_message(dialled.monitor.recv_multipart(_DONTWAIT))["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 dialled.connected, dialled.refused, dialled.failures = True, False, 0
+                take_edge(dialled.socket)
                 later, dialled.later = dialled.later, []
                 for frame in later:
-                    self._send(dialled, (_WORD, frame))
+                    self._send(dialled, (WORD, frame))
                 if self._nodes.get(node) is dialled:
                     self._heard.up(node)
             elif event == zmq.EVENT_DISCONNECTED:

@@ -31,7 +31,7 @@ from zmesh.runtime.rundir import RunDir
 from zmesh.runtime.segments import SegmentServer
 from zmesh.runtime.worker_main import run_worker
 from zmesh.wire.codec import decode, encode
-from zmesh.wire.ids import NODE_ID_BYTES, PeerID, node_peer
+from zmesh.wire.ids import NODE_ID_BYTES, PeerID, is_guest, node_peer
 from zmesh.wire.messages import Trim
 
 READ_BYTES_MAX = 64 * 1024  # of a worker's output at a time
@@ -89,6 +89,7 @@ class Node:
             release=self._segments.release,
             announce=self._announce,
             members=lambda: self._mesh.describe(monotonic()) if self._mesh is not None else [],
+            addresses=lambda: self._mesh.addresses(),
         )
         self._socket = NodeSocket(run_dir.socket_of(node_peer(self.node_id)))
         self._poll = select.poll()
@@ -99,14 +100,7 @@ class Node:
         self._oom_kills = machine.oom_kills()
         self._running = True
         self._mesh_fds: list[int] = []
-        self._handlers: dict[type[Any], Callable[[Any], None]] = {
-            fx.Send: self._send,
-            fx.Spawn: self._spawn,
-            fx.KillProcess: lambda effect: self._forks.kill(effect.peer),
-            fx.DropSegments: lambda effect: self._segments.drop(effect.segments),
-            fx.DropUnused: self._drop_unused,
-            fx.Warn: lambda effect: print(f"zmesh node: {effect.text}", file=sys.stderr, flush=True),
-        }
+        self._handlers = self._handlers_of_effects()
         if not driver:
             self._open_to_others(settings)
         self._watch(self._socket.fileno(), lambda fd: None)
@@ -123,6 +117,16 @@ class Node:
                 raise ConfigError(f"the program with pid {driver}, which this private node is for, is gone")
             self._driver_fd = fd
             self._watch(fd, lambda fd: self._stop())
+
+    def _handlers_of_effects(self) -> dict[type[Any], Callable[[Any], None]]:
+        return {
+            fx.Send: self._send,
+            fx.Spawn: self._spawn,
+            fx.KillProcess: lambda effect: self._forks.kill(effect.peer),
+            fx.DropSegments: lambda effect: self._segments.drop(effect.segments),
+            fx.DropUnused: self._drop_unused,
+            fx.Warn: lambda effect: print(f"zmesh node: {effect.text}", file=sys.stderr, flush=True),
+        }
 
     def _open_to_others(self, settings: dict[str, Any]) -> None:
         """Become a member of a mesh."""
@@ -162,16 +166,15 @@ class Node:
         self.core.receive(source, message, monotonic())
 
     def _forward(self, source: PeerID, to: PeerID, frame: bytes) -> None:
-        """A client of ours sends a peer on another host something."""
-        if to[:NODE_ID_BYTES] != self.node_id:
-            self.core.links.send(to[:NODE_ID_BYTES], source, to, frame, monotonic())
+        """A client of this host sends a peer something that only we can reach."""
+        self.core.forward(source, to, frame, monotonic())
 
     def _send(self, effect: fx.Send) -> None:
         frame = encode(effect.message)
-        if effect.to[:NODE_ID_BYTES] == self.node_id:
+        if effect.to[:NODE_ID_BYTES] == self.node_id and not is_guest(effect.to):
             self._socket.send(effect.to, frame)
         else:
-            self.core.links.send(effect.to[:NODE_ID_BYTES], self._me, effect.to, frame, monotonic())
+            self.core.forward(self._me, effect.to, frame, monotonic())
 
     def _watch(self, fd: int, read: Callable[[int], None]) -> None:
         self._readers[fd] = read

@@ -11,11 +11,14 @@ import socket
 import struct
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import msgpack
 
 from zmesh.runtime.store import SEALS, lift_descriptor_limit, receive
 from zmesh.wire.ids import PeerID
+
+GUEST_PIECE_BYTES = 512 * 1024  # of a segment in one message of a guest
 
 
 @dataclass(slots=True, eq=False)
@@ -88,9 +91,9 @@ class SegmentServer:
         self._produced.setdefault(producer, {})[segment] = None
         return True
 
-    def make(self, size: int, producer: PeerID) -> tuple[int, int]:
+    def make(self, size: int, producer: PeerID, segment: int = 0) -> tuple[int, int]:
         """Make a segment of our own, without pages yet; returns (segment, descriptor), -1 if it does not fit."""
-        segment = secrets.randbits(63)
+        segment = segment or secrets.randbits(63)
         fd = os.memfd_create("zmesh", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
@@ -122,6 +125,45 @@ class SegmentServer:
     def drop_unused_of(self, peer: PeerID, used: Collection[int]) -> None:
         """A producer died: drop what it kept for later, which is all that no object lies in."""
         self.drop([segment for segment in self.segments_of(peer) if segment not in used])
+
+    # Guests, who have no channel: their words come over the link, and bytes with them.
+
+    def serve_guest(self, peer: PeerID, data: bytes) -> bytes:
+        """Carry out a request of a guest; returns the answer, b"" for none. See runtime/guest_store.py."""
+        try:
+            number, verb, *rest = msgpack.unpackb(data)
+            answer = self._of_guest(peer, verb, rest)
+        except Exception:  # msgpack raises many; what makes no sense has no answer
+            return b""
+        packed: bytes = msgpack.packb([number, *answer]) if number else b""
+        return packed
+
+    def _of_guest(self, peer: PeerID, verb: str, rest: list[Any]) -> list[Any]:
+        match verb, rest:
+            case "make", [int(segment), int(size)] if segment not in self._segments and 0 < size <= self.capacity_bytes:
+                _, fd = self.make(size, peer, segment)
+                if fd < 0:
+                    return [self.used_bytes, self.capacity_bytes, len(self._segments)]
+                os.close(fd)
+                return []
+            case "make", _:
+                return [self.used_bytes, self.capacity_bytes, len(self._segments)]
+            case "write", [int(segment), int(at), bytes(piece)] if at >= 0:
+                found = self._segments[segment]
+                if found.producer != peer or at + len(piece) > found.size:
+                    raise ValueError("not its own, or beyond its end")
+                os.pwrite(found.fd, piece, at)
+                return []
+            case "read", [int(segment), int(at), int(nbytes)]:
+                known = self._segments.get(segment)
+                if known is None or not 0 <= at <= at + nbytes <= known.size or nbytes > GUEST_PIECE_BYTES:
+                    return []
+                return [os.pread(known.fd, nbytes, at)]
+            case "unregister", [list(segments)]:
+                mine = self._produced.get(peer, {})
+                self.drop([segment for segment in segments if segment in mine])
+                return []
+        raise ValueError("no such request")
 
     # The channel.
 

@@ -150,6 +150,7 @@ class Session:
         nbytes = serialization.segment_bytes(packed)
         slab = self.store.allocate(nbytes)
         serialization.write_segment(packed, slab.view)
+        self.store.commit(slab, nbytes)
         return (slab.segment, nbytes, self.core.me)
 
     def pack_value(self, value: Any, what: str) -> tuple[int, Any, list[Entry], int]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import zmq
 
-from zmesh.wire.ids import NODE_ID_BYTES, PeerID
+from zmesh.wire.ids import NODE_ID_BYTES, PeerID, is_guest
 
 # Plain integers: the arithmetic of zmq's enum flags costs 2 us each, five times a round trip.
 _IN = int(zmq.POLLIN)
@@ -85,8 +85,8 @@ class ClientSockets:
             self.changed = True
 
     def connect(self, peer: PeerID) -> None:
-        """Open a link to a victim of this host; to those of others our node's link leads."""
-        if peer not in self._links and peer[:NODE_ID_BYTES] == self._here:
+        """Open a link to a victim of this host; to guests and to those of other hosts our node's link leads."""
+        if peer not in self._links and peer[:NODE_ID_BYTES] == self._here and not is_guest(peer):
             self._dial(peer)
 
     def disconnect(self, peer: PeerID) -> None:
@@ -106,7 +106,7 @@ class ClientSockets:
             fd, link = found
             self._touched[fd] = (to, link)
             _send(link, frame, _DONTWAIT)
-        elif to[:NODE_ID_BYTES] != self._here:
+        elif to[:NODE_ID_BYTES] != self._here or is_guest(to):
             fd, link = self._links[self._node]
             self._touched[fd] = (self._node, link)
             _send(link, to, _MORE)

@@ -67,7 +67,8 @@ def lift_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _full(why: str, needed: int, free: int, capacity: int) -> StoreFullError:
+def full(why: str, needed: int, free: int, capacity: int) -> StoreFullError:
+    """Return the error of a store without room; `why` is what follows the bytes needed."""
     error = StoreFullError(f"{needed:,} bytes of shared memory are needed {why}")
     error.__dict__.update(needed_bytes=needed, free_bytes=free, capacity_bytes=capacity)
     return error
@@ -160,6 +161,9 @@ class Store:
             self._slabs[slab.segment] = slab
         return slab
 
+    def commit(self, slab: Slab, nbytes: int) -> None:
+        """The first `nbytes` of a slab are written: all of this host see them at once."""
+
     def recycle(self, segment: int) -> None:
         """No reader of this slab is left: keep it for the next allocation. A segment that is not ours is no error."""
         with self._lock:
@@ -226,7 +230,7 @@ class Store:
             if size > capacity or (not self.trim() and left <= 0):
                 free = max(capacity - used, 0)
                 why = f"(a segment of {size:,}); {free:,} of {capacity:,} are free, {segments:,} segments are in use"
-                raise _full(f"{why}. Raise object_store_memory= or drop references.", nbytes, free, capacity)
+                raise full(f"{why}. Raise object_store_memory= or drop references.", nbytes, free, capacity)
             time.sleep(max(0.0, min(pause, left)))
             pause = min(2 * pause, 0.05)
 
@@ -236,7 +240,7 @@ class Store:
             why = f"; this process has used up its limit of {limit:,} open files. Drop arrays, or raise ulimit -n."
         else:
             why = f"; this host has no memory left ({error.strerror}). Drop references, or lower object_store_memory=."
-        return _full(why, nbytes, 0, self.capacity_bytes)
+        return full(why, nbytes, 0, self.capacity_bytes)
 
     # Reading.
 
@@ -258,7 +262,7 @@ class Store:
                     self._recent_bytes += size
                     self._forget_oldest()
         if mapping.size < nbytes:
-            raise _lost(segment, f"it has {mapping.size:,} bytes, the object {nbytes:,}")
+            raise lost(segment, f"it has {mapping.size:,} bytes, the object {nbytes:,}")
         return mapping
 
     def view(self, segment: int, nbytes: int, on_unpin: Callable[[], None], writable: bool = False) -> memoryview:
@@ -286,7 +290,7 @@ class Store:
             kept = self.open(segment, nbytes)
             base = numpy.frombuffer(kept.memory, numpy.uint8)
         # Slices of a memoryview of an array keep the array alive; those of a memoryview of a map only the map.
-        weakref.finalize(base, _unpin, kept, on_unpin, os.getpid()).atexit = False
+        weakref.finalize(base, unpin, kept, on_unpin, os.getpid()).atexit = False
         return memoryview(base)[:nbytes]  # type: ignore[arg-type]  # an array exports its buffer
 
     def _known(self, segment: int) -> Mapping | None:
@@ -315,10 +319,10 @@ class Store:
         answer, fds = self._channel.ask("open", segment)
         try:
             if not answer:
-                raise _lost(segment, "the node let go of it, or never had it")
+                raise lost(segment, "the node let go of it, or never had it")
             size: int = answer[0]
             if size < nbytes:
-                raise _lost(segment, f"it has {size:,} bytes, the object {nbytes:,}")
+                raise lost(segment, f"it has {size:,} bytes, the object {nbytes:,}")
             if not fds:  # The kernel drops a descriptor that does not fit into this process's table.
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return mmap.mmap(fds[0], size, **how), size
@@ -350,11 +354,12 @@ class Store:
         self._channel.socket.close()
 
 
-def _lost(segment: int, why: str) -> ObjectLostError:
+def lost(segment: int, why: str) -> ObjectLostError:
+    """Return the error of bytes that are gone."""
     return ObjectLostError(f"the bytes of an object (segment {segment:x}) are gone: {why}")
 
 
-def _unpin(kept: Any, on_unpin: Callable[[], None], pid: int) -> None:
+def unpin(kept: Any, on_unpin: Callable[[], None], pid: int) -> None:
     """The last view is gone. Runs inside the garbage collector: no locks."""
     if os.getpid() == pid:
         on_unpin()
