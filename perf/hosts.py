@@ -101,6 +101,32 @@ print(json.dumps([(1 << 30) / one for one in taken]))
 """
 
 
+PING = """
+import threading
+from zmesh.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+@zmesh.remote(num_cpus=0)
+def nothing(): pass
+@zmesh.remote(num_cpus=0)
+def ends(array): return float(array[0]) + float(array[-1])
+there = NodeAffinitySchedulingStrategy(TARGET)
+ping, f = nothing.options(scheduling_strategy=there), ends.options(scheduling_strategy=there)
+array = np.full(1 << 27, 1.0); ref = zmesh.put(array); del array
+for _ in range(300): zmesh.get(ping.remote())
+done = threading.Event()
+def transfer():
+    assert zmesh.get(f.remote(ref)) == 2.0
+    done.set()
+times = []
+thread = threading.Thread(target=transfer); thread.start()
+while not done.is_set():
+    start = time.perf_counter(); zmesh.get(ping.remote()); times.append(time.perf_counter() - start)
+    time.sleep(0.001)
+thread.join()
+times.sort()
+print(json.dumps([times[len(times) // 2], times[int(len(times) * 0.99)], len(times)]))
+"""
+
+
 def _idle(cluster: Cluster, seconds: float) -> tuple[float, float]:
     """Return (% of a CPU, bytes out a second) of the second node."""
 
@@ -140,6 +166,7 @@ def main() -> None:
             here_s, here_rate = cluster.ask(0, TASKS.replace("TARGET", repr(ids[0])))
             there_s, there_rate = cluster.ask(0, TASKS.replace("TARGET", repr(ids[1])))
             _, second = cluster.ask(0, TRANSFER.replace("TARGET", repr(ids[1])), seconds=120)
+            ping_s, slow_ping_s, _ = cluster.ask(0, PING.replace("TARGET", repr(ids[1])), seconds=120)
             for name, value in (
                 ("link: raw echo with CURVE, µs", link_s * 1e6),
                 ("no-op task on this host, µs", here_s * 1e6),
@@ -151,12 +178,14 @@ def main() -> None:
                 ("1 GB, raw pyzmq with CURVE, MB/s", raw_rate / 1e6),
                 ("1 GB, second array, MB/s", second / 1e6),
                 ("  of raw", second / raw_rate),
+                ("a task there and back during 1 GB, ms, p50", ping_s * 1e3),
+                ("a task there and back during 1 GB, ms, p99", slow_ping_s * 1e3),
             ):
                 found.setdefault(name, []).append(value)
         cpu, sent = _idle(cluster, 20.0)
     print(f"{rounds} rounds, medians; lowest and highest in brackets\n\n| | |\n|---|---:|")
     for name, values in found.items():
-        digits = 2 if name.startswith("  ") else 0
+        digits = 2 if name.startswith("  ") or " ms" in name else 0
         low, high = min(values), max(values)
         print(f"| {name} | {statistics.median(values):,.{digits}f} ({low:,.{digits}f}-{high:,.{digits}f}) |")
     print(f"| idle node of two: % of a CPU | {cpu:.1f} |\n| idle node of two: bytes/s out | {sent:,.0f} |")

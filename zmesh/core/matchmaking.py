@@ -191,7 +191,7 @@ class Matchmaking:
         for worker in list(demand.attached.values()):
             if demand.lacks >= 0:
                 break
-            if worker.state == ATTACHED and self._executing(worker.slot) is None:
+            if worker.state == ATTACHED and not self.executes(worker):
                 self._detach(worker, None)
         self._watch_surplus(demand, now)
 
@@ -313,6 +313,10 @@ class Matchmaking:
         """Return the demands of this host's clients."""
         return [demand for demand in self.demands.values() if not demand.far]
 
+    def executes(self, worker: Worker) -> bool:
+        """Whether user code runs in a worker now."""
+        return self._executing(worker.slot) is not None
+
     def _match_one(self, now: float) -> bool:
         """Attach one worker, if any demand allows it; else start or detach workers so that it may, soon."""
         shares = self._shares()
@@ -422,7 +426,7 @@ class Matchmaking:
             if worker.state == ATTACHED and worker.job == demand.job and worker.demand is not demand:
                 assert worker.demand is not None
                 needless = worker.demand.lacks < 0 or now - worker.attached_s >= self._limits.fresh_s
-                if needless and self._executing(worker.slot) is None:
+                if needless and not self.executes(worker):
                     return worker
         return None
 
@@ -475,7 +479,7 @@ class Matchmaking:
             assert worker.demand is not None
             surplus = worker.demand.lacks < 0
             old = now - worker.attached_s >= self._limits.fresh_s
-            if (surplus or (worker.job == demand.job and old)) and self._executing(worker.slot) is None:
+            if (surplus or (worker.job == demand.job and old)) and not self.executes(worker):
                 found.append((not surplus, worker))
         return [worker for _, worker in sorted(found, key=lambda pair: pair[0])]
 
@@ -498,7 +502,7 @@ class Matchmaking:
             if now < due:
                 self._look_later(due)
                 continue
-            busy = self._executing(worker.slot) is not None
+            busy = self.executes(worker)
             found.append(((busy, worker.demand.priority, worker.demand.depth, worker.attached_s), worker))
         return [worker for _, worker in sorted(found, key=lambda pair: pair[0])]
 

@@ -16,13 +16,13 @@ from zmesh.core.lending import Lending, lease_key
 from zmesh.core.links import Links
 from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, Limits, Matchmaking, Worker
 from zmesh.core.neighbours import Neighbours
-from zmesh.core.records import MARK_PLENTY, SPREAD, is_mark
+from zmesh.core.records import MARK_PLENTY, SPREAD
 from zmesh.core.resources import Resources
+from zmesh.core.status import load, status
 from zmesh.core.timers import Timers
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
 from zmesh.wire.messages import (
     PROTOCOL_MAJOR,
-    UNIT,
     Blocked,
     Buried,
     Demand,
@@ -58,7 +58,6 @@ from zmesh.wire.messages import (
 __all__ = ["Executing", "Limits", "NodeCore"]
 
 MESH_WINDOW_S = 0.05  # clients hear of members that come within this time in one message
-BACKLOG_SHAPES_MAX = 16  # told by gossip
 
 
 @dataclass(slots=True)
@@ -535,54 +534,20 @@ class NodeCore:
 
     def load(self) -> dict[str, Any]:
         """Return what gossip tells all members of this one."""
-        lacking = sorted((d for d in self.matchmaking.own() if d.overflow > 0), key=lambda d: -d.overflow)
-        return {
-            "backlog": [(dict(demand.shape), demand.overflow) for demand in lacking[:BACKLOG_SHAPES_MAX]],
-            "available": _natural(self.resources.available),
-            "workers": len(self.matchmaking.workers),
-            "store": list(self._store),
-            "objects": len(self.directory),
-        }
+        return load(self.resources, self.matchmaking, self._store, len(self.directory))
 
     def status(self, now: float) -> dict[str, Any]:
         """Return what StatusReply carries; amounts in natural units."""
         del now
-        return {
-            "node": self.node.hex(),
-            "pid": self._pid,
-            "resources": {"total": _natural(self.resources.total), "available": _natural(self.resources.available)},
-            "workers": [self._worker_status(worker) for worker in self.matchmaking.workers.values()],
+        told = {"node": self.node.hex(), "pid": self._pid} | status(self.resources, self.matchmaking)
+        return told | {
             "clients": [
                 {"peer": peer.hex(), "kind": client.kind, "pid": client.pid} for peer, client in self._clients.items()
-            ],
-            "demands": [
-                {
-                    "client": demand.client.hex(),
-                    "job": demand.job.hex(),
-                    "shape": _natural(demand.shape),
-                    "workers": demand.workers,
-                    "attached": len(demand.attached),
-                    "depth": demand.depth,
-                    "priority": demand.priority,
-                    "waits_for": demand.waits_for if demand.lacks > 0 or not demand.workers else "",
-                }
-                for demand in self.matchmaking.demands.values()
             ],
             "store": {"used": self._store[0], "capacity": self._store[1]},
             "objects": len(self.directory),
             "copies": len(self.copies),
             "members": self._members(),
-        }
-
-    def _worker_status(self, worker: Worker) -> dict[str, Any]:
-        blocked = worker.booking is not None and worker.booking.blocked
-        return {
-            "peer": worker.peer.hex(),
-            "pid": worker.pid,
-            "state": "blocked" if blocked else worker.state,
-            "job": worker.job.hex(),
-            "victim": worker.victim.hex(),
-            "executing": self._executing(worker.slot) is not None,
         }
 
     def check(self) -> None:
@@ -594,7 +559,3 @@ class NodeCore:
         self.links.check()
         self.neighbours.check()
         self.lending.check(self.matchmaking.own())
-
-
-def _natural(shape: Shape) -> dict[str, float]:
-    return {name: amount / UNIT for name, amount in shape.items() if not is_mark(name)}

@@ -16,7 +16,7 @@ from zmesh.core import effects as fx
 from zmesh.core.effects import Address
 from zmesh.core.membership import Membership
 from zmesh.core.node import NodeCore
-from zmesh.core.records import is_mark
+from zmesh.core.status import natural
 from zmesh.core.timers import Timers
 from zmesh.exceptions import ConfigError, RemoteProtocolError
 from zmesh.runtime import machine
@@ -30,7 +30,7 @@ from zmesh.runtime.store import class_bytes
 from zmesh.wire.gossip import ALIVE, GOSSIP_CODEC, Row
 from zmesh.wire.guest import GUEST_CODEC
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, is_guest, node_peer, store_peer
-from zmesh.wire.messages import PROTOCOL_MAJOR, UNIT
+from zmesh.wire.messages import PROTOCOL_MAJOR
 
 STATES = ("alive", "suspect", "dead", "leaving", "left")
 KEYRING_LOOK_S = 2.0
@@ -285,7 +285,7 @@ class Mesh:
                 "name": row.name,
                 "state": STATES[row.state],
                 "address": f"[{row.host}]:{row.port}" if ":" in row.host else f"{row.host}:{row.port}",
-                "total": _natural(row.meta.get("total", {})),
+                "total": natural(row.meta.get("total", {})),
                 "available": loads[row.node].get("available", {}),
                 "store": loads[row.node].get("store", []),
                 "version": row.meta.get("version", ""),
@@ -428,10 +428,6 @@ class Mesh:
         self._sockets.close()
         self._gate.close()
         self._context.term()
-
-
-def _natural(total: dict[str, int]) -> dict[str, float]:
-    return {name: amount / UNIT for name, amount in total.items() if not is_mark(name)}
 
 
 def _curve(ring: Keyring) -> list[CurveKeys]:
