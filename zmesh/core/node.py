@@ -14,7 +14,7 @@ from zmesh.core.effects import Address, DropSegments, DropUnused, Effect, KillPr
 from zmesh.core.guests import Guests
 from zmesh.core.lending import Lending, lease_key
 from zmesh.core.links import Links
-from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, Limits, Matchmaking, Worker
+from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, Limits, Matchmaking
 from zmesh.core.neighbours import Neighbours
 from zmesh.core.records import MARK_PLENTY, SPREAD
 from zmesh.core.resources import Resources

@@ -1,4 +1,4 @@
-"""What a node tells of itself: its load, by gossip, to all members; its status, to whoever asks. Amounts as users say them."""
+"""What a node tells of itself: its load to all members, by gossip; its status to whoever asks. In natural units."""
 
 from typing import Any
 
