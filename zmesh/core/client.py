@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, Warn
+from zmesh.core.links import Links
 from zmesh.core.pulls import Pulls
 from zmesh.core.records import LEASED, QUEUED, RESOLVED, Entry, Inputs, Queue, Spec, Task, Thief, shape_key
 from zmesh.core.references import References
+from zmesh.core.shortcuts import Shortcuts
 from zmesh.core.tasks import Tasks
 from zmesh.core.timers import Timers
 from zmesh.core.victim import Victim
@@ -23,6 +25,7 @@ from zmesh.wire.messages import (
     STORED,
     Ack,
     Buried,
+    Carry,
     Done,
     Fetched,
     GiveBack,
@@ -32,9 +35,11 @@ from zmesh.wire.messages import (
     NodeGone,
     Pulled,
     RecycleSegments,
+    Shortcut,
     StatusReply,
     StatusRequest,
     Steal,
+    Switch,
     Trim,
     Unpin,
     Unsteal,
@@ -76,6 +81,7 @@ class ClientCore:
         self._waited: list[Entry] = []
         self._impossible: dict[Any, str] = {}  # {shape key: why no node can run it}
         self.pulls = Pulls(self.node, effects)
+        self.shortcuts = Shortcuts(me, effects, Links(effects, timers))
         self.references = References(me, self.node, effects, self.pulls)
         self.victim = Victim(self.node, effects, timers, self._arguments, self._limit_time)
         self.tasks = Tasks(
@@ -106,6 +112,9 @@ class ClientCore:
             Pulled: lambda _, message, now: self.pulls.pulled(message.objects),
             Mesh: self._mesh,
             NodeGone: self._node_gone,
+            Shortcut: self.shortcuts.offered,
+            Switch: self.shortcuts.switched,
+            Carry: self.shortcuts.carried,
             RecycleSegments: lambda _, message, now: self.effects.append(Recycle(list(message.segments))),
             Trim: lambda _, message, now: self.effects.append(Recycle([])),
         }
@@ -262,6 +271,7 @@ class ClientCore:
     def _node_gone(self, peer: PeerID, message: NodeGone, now: float) -> None:
         """A member is gone: what it had of ours runs elsewhere, what it had for us is lost."""
         del peer
+        self.shortcuts.node_gone(message.node)
         gone = [thief for thief in self.victim.thieves.values() if thief.peer[:NODE_ID_BYTES] == message.node]
         for thief in gone:
             self.victim.close(thief)
@@ -468,5 +478,6 @@ class ClientCore:
         self.victim.check()
         self.references.check()
         self.pulls.check()
+        self.shortcuts.check()
         unresolved = self.unresolved()
         assert len(unresolved) == self.tasks.open, (len(unresolved), self.tasks.open)

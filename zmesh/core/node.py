@@ -18,13 +18,15 @@ from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, Limits, 
 from zmesh.core.neighbours import Neighbours
 from zmesh.core.records import MARK_PLENTY, SPREAD
 from zmesh.core.resources import Resources
+from zmesh.core.shortcuts import Openings
 from zmesh.core.status import load, status
 from zmesh.core.timers import Timers
-from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
+from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, is_guest, node_peer
 from zmesh.wire.messages import (
     PROTOCOL_MAJOR,
     Blocked,
     Buried,
+    Carry,
     Demand,
     Fetch,
     Free,
@@ -49,6 +51,7 @@ from zmesh.wire.messages import (
     Spare,
     StatusReply,
     StatusRequest,
+    Switch,
     Unblocked,
     Watch,
     Welcome,
@@ -92,6 +95,7 @@ class NodeCore:
         announce: has gossip carry a load to all members: (load, now, urgent).
         members: describes all members for the status.
         addresses: where the other living members are.
+        address: where drivers elsewhere may dial this node, None if nowhere.
     """
 
     def __init__(
@@ -110,6 +114,7 @@ class NodeCore:
         announce: Callable[[dict[str, Any], float, bool], None] = lambda load, now, urgent: None,
         members: Callable[[], list[Any]] = list,
         addresses: Callable[[], list[Address]] = list,
+        address: Callable[[], Address | None] = lambda: None,
     ) -> None:
         total = total | {SPREAD: MARK_PLENTY, f"node:{node.hex()}": MARK_PLENTY}
         self.node = node
@@ -123,6 +128,7 @@ class NodeCore:
         self._kept: dict[int, NodeID] = {}  # {segment here: the other node whose shared object lies in it}
         self._configs: dict[PeerID, dict[str, Any]] = {}  # {job of another host: what its workers take over}
         self.links = Links(effects, timers)
+        self.openings = Openings(node, rng, effects, self.links, address=address)
         self.neighbours = Neighbours(node, effects)
         self.copies = Copies(effects, timers, reachable=self.neighbours.totals.__contains__)
         self._pid = pid
@@ -189,6 +195,8 @@ class NodeCore:
             FreeSegments: self._free_segments,
             Pull: lambda peer, m, now: self.copies.pull(peer, m.objects, now),
             LetGo: lambda peer, m, now: self.copies.let_go(peer, m.objects, now),
+            Switch: self.openings.switch,
+            Carry: self.openings.carried,
         }
 
     def _alive(self, peer: PeerID) -> bool:
@@ -351,7 +359,7 @@ class NodeCore:
             if to in self.guests:
                 self.links.send(to, source, to, frame, now)
         elif node in self.neighbours.totals:
-            self.links.send(node, source, to, frame, now)
+            self.links.send(self.openings.names.get(to, node), source, to, frame, now)
         elif source[:NODE_ID_BYTES] == self.node:
             # It was told once, but may have learnt of what lay there only afterwards.
             self._effects.append(Send(source, NodeGone(node, "it is no member of the mesh")))
@@ -375,6 +383,7 @@ class NodeCore:
         for dead in [dead for dead, left in self._mourners.items() if peer in left]:
             self._buried(peer, Buried(dead), 0.0)
         self.lending.client_gone(peer)
+        self.openings.gone(peer)
         for worker in self.matchmaking.client_gone(peer):
             box = self._executing(worker.slot)
             if box is not None and box.owner == peer:
@@ -499,6 +508,8 @@ class NodeCore:
             return
         if m.workers:
             self._configs[m.job] = dict(m.config)
+            if m.client == m.job and not is_guest(m.client):
+                self.openings.offer(m.client)
         if m.workers and self._draining:
             self._effects.append(Send(node_peer(node), LeaseBack(m.client, dict(m.shape), 0, m.number)))
             return
@@ -557,5 +568,6 @@ class NodeCore:
         self.directory.check()
         self.copies.check()
         self.links.check()
+        self.openings.check()
         self.neighbours.check()
         self.lending.check(self.matchmaking.own())

@@ -90,6 +90,7 @@ class Node:
             announce=self._announce,
             members=lambda: self._mesh.describe(monotonic()) if self._mesh is not None else [],
             addresses=lambda: self._mesh.addresses(),
+            address=lambda: self._mesh.address if self._mesh is not None else None,
         )
         self._socket = NodeSocket(run_dir.socket_of(node_peer(self.node_id)))
         self._poll = select.poll()
@@ -149,7 +150,7 @@ class Node:
             self._arrived,
         )
         self._handlers |= self._mesh.handlers
-        self.record |= {"host": self._mesh.address[0], "port": self._mesh.address[1]}
+        self.record |= {"host": self._mesh.address[0], "port": self._mesh.address[1], "keyring": path}
         self._mesh.start(monotonic())
 
     def _announce(self, load: dict[str, Any], now: float, urgent: bool) -> None:

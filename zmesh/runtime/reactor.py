@@ -134,8 +134,9 @@ class Reactor:
         self._spin = False  # the last wait of a foreground leader was short: the next one may be too
         self._closed = False
         self.look: Callable[[float], None] | None = None  # called under the lock when the background thread leads
-        self._handlers: dict[type[Any], Callable[[Any], None]] = {
+        self.handlers: dict[type[Any], Callable[[Any], None]] = {
             fx.Send: self._send,
+            fx.Detour: lambda effect: sockets.send_by_node(effect.to, encode(effect.message)),
             fx.Resolved: self._resolved,
             fx.Connect: lambda effect: sockets.connect(effect.peer),
             fx.Disconnect: lambda effect: sockets.disconnect(effect.peer),
@@ -194,11 +195,11 @@ class Reactor:
                 if effects:
                     self._carry_out()
                 if everything:
-                    self.sockets.drain(self._deliver)
+                    self.sockets.drain(self.deliver)
                 elif one:
-                    self.sockets.take_seen(self._deliver)
+                    self.sockets.take_seen(self.deliver)
                 else:
-                    self.sockets.drain_touched(self._deliver)
+                    self.sockets.drain_touched(self.deliver)
                 # Each socket said EAGAIN; only what we send now could hide a new edge.
                 if not effects and not self.dropped and not self.unpinned:
                     break
@@ -215,7 +216,8 @@ class Reactor:
             if follower.sleeping and follower.condition is not None and follower.condition():
                 self._wake(follower)
 
-    def _deliver(self, peer: PeerID, frame: bytes) -> None:
+    def deliver(self, peer: PeerID, frame: bytes) -> None:
+        """Feed the core with a frame. Under the lock."""
         try:
             message = decode(frame)
         except RemoteProtocolError as error:
@@ -224,7 +226,7 @@ class Reactor:
         self.core.receive(peer, message, monotonic())
 
     def _carry_out(self) -> None:
-        effects, handlers = self.core.effects, self._handlers
+        effects, handlers = self.core.effects, self.handlers
         for effect in effects:
             handlers[type(effect)](effect)
         effects.clear()
