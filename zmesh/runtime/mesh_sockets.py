@@ -47,6 +47,8 @@ _DONTWAIT = int(zmq.DONTWAIT)
 _IN = int(zmq.POLLIN)
 _readable = zmq.backend.zmq_poll  # also takes the edge of the socket's descriptor
 _MORE = int(zmq.SNDMORE | zmq.DONTWAIT)
+_send = zmq.backend.Socket.send
+_recv = zmq.backend.Socket.recv  # without the checks for draft sockets that zmq.Socket adds
 # What a control message is, in its first frame: kind, epoch, seq, ack, more?
 _PARCEL, _ACK, WORD = b"P", b"A", b"W"
 _HEAD = struct.Struct(">cIQQ?")
@@ -84,6 +86,17 @@ def read_parcel(frames: list[bytes]) -> Parcel | None:
     _, epoch, seq, ack, more = _HEAD.unpack_from(head)
     source, to = head[_HEAD.size : _HEAD.size + PEER_ID_BYTES], head[_HEAD.size + PEER_ID_BYTES :]
     return epoch, seq, ack, more, source, to, frames[1]
+
+
+def send(socket: Any, *frames: bytes) -> None:
+    """Send one message without waiting.
+
+    Raises:
+        ZMQError: there is no connection, or its pipe is full. Nothing is half sent.
+    """
+    for frame in frames[:-1]:
+        _send(socket, frame, _MORE)
+    _send(socket, frames[-1], _DONTWAIT)
 
 
 def take_edge(socket: Any) -> bool:
@@ -388,10 +401,7 @@ class MeshSockets:
         self._touched[self._router_fd] = True
         name = GUEST_ID + link[NODE_ID_BYTES:] if len(link) == PEER_ID_BYTES else link
         try:
-            self._router.send(name, _MORE)
-            for frame in frames[:-1]:
-                self._router.send(frame, _MORE)
-            self._router.send(frames[-1], _DONTWAIT)
+            send(self._router, name, *frames)
         except zmq.ZMQError:
             return False
         return True
@@ -400,9 +410,7 @@ class MeshSockets:
         """Send, or return that there is no connection now, or its pipe is full. Nothing is half sent."""
         self._touched[dialled.fd] = True
         try:
-            for frame in frames[:-1]:
-                dialled.socket.send(frame, _MORE)
-            dialled.socket.send(frames[-1], _DONTWAIT)
+            send(dialled.socket, *frames)
         except zmq.ZMQError:
             return False
         return True
@@ -445,11 +453,15 @@ class MeshSockets:
         for _ in range(DRAIN_FRAMES_MAX):
             if not _readable(item, 0):
                 return False
-            frames = self._router.recv_multipart(_DONTWAIT, copy=False)
-            if not self._gate.admits(frames[-1]):
+            frame = _recv(self._router, _DONTWAIT, False)
+            frames = [frame.bytes]
+            while frame.more:
+                frame = _recv(self._router, _DONTWAIT, False)
+                frames.append(frame.bytes)
+            if self._gate.admits(frame):
+                self._received(frames)
+            else:
                 self._gate.denied += 1
-                continue
-            self._received([frame.bytes for frame in frames])
         return True
 
     def _received(self, frames: list[bytes]) -> None:

@@ -27,6 +27,7 @@ from zmesh.runtime.mesh_sockets import (
     parcel_head,
     read_ack,
     read_parcel,
+    send,
     take_edge,
     tune,
 )
@@ -36,7 +37,6 @@ from zmesh.wire.ids import NodeID
 FAILURES_MAX = 2  # with one key, in a row, before the next is tried
 
 _DONTWAIT = int(zmq.DONTWAIT)
-_MORE = int(zmq.SNDMORE | zmq.DONTWAIT)
 _IN = int(zmq.POLLIN)
 _readable = zmq.backend.zmq_poll
 
@@ -135,9 +135,7 @@ class ShortcutSockets:
             return False
         self._sockets.touch(dialled.fd)
         try:
-            for frame in frames[:-1]:
-                dialled.socket.send(frame, _MORE)
-            dialled.socket.send(frames[-1], _DONTWAIT)
+            send(dialled.socket, *frames)
         except zmq.ZMQError:
             return False
         return True

@@ -257,15 +257,15 @@ class NodeSocket:
     def send(self, to: PeerID, frame: bytes) -> None:
         """Send one frame; to a client that is gone it is lost."""
         with contextlib.suppress(zmq.ZMQError):
-            self._router.send(to, _MORE)
-            self._router.send(frame, _DONTWAIT)
+            _send(self._router, to, _MORE)
+            _send(self._router, frame, _DONTWAIT)
 
     def relay(self, to: PeerID, source: PeerID, frame: bytes) -> None:
         """Hand a client what a peer on another host sent it."""
         with contextlib.suppress(zmq.ZMQError):
-            self._router.send(to, _MORE)
-            self._router.send(source, _MORE)
-            self._router.send(frame, _DONTWAIT)
+            _send(self._router, to, _MORE)
+            _send(self._router, source, _MORE)
+            _send(self._router, frame, _DONTWAIT)
 
     def drain(self, deliver: Deliver, forward: Callable[[PeerID, PeerID, bytes], None], frames_max: int = 1024) -> bool:
         """Hand on what is there, to us or (source, to, frame) to other hosts; returns whether more may be waiting."""
