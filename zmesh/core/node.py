@@ -96,6 +96,7 @@ class NodeCore:
         members: describes all members for the status.
         addresses: where the other living members are.
         address: where drivers elsewhere may dial this node, None if nowhere.
+        python: the minor version its workers run, as "3.11"; code pickled by another is not taken.
     """
 
     def __init__(
@@ -115,11 +116,13 @@ class NodeCore:
         members: Callable[[], list[Any]] = list,
         addresses: Callable[[], list[Address]] = list,
         address: Callable[[], Address | None] = lambda: None,
+        python: str = "",
     ) -> None:
         total = total | {SPREAD: MARK_PLENTY, f"node:{node.hex()}": MARK_PLENTY}
         self.node = node
         self._timers = timers
         self._announce = announce
+        self._python = python
         self._draining = False
         self._members = members
         self._told_shapes: list[Any] = []  # of the backlog last told urgently
@@ -243,6 +246,11 @@ class NodeCore:
             refused = f"the node speaks version {PROTOCOL_MAJOR} of the protocol, you {message.major}"
         elif message.kind not in ("driver", "worker", "observer"):
             refused = f"{message.kind!r} is no kind of client"
+        elif message.kind == "driver" and self._foreign(str(message.config.get("python", ""))):
+            refused = (
+                f"its workers run Python {self._python}, this program {message.config['python']}, and functions "
+                "pickled by one need not load on the other: start a node with this Python, or the program with that one"
+            )
         elif message.kind == "worker" and (worker is None or worker.state != STARTING):
             refused = "this node did not start you"
         self._effects.append(Send(peer, Welcome(self.node, self._pid, dict(self.resources.total), refused)))
@@ -254,6 +262,10 @@ class NodeCore:
         if worker is not None:
             worker.pid = message.pid
             self.matchmaking.said_hello(worker, now)
+
+    def _foreign(self, python: str) -> bool:
+        """Whether what a Python of that minor version pickles may not load here."""
+        return bool(python and self._python and python != self._python)
 
     def _demand(self, peer: PeerID, m: Demand, now: float) -> None:
         self.matchmaking.demand(peer, m.job, dict(m.shape), m.workers, m.depth, m.priority, now)
@@ -418,9 +430,9 @@ class NodeCore:
 
     # From other nodes.
 
-    def member_up(self, node: NodeID, total: Shape, now: float) -> None:
+    def member_up(self, node: NodeID, total: Shape, now: float, python: str = "") -> None:
         """A member is there, or says that it has other resources than before."""
-        if node != self.node and self.neighbours.up(node, total):
+        if node != self.node and self.neighbours.up(node, total, foreign=self._foreign(python)):
             if self.links.came_back(node):
                 # It may not know that we took it for dead: the first word of the new link says so.
                 self._effects.append(Send(node_peer(node), Watch([])))
@@ -436,10 +448,10 @@ class NodeCore:
 
     def link_ended(self, node: NodeID, why: str, now: float) -> None:
         """That member took us for dead: nothing agreed with it counts any more, but it is there."""
-        total = self.neighbours.totals.get(node)
+        total, foreign = self.neighbours.totals.get(node), node in self.neighbours.foreign
         if total is not None:
             self._forget_member(node, why, now)
-            self.neighbours.up(node, total)
+            self.neighbours.up(node, total, foreign=foreign)
 
     def _forget_member(self, node: NodeID, why: str, now: float) -> None:
         for peer in self.neighbours.down(node):
@@ -470,7 +482,7 @@ class NodeCore:
         self.matchmaking.match(now)
 
     def _mesh(self) -> Mesh:
-        return Mesh([dict(self.resources.total), *(dict(total) for total in self.neighbours.totals.values())])
+        return Mesh([dict(self.resources.total), *(dict(total) for total in self.neighbours.usable)])
 
     def _tell_mesh(self, now: float) -> None:
         del now
@@ -484,7 +496,7 @@ class NodeCore:
         del now
         backlog = load.get("backlog", ())
         sane = [(shape, workers) for shape, workers in backlog if isinstance(shape, dict)]
-        if node in self.neighbours.totals:
+        if node in self.neighbours.totals and node not in self.neighbours.foreign:
             self.lending.backlog(node, sane, {} if self._draining else self.matchmaking.spare())
 
     def drain(self, now: float) -> None:
@@ -501,7 +513,8 @@ class NodeCore:
 
     def _spare(self, node: NodeID, message: Spare, now: float) -> None:
         del now
-        self.lending.spare(node, message.free)
+        if node not in self.neighbours.foreign:
+            self.lending.spare(node, message.free)
 
     def _lease(self, node: NodeID, m: Lease, now: float) -> None:
         if m.client[:NODE_ID_BYTES] != node or not (self._alive(m.client) and self._alive(m.job)):

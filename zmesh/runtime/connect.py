@@ -85,7 +85,7 @@ class DriverSession(Session):
             NotRunningError: it does not answer.
             MeshError: it speaks another version of the protocol.
         """
-        config = {"cwd": os.getcwd(), "sys_path": [os.path.abspath(path) for path in sys.path]}
+        config = machine.job_config()
         if kind == "driver":
             self.reactor.sockets.listen()
         self.reactor.start(handle_sigint=kind == "driver")

@@ -207,14 +207,14 @@ class Mesh:
         self._choose_key(monotonic())
         python = str(row.meta.get("python", ""))
         minor = ".".join(python.split(".")[:2])
-        if minor != f"{sys.version_info.major}.{sys.version_info.minor}" and minor not in self._versions:
+        if minor != machine.python_minor() and minor not in self._versions:
             self._versions[minor] = True
             print(
                 f"zmesh node: {row.name or row.node.hex()} runs Python {python}, we {platform.python_version()}: "
-                "functions pickled by one may not load on the other",
+                "functions pickled by one need not load on the other, so no tasks go between them",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
-        self._core.member_up(row.node, total, monotonic())
+        self._core.member_up(row.node, total, monotonic(), minor)
 
     def _member_down(self, effect: fx.MemberDown) -> None:
         self._core.member_down(effect.node, effect.why, monotonic())

@@ -91,6 +91,7 @@ class Node:
             members=lambda: self._mesh.describe(monotonic()) if self._mesh is not None else [],
             addresses=lambda: self._mesh.addresses(),
             address=lambda: self._mesh.address if self._mesh is not None else None,
+            python=machine.python_minor(),
         )
         self._socket = NodeSocket(run_dir.socket_of(node_peer(self.node_id)))
         self._poll = select.poll()
