@@ -460,3 +460,36 @@ def test_doctor_says_who_reaches_whom_and_why_not(nodes: Nodes) -> None:
     ill = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert ill.returncode == 1
     assert f"{made[1].address}: \n  does not answer us: it is dead" in ill.stdout.replace(":\n", ": \n")
+
+
+@zmesh.remote
+def summed(box: list[Any]) -> tuple[float, str]:
+    return float(numpy.sum(zmesh.get(box[0]))), zmesh.get_runtime_context().get_node_id()
+
+
+@zmesh.remote
+def count_up(count: int) -> Any:
+    return numpy.arange(count)
+
+
+def test_results_that_lay_on_a_node_that_goes_down_are_there_for_owner_and_borrower(nodes: Nodes) -> None:
+    a, b, c = (nodes.start() for _ in range(3))
+    nodes.await_members(a, 3)
+    zmesh.init(a.name)
+    own, shared, borrowed = (count_up.options(**on(b)).remote(125_000) for _ in range(3))
+    zmesh.wait([own, shared, borrowed], num_returns=3, timeout=10)
+    expected = 125_000 * 124_999 / 2
+    before = summed.options(**on(c)).remote([borrowed])  # counted by the owner's node from now on
+    assert zmesh.get(before) == (expected, c.id)
+    told = lifecycle.stop(b.name)
+    assert (told.moved, told.lost, told.notes) == (3, 0, [])
+    nodes.await_members(a, 2)
+    nodes.await_members(c, 2)
+    assert zmesh.get(own).sum() == expected
+    assert zmesh.get(total.options(**on(c)).remote(own)) == (expected, c.id)
+    assert zmesh.get(summed.options(**on(c)).remote([borrowed])) == (expected, c.id)
+    assert zmesh.get(summed.options(**on(c)).remote([shared])) == (expected, c.id)
+    assert zmesh.get(summed.options(**on(a)).remote([shared])) == (expected, a.id)
+    lifecycle.stop(c.name)
+    nodes.await_members(a, 1)
+    assert zmesh.get(summed.remote([borrowed])) == (expected, a.id)

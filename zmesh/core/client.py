@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, Warn
+from zmesh.core.evacuation import Rescue
 from zmesh.core.pulls import Pulls
 from zmesh.core.records import LEASED, QUEUED, RESOLVED, Entry, Inputs, Queue, Spec, Task, Thief, shape_key
 from zmesh.core.references import References
@@ -27,6 +28,7 @@ from zmesh.wire.messages import (
     Fetched,
     GiveBack,
     Infeasible,
+    Leaving,
     Log,
     Mesh,
     NodeGone,
@@ -77,6 +79,7 @@ class ClientCore:
         self._impossible: dict[Any, str] = {}  # {shape key: why no node can run it}
         self.pulls = Pulls(self.node, effects)
         self.references = References(me, self.node, effects, self.pulls)
+        self._rescue = Rescue(effects, node=lambda: self.node, references=self.references)
         self.victim = Victim(self.node, effects, timers, self._arguments, self._limit_time)
         self.tasks = Tasks(
             effects,
@@ -106,6 +109,7 @@ class ClientCore:
             Pulled: lambda _, message, now: self.pulls.pulled(message.objects),
             Mesh: self._mesh,
             NodeGone: self._node_gone,
+            Leaving: lambda _, message, now: self._rescue.leaving(message.node),
             RecycleSegments: lambda _, message, now: self.effects.append(Recycle(list(message.segments))),
             Trim: lambda _, message, now: self.effects.append(Recycle([])),
         }

@@ -11,6 +11,7 @@ from typing import Any
 from zmesh.core.copies import Copies
 from zmesh.core.directory import Directory
 from zmesh.core.effects import Address, DropSegments, DropUnused, Effect, KillProcess, Send, Warn
+from zmesh.core.evacuation import Evacuation
 from zmesh.core.guests import Guests
 from zmesh.core.lending import Lending, lease_key
 from zmesh.core.links import Links
@@ -26,6 +27,7 @@ from zmesh.wire.messages import (
     Blocked,
     Buried,
     Demand,
+    Evacuated,
     Fetch,
     Free,
     FreeSegments,
@@ -36,6 +38,7 @@ from zmesh.wire.messages import (
     Kill,
     Lease,
     LeaseBack,
+    Leaving,
     LetGo,
     Log,
     Mesh,
@@ -124,11 +127,13 @@ class NodeCore:
         self._configs: dict[PeerID, dict[str, Any]] = {}  # {job of another host: what its workers take over}
         self.links = Links(effects, timers)
         self.neighbours = Neighbours(node, effects)
-        self.copies = Copies(effects, timers, reachable=self.neighbours.totals.__contains__)
         self._pid = pid
         self._effects = effects
         self._black_box = black_box
         self._clients: dict[PeerID, Client] = {}
+        totals = self.neighbours.totals
+        self.copies = Copies(node_peer(node), effects, timers, reachable=totals.__contains__, copied=self._copied)
+        self.evacuation = Evacuation(node, effects, copies=self.copies, members=totals, clients=self._clients)
         self._store = (0, 0)
         self._mourners: dict[PeerID, dict[PeerID, bool]] = {}  # {dead worker: clients that have not buried it}
         self.resources = Resources(total)
@@ -155,7 +160,7 @@ class NodeCore:
             members=lambda: 1 + len(self.neighbours.totals),
         )
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
-        self.directory = Directory(node, effects, alive=self._alive, reserve=reserve, release=release)
+        self.directory = Directory(node, effects, self.evacuation, alive=self._alive, reserve=reserve, release=release)
         self._inputs = self._words_of_clients()
         self._between_nodes = self._words_of_nodes()
 
@@ -167,6 +172,8 @@ class NodeCore:
             Watch: lambda node, m, now: self.neighbours.watch(node, m.peers, self._living),
             PeersGone: self._peers_gone,
             KeepSegments: lambda node, m, now: self._kept.update(dict.fromkeys(m.segments, node)),
+            Leaving: lambda node, m, now: self.evacuation.leaving(node, self.directory.lying_on(node)),
+            Evacuated: lambda node, m, now: self.evacuation.member_evacuated(node, m),
         }
 
     def _words_of_clients(self) -> dict[type[Any], Callable[[PeerID, Any, float], None]]:
@@ -189,6 +196,7 @@ class NodeCore:
             FreeSegments: self._free_segments,
             Pull: lambda peer, m, now: self.copies.pull(peer, m.objects, now),
             LetGo: lambda peer, m, now: self.copies.let_go(peer, m.objects, now),
+            Evacuated: lambda peer, m, now: self.evacuation.evacuated(peer, m),
         }
 
     def _alive(self, peer: PeerID) -> bool:
@@ -203,6 +211,9 @@ class NodeCore:
 
     def _config_of(self, job: PeerID) -> dict[str, Any]:
         return self._clients[job].config if job in self._clients else self._configs.get(job, {})
+
+    def _copied(self, oid: ObjectID, error: str) -> None:
+        self.evacuation.copied(oid, error)
 
     def _executing(self, slot: int) -> Executing | None:
         """Return what runs in a slot now."""
@@ -372,6 +383,7 @@ class NodeCore:
                 self._effects.append(KillProcess(worker.peer))
 
     def _client_died(self, peer: PeerID, mourners: dict[PeerID, bool]) -> None:
+        self.evacuation.client_gone(peer)
         for dead in [dead for dead, left in self._mourners.items() if peer in left]:
             self._buried(peer, Buried(dead), 0.0)
         self.lending.client_gone(peer)
@@ -439,6 +451,7 @@ class NodeCore:
             for peer in [peer for peer in self._mourners.get(dead, {}) if peer[:NODE_ID_BYTES] == node]:
                 self._buried(peer, Buried(dead), now)
         self.directory.node_died(node)
+        self.evacuation.node_gone(node)
         self.lending.node_gone(node, self.matchmaking.demands.get)
         self.copies.node_gone(node, now)
         lost = [segment for segment, keeper in self._kept.items() if keeper == node]
@@ -556,6 +569,7 @@ class NodeCore:
         self.matchmaking.check()
         self.directory.check()
         self.copies.check()
+        self.evacuation.check()
         self.links.check()
         self.neighbours.check()
         self.lending.check(self.matchmaking.own())
