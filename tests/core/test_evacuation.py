@@ -13,7 +13,7 @@ from zmesh.core.records import Task
 from zmesh.core.timers import Timers
 from zmesh.wire import messages as m
 from zmesh.wire.codec import decode, encode
-from zmesh.wire.ids import node_peer, object_id
+from zmesh.wire.ids import guest_token, node_peer, object_id
 
 US, LEAVER, THIRD = b"us......", b"leaver..", b"third..."
 NODE, GOING = node_peer(US), node_peer(LEAVER)
@@ -196,6 +196,15 @@ def test_what_a_leaving_node_counts_for_others_is_told_as_lost(host: Host) -> No
     told = host.core.evacuation.farewell(len(lost))
     assert told.lost == 2
     assert "end with it" in told.notes[0]
+
+
+def test_guests_of_a_leaving_node_are_told_as_losing_what_lay_there(host: Host) -> None:
+    guest = US + guest_token(b"guest...")
+    host.core.receive(guest, m.Hello("driver", 5), 0.0)
+    oid = object_id(guest, 1)
+    host.hear(guest, m.Promote(1, [(oid, m.INLINE, b"x", [])]))
+    assert host.core.directory.held_elsewhere() == [oid]
+    assert host.core.evacuation.farewell(0).notes[0].startswith("1 guest(s)")
 
 
 def test_only_a_node_may_say_that_it_leaves(host: Host) -> None:

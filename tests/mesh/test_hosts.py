@@ -23,6 +23,8 @@ from zmesh.runtime.keyring import Keyring, keyring_path
 from zmesh.runtime.machine import _free
 from zmesh.util.scheduling_strategies import NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy
 
+ZMESH = [os.path.join(os.path.dirname(sys.executable), "zmesh")]
+
 Start = Callable[..., lifecycle.RunningNode]
 
 
@@ -451,7 +453,7 @@ def test_doctor_says_who_reaches_whom_and_why_not(nodes: Nodes) -> None:
     made = [nodes.start() for _ in range(3)]
     nodes.await_members(made[0], 3)
     nodes.await_members(made[2], 3)
-    command = [os.path.join(os.path.dirname(sys.executable), "zmesh"), "doctor", "--node", made[0].name]
+    command = [*ZMESH, "doctor", "--node", made[0].name]
     well = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert well.returncode == 0, well.stdout
     assert well.stdout.count("reaches all others") == 3
@@ -493,3 +495,104 @@ def test_results_that_lay_on_a_node_that_goes_down_are_there_for_owner_and_borro
     lifecycle.stop(c.name)
     nodes.await_members(a, 1)
     assert zmesh.get(summed.remote([borrowed])) == (expected, a.id)
+
+
+def test_what_a_node_that_goes_down_counted_for_others_is_told_as_lost(nodes: Nodes) -> None:
+    a, b = nodes.start(), nodes.start()
+    nodes.await_members(a, 2)
+    zmesh.init(a.name)
+
+    @zmesh.remote
+    def boxed() -> list[Any]:
+        return [zmesh.put(numpy.ones(200_000)), zmesh.put("small")]
+
+    box = zmesh.get(boxed.options(**on(b)).remote())
+    result = ones.options(**on(b)).remote(200_000)
+    zmesh.wait([result], timeout=10)
+    done = subprocess.run([*ZMESH, "down", "--node", b.name], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert "1 object(s) that lay there alone were copied" in done.stdout
+    assert "zmesh: 2 object(s) are lost" in done.stderr
+    assert "belong to programs of this node" in done.stderr
+    assert zmesh.get(result)[0].sum() == 200_000
+    with pytest.raises(zmesh.exceptions.ObjectLostError):
+        zmesh.get(box[1])
+
+
+def test_an_object_that_finds_no_room_elsewhere_is_told_as_lost(nodes: Nodes) -> None:
+    a, b = nodes.start(store_bytes=8 << 20), nodes.start()
+    nodes.await_members(a, 2)
+    zmesh.init(a.name)
+    fits, too_large = count_up.options(**on(b)).remote(100_000), count_up.options(**on(b)).remote(4_000_000)
+    zmesh.wait([fits, too_large], num_returns=2, timeout=10)
+    told = lifecycle.stop(b.name)
+    assert (told.moved, told.lost) == (1, 1)
+    assert f"could not be moved to node {a.id}" in told.notes[0]
+    assert "do not fit into the store of this host" in told.notes[0]
+    assert len(zmesh.get(fits)) == 100_000
+    with pytest.raises(zmesh.exceptions.ObjectLostError):
+        zmesh.get(too_large)
+
+
+@pytest.mark.slow
+def test_a_node_killed_while_it_leaves_takes_no_more_with_it_than_what_lay_there(nodes: Nodes) -> None:
+    a, b = nodes.start(store_bytes=1 << 30), nodes.start(store_bytes=1 << 30)
+    nodes.await_members(a, 2)
+    zmesh.init(a.name)
+    refs = [count_up.options(**on(b)).remote(1 << 22) for _ in range(12)]
+    zmesh.wait(refs, num_returns=len(refs), timeout=60)
+    os.kill(b.pid, signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while lifecycle.status(a.name)["copies"] < 3:
+        assert time.monotonic() < deadline
+    os.kill(b.pid, signal.SIGKILL)
+    nodes.await_members(a, 1)
+    found = 0
+    for ref in refs:
+        with contextlib.suppress(zmesh.exceptions.ObjectLostError):
+            assert zmesh.get(ref, timeout=20)[-1] == (1 << 22) - 1
+            found += 1
+    assert zmesh.get(where.remote()) == a.id
+    del refs
+    assert found < 12, "it was killed in time"
+
+
+@pytest.mark.slow
+def test_a_member_that_never_answers_holds_up_the_leaver_for_a_while_only(nodes: Nodes) -> None:
+    a, b, c = (nodes.start() for _ in range(3))
+    nodes.await_members(a, 3)
+    nodes.await_members(b, 3)
+    zmesh.init(a.name)
+    result = ones.options(**on(b)).remote(200_000)
+    zmesh.wait([result], timeout=10)
+    os.kill(c.pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        told = lifecycle.stop(b.name)
+        took = time.monotonic() - started
+    finally:
+        os.kill(c.pid, signal.SIGKILL)
+    assert told.moved == 1
+    assert took < 35, took
+    assert zmesh.get(result)[0].sum() == 200_000
+
+
+@pytest.mark.slow
+def test_a_program_that_never_answers_is_told_and_a_second_signal_ends_the_wait(nodes: Nodes) -> None:
+    a, b = nodes.start(), nodes.start()
+    nodes.await_members(a, 2)
+    script = f"import time, zmesh; zmesh.init({a.name!r}); print('ready', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == b"ready\n"
+        driver.send_signal(signal.SIGSTOP)
+        with subprocess.Popen(
+            [*ZMESH, "down", "--node", b.name], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as down:
+            assert down.stderr is not None
+            with pytest.raises(subprocess.TimeoutExpired):
+                down.wait(timeout=2)
+            os.kill(b.pid, signal.SIGTERM)
+            assert down.wait(timeout=5) == 0
+            assert f"node {a.id} did not say whether it has all it needs".encode() in down.stderr.read()
+        driver.kill()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zmesh.core.effects import DropSegments, Effect, Send
-from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
+from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, ObjectID, PeerID, is_guest, node_peer
 from zmesh.wire.messages import (
     ERROR,
     INLINE,
@@ -246,7 +246,7 @@ class Directory:
         return [(oid, value) for oid, value in found if value[2][:NODE_ID_BYTES] == node]
 
     def held_elsewhere(self) -> list[ObjectID]:
-        """Return the objects that clients of other nodes hold, and those inside of them."""
+        """Return the objects that clients on other hosts hold, guests included, and those inside of them."""
         found = {oid: True for oid, record in self._records.items() if any(map(self._is_far, record.holders))}
         todo = list(found)
         while todo:
@@ -257,7 +257,7 @@ class Directory:
         return list(found)
 
     def _is_far(self, holder: Holder) -> bool:
-        return len(holder) == PEER_ID_BYTES and holder[:NODE_ID_BYTES] != self._node
+        return len(holder) == PEER_ID_BYTES and (holder[:NODE_ID_BYTES] != self._node or is_guest(holder))
 
     def segments_in_use(self) -> list[int]:
         """Return the segments that records name."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zmesh.core.effects import Effect, Send, Warn
-from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
+from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, is_guest, node_peer
 from zmesh.wire.messages import ERROR, Evacuated, Leaving
 
 
@@ -87,6 +87,9 @@ class Evacuation:
         notes = list(told.notes)
         if ours:
             notes.append(f"{ours} object(s) that other hosts hold belong to programs of this node, and end with it")
+        guests = sum(is_guest(client) for client in self._clients)
+        if guests:
+            notes.append(f"{guests} guest(s) of this node go on at other members, without the results that lay here")
         notes += [
             f"node {node.hex()} did not say whether it has all it needs of this one" for node in self._asked or ()
         ]
