@@ -12,7 +12,9 @@ Source: settings, docs/design.md, "Sockets".
 """
 
 import contextlib
+import errno
 import functools
+import os
 import random
 import struct
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from zmq.utils.monitor import parse_monitor_message
 from zmesh.core.effects import Address
 from zmesh.exceptions import ConfigError
 from zmesh.runtime.curve import CurveKeys, Gate, secure_client, secure_server
+from zmesh.runtime.machine import resolves
 from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, PeerID
 
 CONTROL_BYTES_MAX = 4 * 1024 * 1024  # of a frame, also before its sender is known; fragments are 1 MiB
@@ -51,6 +54,10 @@ _PARCEL, _ACK, WORD = b"P", b"A", b"W"
 _HEAD = struct.Struct(">cIQQ?")
 ROUTING_ID = b"\x01"  # before a NodeID: a routing id must not begin with a zero
 GUEST_ID = b"\x02"  # before the token of a guest
+# Before a NodeID and some bytes by chance: a connection for words of membership only, to an address at which a node may
+# be that we have a connection to already. Under the same id a ROUTER would let it take over, and the other fall silent.
+SEED_ID, SEED_BYTES = b"\x03", 4
+SEEDS_MAX = 64  # such connections; the oldest goes
 
 
 def parcel_head(epoch: int, seq: int, ack: int, more: bool, ids: bytes) -> bytes:
@@ -91,6 +98,19 @@ def take_edge(socket: Any) -> bool:
 def endpoint(host: str, port: int) -> str:
     """Return the ZeroMQ address of a TCP port; IPv6 in brackets."""
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def cannot_listen(host: str, port: int, error: zmq.ZMQError) -> ConfigError:
+    """Return the error for a port that could not be bound."""
+    if error.errno == errno.EADDRINUSE:
+        why = (
+            f"port {port} is in use: P, P + 1 and P + 2 must be free. Say another --port, or none for the next free one"
+        )
+    elif error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
+        why = "that is no address of this machine. Say one with --host; what others dial, if it differs, is --advertise"
+    else:
+        why = f"port {port}: {os.strerror(error.errno or 0)}. See --host and --port"
+    return ConfigError(f"cannot listen on {host}: {why}")
 
 
 def rebind(bind: Callable[[], None]) -> None:
@@ -239,10 +259,7 @@ class MeshSockets:
         except zmq.ZMQError as error:
             router.close()
             pub.close()
-            ports = f"{self._port}-{self._port + 2}"
-            raise ConfigError(
-                f"cannot listen on {self._host}, ports {ports}: {error.strerror}. Use --port, --host"
-            ) from None
+            raise cannot_listen(self._host, port, error) from None
         self._router, self._pub = router, pub
         self._pub_fd: int = pub.getsockopt(zmq.FD)
         self._router_fd: int = router.getsockopt(zmq.FD)
@@ -270,7 +287,8 @@ class MeshSockets:
     def _dial(self, table: dict[Any, Dialled], key: Any, node: NodeID, address: Address) -> Dialled:
         host, port = address
         socket = tune(self._context.socket(zmq.DEALER), host, CONTROL_BYTES_MAX)
-        socket.routing_id = ROUTING_ID + self._me
+        seed = table is self._seeds
+        socket.routing_id = SEED_ID + self._me + os.urandom(SEED_BYTES) if seed else ROUTING_ID + self._me
         socket.immediate = True
         socket.connect_timeout = HANDSHAKE_MS
         attempt = table[key].attempt + 1 if key in table else 0
@@ -283,6 +301,11 @@ class MeshSockets:
         self._monitored[dialled.monitor.getsockopt(zmq.FD)] = (node, dialled)
         self.changed = True
         return dialled
+
+    def _dial_seed(self, address: Address) -> Dialled:
+        if len(self._seeds) >= SEEDS_MAX:
+            self._hang_up(self._seeds, next(iter(self._seeds)))
+        return self._dial(self._seeds, address, b"", address)
 
     def _hang_up(self, table: dict[Any, Dialled], key: Any) -> None:
         dialled = table.pop(key, None)
@@ -356,7 +379,7 @@ class MeshSockets:
         """Send a word of membership straight to a node, or to whoever is at that address."""
         dialled = self._to(node) if node in self._addresses else None
         if dialled is None:  # a seed, or one that is no member (any more)
-            dialled = self._seeds.get(address) or self._dial(self._seeds, address, b"", address)
+            dialled = self._seeds.get(address) or self._dial_seed(address)
         if not self._send(dialled, (WORD, frame)):
             dialled.later = [*dialled.later[-LATER_MAX + 1 :], frame]
 
@@ -441,6 +464,8 @@ class MeshSockets:
     def _received(self, frames: list[bytes]) -> None:
         sender, *rest = frames
         kind, node = sender[:1], sender[1:]
+        if kind == SEED_ID and len(node) == NODE_ID_BYTES + SEED_BYTES and rest[0] == WORD:
+            kind, node = ROUTING_ID, node[:NODE_ID_BYTES]
         if len(node) != NODE_ID_BYTES or kind not in (ROUTING_ID, GUEST_ID) or len(rest) not in (1, 2):
             self._heard.bad(f"{len(frames)} frames from {sender[:20].hex()}")
             return
@@ -541,8 +566,10 @@ class MeshSockets:
                 found.append("connected, but no answer came back")
             elif dialled.failures:
                 found.append("it has another key: copy it with `zmesh key export` and `zmesh key import`")
+            elif dialled.refused:
+                found.append("nobody listens there")
             else:
-                found.append("nobody listens there" if dialled.refused else "no connection")
+                found.append("no connection" if resolves(seed[0]) else f"no address is known for the name {seed[0]!r}")
         return "; ".join(dict.fromkeys(found))
 
     def close(self) -> None:
