@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from zmesh.exceptions import GetTimeoutError, NotRunningError
+from zmesh.exceptions import ConfigError, GetTimeoutError, NodeDiedError, NotRunningError
 
 STOP_TIMEOUT_S = 65.0  # a node finishes what it runs for other hosts first, and has what lies only there copied
 
@@ -65,10 +65,13 @@ def stop(name: str) -> StoppedNode:
 
     Raises:
         NotRunningError: there is none of that name.
+        ConfigError: it is an address.
     """
     from zmesh.runtime import processes, rundir
 
     record = rundir.find(name)
+    if record is None and ":" in name:
+        raise ConfigError(f"{name!r} is an address: a node is stopped on its own host, by its name")
     if record is None:
         raise NotRunningError(f"no node named {name!r} of this user runs on this host")
     return StoppedNode(name, **processes.stop_node(record, STOP_TIMEOUT_S))
@@ -124,8 +127,11 @@ def run(name: str, settings: dict[str, Any], announce: Callable[[RunningNode], N
 
     Args:
         announce: called when it is up.
+
+    Raises:
+        NodeDiedError: it was killed.
     """
-    from zmesh.runtime import processes
+    from zmesh.runtime import processes, rundir
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -145,4 +151,6 @@ def run(name: str, settings: dict[str, Any], announce: Callable[[RunningNode], N
                 return stop(name)
             except KeyboardInterrupt:
                 return stop(name)  # its second SIGTERM: it waits for nobody any more
+    if rundir.was_killed(name, node.id):
+        raise NodeDiedError(f"node {name!r} (pid {node.pid}) was killed, or crashed")
     return StoppedNode(name)

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -102,18 +103,77 @@ def test_a_backlog_is_worked_off_by_all_nodes(nodes: Nodes) -> None:
     assert min(counts.values()) >= 8, counts
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="this machine has no IPv6")
+def _has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
+
+
+@pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
 def test_a_mesh_on_ipv6(nodes: Nodes) -> None:
-    a, b = nodes.start(host="::1"), nodes.start(host="::1")
+    a = nodes.start(host="::1")
     assert a.address.startswith("[::1]:")
+    b = nodes.start(host="::1", join=[lifecycle.parse_address(a.address)])
     nodes.await_members(a, 2)
+    nodes.await_members(b, 2)
     zmesh.init(a.name)
     assert zmesh.get(where.options(**on(b)).remote()) == b.id
     array, maker = zmesh.get(ones.options(**on(b)).remote(1_000_000))
     assert (array.sum(), maker) == (1_000_000, b.id)
+    assert zmesh.get(total.options(**on(b)).remote(numpy.ones(500_000))) == (500_000.0, b.id)
     zmesh.shutdown()
     zmesh.init(b.address)
     assert zmesh.get(where.options(**on(a)).remote()) == a.id
+    for node in (b.name, b.address):
+        for words in (["status"], ["doctor"]):
+            told = subprocess.run([*ZMESH, *words, "--node", node], capture_output=True, text=True, check=True)
+            assert f" {a.address}" in told.stdout
+            assert f" {b.address}" in told.stdout
+
+
+def test_status_is_json_on_every_member_and_tells_the_same_of_each(nodes: Nodes) -> None:
+    made = [nodes.start(resources={"disk": 2}) for _ in range(3)]
+    for node in made:
+        nodes.await_members(node, 3)
+    zmesh.init(made[0].name)
+    assert zmesh.get(where.options(**on(made[1])).remote()) == made[1].id
+
+    def told(node: lifecycle.RunningNode) -> dict[str, Any]:
+        done = subprocess.run([*ZMESH, "status", "--json", "--node", node.name], capture_output=True, check=True)
+        members = json.loads(done.stdout)["members"]
+        return {member["node"]: [member[key] for key in ("state", "address", "total", "store")] for member in members}
+
+    deadline = time.monotonic() + 10
+    while any(told(node) != told(made[0]) or not all(row[3] for row in told(node).values()) for node in made):
+        assert time.monotonic() < deadline, [told(node) for node in made]
+    for row in lifecycle.status(made[2].name)["members"]:
+        assert row["store"][1] == 1 << 28
+        assert row["total"]["disk"] == 2
+        assert row["available"]["CPU"] <= 1
+        assert (row["version"], row["python"]) == (zmesh.__version__, ".".join(map(str, sys.version_info[:3])))
+        assert row["workers"] >= 0
+        assert row["backlog"] == 0
+
+
+def test_a_node_that_was_killed_comes_back_under_its_address(nodes: Nodes) -> None:
+    a, b = nodes.start(), nodes.start()
+    nodes.await_members(a, 2)
+    os.kill(b.pid, signal.SIGKILL)
+    port = lifecycle.parse_address(b.address)[1]
+    again = nodes.start(port=port)
+    assert (again.address, again.id == b.id) == (b.address, False)
+    nodes.await_members(a, 2)
+    zmesh.init(a.name)
+    assert zmesh.get(where.options(**on(again)).remote()) == again.id
+    shown = subprocess.run([*ZMESH, "status", "--node", a.name], capture_output=True, text=True, check=True).stdout
+    assert shown.count(again.address) == 1, shown
+    well = subprocess.run([*ZMESH, "doctor", "--node", a.name], capture_output=True, text=True, check=False)
+    assert well.returncode == 0, well.stdout
+    zmesh.shutdown()
+    lifecycle.stop(again.name)
+    well = subprocess.run([*ZMESH, "doctor", "--node", a.name], capture_output=True, text=True, check=False)
+    assert well.stdout.count("reaches all others") == 1
 
 
 def test_every_node_shows_the_same_mesh(nodes: Nodes) -> None:

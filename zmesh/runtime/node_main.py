@@ -254,6 +254,7 @@ class Node:
         self._timers.tick(monotonic())
         self._carry_out()
         self._watch_segments()
+        self.core.store_report(self._segments.used_bytes, self._segments.capacity_bytes)
         more = True
         while more or self._effects:
             more = self._socket.drain(self._deliver, self._forward)
@@ -385,7 +386,6 @@ class Node:
         self._segments.handle(fd)
         if fd not in self._segments.filenos():
             self._unwatch(fd)
-        self.core.store_report(self._segments.used_bytes, self._segments.capacity_bytes)
         if self._segments.wants_trim:
             self._segments.wants_trim = False
             if self._mesh is not None:

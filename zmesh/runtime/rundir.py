@@ -208,6 +208,12 @@ def running(path: str) -> dict[str, Any] | None:
     return record if record is not None and record.get("born") == _born(record["pid"]) != 0 else None
 
 
+def was_killed(name: str, node: str) -> bool:
+    """Whether a node that has ended left its record: one that ends in good order takes it along."""
+    record = _record(os.path.join(base(), name))
+    return record is not None and record["node"] == node
+
+
 def _born(pid: int) -> int:
     """Return when a process started, in clock ticks since boot; 0 if there is none.
 
