@@ -206,6 +206,7 @@ def test_a_node_in_the_foreground_ends_when_it_is_stopped_elsewhere_or_killed() 
         (["status", "--node", "nobody"], 1, "no node named"),
         (["doctor", "--node", "nobody"], 1, "no node named"),
         (["status", "--node", "127.0.0.1:9"], 1, "nobody listens there"),
+        (["status", "--node", "no-such-host.invalid:9"], 1, "no address is known for the name"),
         (["map"], 2, "Missing argument"),
         (["map", ":::", "a"], 2, "no command"),
         (["frobnicate"], 2, "No such command"),

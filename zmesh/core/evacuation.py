@@ -89,7 +89,7 @@ class Evacuation:
             notes.append(f"{ours} object(s) that other hosts hold belong to programs of this node, and end with it")
         guests = sum(is_guest(client) for client in self._clients)
         if guests:
-            notes.append(f"{guests} guest(s) of this node go on at other members, without the results that lay here")
+            notes.append(f"{guests} guest(s) of this node go on elsewhere, without large results not read yet")
         notes += [
             f"node {node.hex()} did not say whether it has all it needs of this one" for node in self._asked or ()
         ]
