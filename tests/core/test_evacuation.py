@@ -302,3 +302,27 @@ def test_a_client_that_loses_its_own_node_meanwhile_says_nothing_wrong(owner: Ow
     owner.core.node_lost("the node is gone", 0.0)
     owner.core.check()
     assert owner.said()[-1].lost == 1
+
+
+def test_two_members_may_leave_at_once(host: Host) -> None:
+    here, there = host.promote(1), host.promote(2, value=(9, 1000, FAR))
+    host.hear(GOING, m.Leaving(LEAVER))
+    host.hear(node_peer(THIRD), m.Leaving(THIRD))
+    host.hear(D, m.Evacuated(THIRD, 0, 0))
+    host.core.client_ended(E, 0.0)
+    host.fetched(there)
+    assert host.said(node_peer(THIRD))[-1] == m.Evacuated(THIRD, 1, 0)
+    host.hear(D, m.Evacuated(LEAVER, 0, 0))
+    host.fetched(here)
+    assert host.said(GOING)[-1] == m.Evacuated(LEAVER, 1, 0)
+
+
+def test_an_object_that_is_kept_already_is_not_kept_twice(host: Host) -> None:
+    host.hear(GOING, m.Leaving(LEAVER))
+    host.answers()
+    oid = host.promote(1)
+    host.fetched(oid)
+    host.core.evacuation.stored(oid, PLACE)
+    host.hear(D, m.Release([(oid, 1, True)]))
+    assert host.did(DropCopies) == [DropCopies([oid], clean=True)]
+    assert len(host.core.copies) == 0
