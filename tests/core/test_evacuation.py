@@ -155,6 +155,16 @@ def test_what_is_shared_after_the_leaver_said_so_or_left_is_copied_at_once(host:
     assert host.did(DropCopies) == [], "its owner's host keeps it, as it is all there is"
 
 
+def test_what_gets_its_value_while_clients_answer_is_waited_for(host: Host) -> None:
+    oid = host.promote(1, m.PENDING, None)
+    host.hear(GOING, m.Leaving(LEAVER))
+    host.hear(D, m.Resolve([(oid, m.STORED, PLACE, [])]))
+    host.answers()
+    assert m.Evacuated(LEAVER, 0, 0) not in host.said(GOING)
+    host.fetched(oid)
+    assert host.said(GOING)[-1] == m.Evacuated(LEAVER, 1, 0)
+
+
 def test_a_leaver_that_dies_meanwhile_takes_with_it_what_is_not_here_yet(host: Host) -> None:
     here, away = host.promote(1), host.promote(2)
     host.hear(GOING, m.Leaving(LEAVER))

@@ -22,7 +22,7 @@ class Round:
     """One leaving node, as a member deals with it."""
 
     clients: dict[PeerID, bool]  # {client: True} that have not answered
-    objects: dict[ObjectID, bool]  # {shared object: True} that are not here yet
+    objects: dict[ObjectID, bool] = field(default_factory=dict)  # {shared object: True} that are not here yet
     moved: int = 0
     lost: int = 0
     why: str = ""  # the first of them was lost
@@ -106,8 +106,9 @@ class Evacuation:
         if node in self._leavers:
             return
         self._leavers[node] = True
-        one = self._rounds[node] = Round(dict.fromkeys(self._clients, True), {oid: True for oid, _ in objects})
+        one = self._rounds[node] = Round(dict.fromkeys(self._clients, True))
         self._effects += [Send(client, Leaving(node)) for client in self._clients]
+        one.objects = {oid: True for oid, _ in objects if oid not in self._rescued}
         for oid, location in objects:
             self._rescue(oid, location)
         self._finish(node, one)
@@ -120,6 +121,8 @@ class Evacuation:
     def stored(self, oid: ObjectID, location: Any) -> None:
         """A shared object counted here has its bytes on another node; if that one leaves, they are copied at once."""
         node = location[2][:NODE_ID_BYTES]
+        if node in self._rounds and oid not in self._rescued:
+            self._rounds[node].objects[oid] = True  # a result that arrived shortly before the word
         if node in self._leavers or node not in self._members:
             self._rescue(oid, location)
 
