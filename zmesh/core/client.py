@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, Warn
+from zmesh.core.evacuation import Rescue
 from zmesh.core.links import Links
 from zmesh.core.pulls import Pulls
 from zmesh.core.records import LEASED, QUEUED, RESOLVED, Entry, Inputs, Queue, Spec, Task, Thief, shape_key
@@ -30,6 +31,7 @@ from zmesh.wire.messages import (
     Fetched,
     GiveBack,
     Infeasible,
+    Leaving,
     Log,
     Mesh,
     NodeGone,
@@ -83,6 +85,7 @@ class ClientCore:
         self.pulls = Pulls(self.node, effects)
         self.shortcuts = Shortcuts(me, effects, Links(effects, timers))
         self.references = References(me, self.node, effects, self.pulls)
+        self._rescue = Rescue(effects, node=lambda: self.node, references=self.references, hears=self.shortcuts.heard)
         self.victim = Victim(self.node, effects, timers, self._arguments, self._limit_time)
         self.tasks = Tasks(
             effects,
@@ -115,6 +118,7 @@ class ClientCore:
             Shortcut: self.shortcuts.offered,
             Switch: self.shortcuts.switched,
             Carry: self.shortcuts.carried,
+            Leaving: lambda peer, message, now: self._rescue.leaving(peer, message.node),
             RecycleSegments: lambda _, message, now: self.effects.append(Recycle(list(message.segments))),
             Trim: lambda _, message, now: self.effects.append(Recycle([])),
         }
@@ -272,6 +276,7 @@ class ClientCore:
         """A member is gone: what it had of ours runs elsewhere, what it had for us is lost."""
         del peer
         self.shortcuts.node_gone(message.node)
+        self._rescue.node_gone(message.node)
         gone = [thief for thief in self.victim.thieves.values() if thief.peer[:NODE_ID_BYTES] == message.node]
         for thief in gone:
             self.victim.close(thief)

@@ -11,6 +11,7 @@ from typing import Any
 from zmesh.core.copies import Copies
 from zmesh.core.directory import Directory
 from zmesh.core.effects import Address, DropSegments, DropUnused, Effect, KillProcess, Send, Warn
+from zmesh.core.evacuation import Evacuation
 from zmesh.core.guests import Guests
 from zmesh.core.lending import Lending, lease_key
 from zmesh.core.links import Links
@@ -28,6 +29,7 @@ from zmesh.wire.messages import (
     Buried,
     Carry,
     Demand,
+    Evacuated,
     Fetch,
     Free,
     FreeSegments,
@@ -38,6 +40,7 @@ from zmesh.wire.messages import (
     Kill,
     Lease,
     LeaseBack,
+    Leaving,
     LetGo,
     Log,
     Mesh,
@@ -133,11 +136,15 @@ class NodeCore:
         self.links = Links(effects, timers)
         self.openings = Openings(node, rng, effects, self.links, address=address)
         self.neighbours = Neighbours(node, effects)
-        self.copies = Copies(effects, timers, reachable=self.neighbours.totals.__contains__)
         self._pid = pid
         self._effects = effects
         self._black_box = black_box
         self._clients: dict[PeerID, Client] = {}
+        totals = self.neighbours.totals
+        self.copies = Copies(node_peer(node), effects, timers, reachable=totals.__contains__, copied=self._copied)
+        self.evacuation = Evacuation(
+            node, effects, copies=self.copies, members=totals, clients=self._clients, directly=self.openings.names
+        )
         self._store = (0, 0)
         self._mourners: dict[PeerID, dict[PeerID, bool]] = {}  # {dead worker: clients that have not buried it}
         self.resources = Resources(total)
@@ -164,7 +171,7 @@ class NodeCore:
             members=lambda: 1 + len(self.neighbours.totals),
         )
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
-        self.directory = Directory(node, effects, alive=self._alive, reserve=reserve, release=release)
+        self.directory = Directory(node, effects, self.evacuation, alive=self._alive, reserve=reserve, release=release)
         self._inputs = self._words_of_clients()
         self._between_nodes = self._words_of_nodes()
 
@@ -176,6 +183,8 @@ class NodeCore:
             Watch: lambda node, m, now: self.neighbours.watch(node, m.peers, self._living),
             PeersGone: self._peers_gone,
             KeepSegments: lambda node, m, now: self._kept.update(dict.fromkeys(m.segments, node)),
+            Leaving: lambda node, m, now: self.evacuation.leaving(node, self.directory.lying_on(node)),
+            Evacuated: lambda node, m, now: self.evacuation.member_evacuated(node, m),
         }
 
     def _words_of_clients(self) -> dict[type[Any], Callable[[PeerID, Any, float], None]]:
@@ -200,6 +209,7 @@ class NodeCore:
             LetGo: lambda peer, m, now: self.copies.let_go(peer, m.objects, now),
             Switch: self.openings.switch,
             Carry: self.openings.carried,
+            Evacuated: lambda peer, m, now: self.evacuation.evacuated(peer, m),
         }
 
     def _alive(self, peer: PeerID) -> bool:
@@ -214,6 +224,9 @@ class NodeCore:
 
     def _config_of(self, job: PeerID) -> dict[str, Any]:
         return self._clients[job].config if job in self._clients else self._configs.get(job, {})
+
+    def _copied(self, oid: ObjectID, error: str) -> None:
+        self.evacuation.copied(oid, error)
 
     def _executing(self, slot: int) -> Executing | None:
         """Return what runs in a slot now."""
@@ -372,7 +385,7 @@ class NodeCore:
                 self.links.send(to, source, to, frame, now)
         elif node in self.neighbours.totals:
             self.links.send(self.openings.names.get(to, node), source, to, frame, now)
-        elif source[:NODE_ID_BYTES] == self.node:
+        elif source in self._clients:
             # It was told once, but may have learnt of what lay there only afterwards.
             self._effects.append(Send(source, NodeGone(node, "it is no member of the mesh")))
 
@@ -392,6 +405,7 @@ class NodeCore:
                 self._effects.append(KillProcess(worker.peer))
 
     def _client_died(self, peer: PeerID, mourners: dict[PeerID, bool]) -> None:
+        self.evacuation.client_gone(peer)
         for dead in [dead for dead, left in self._mourners.items() if peer in left]:
             self._buried(peer, Buried(dead), 0.0)
         self.lending.client_gone(peer)
@@ -460,6 +474,7 @@ class NodeCore:
             for peer in [peer for peer in self._mourners.get(dead, {}) if peer[:NODE_ID_BYTES] == node]:
                 self._buried(peer, Buried(dead), now)
         self.directory.node_died(node)
+        self.evacuation.node_gone(node)
         self.lending.node_gone(node, self.matchmaking.demands.get)
         self.copies.node_gone(node, now)
         lost = [segment for segment, keeper in self._kept.items() if keeper == node]
@@ -580,6 +595,7 @@ class NodeCore:
         self.matchmaking.check()
         self.directory.check()
         self.copies.check()
+        self.evacuation.check()
         self.links.check()
         self.openings.check()
         self.neighbours.check()

@@ -503,6 +503,26 @@ class Carry:
     frame: bytes
 
 
+@dataclass(slots=True)
+class Leaving:
+    """A node to members, and each of these to its clients: `node` leaves soon. Copy what you need of it.
+
+    Answered by Evacuated when that is done.
+    """
+
+    node: NodeID
+
+
+@dataclass(slots=True)
+class Evacuated:
+    """The answer to Leaving: so many objects were copied from `node`, and so many could not be, the first for `why`."""
+
+    node: NodeID
+    moved: int
+    lost: int
+    why: str = ""
+
+
 MESSAGES: tuple[type[Any], ...] = (
     # The place in this tuple is the message's code on the wire: append only.
     Hello,
@@ -556,4 +576,6 @@ MESSAGES: tuple[type[Any], ...] = (
     Shortcut,
     Switch,
     Carry,
+    Leaving,
+    Evacuated,
 )
