@@ -13,7 +13,7 @@ import zmq
 
 from tests.relay import Relay
 from zmesh.exceptions import ConfigError
-from zmesh.runtime import mesh_sockets
+from zmesh.runtime import mesh_sockets, parcels
 from zmesh.runtime.curve import CurveKeys, Gate, check_library, curve_keys, secure_client
 from zmesh.runtime.machine import PORTS, _free
 from zmesh.runtime.mesh_sockets import Heard, MeshSockets
@@ -328,10 +328,10 @@ def raw_dealer(context: Any, keys: CurveKeys, identity: bytes, address: tuple[st
         [b"P" * 54, b"short"],
         [b"W"],
         [b"W", b"word", b"more"],
-        [mesh_sockets._HEAD.pack(b"A", 0, 1, 0, False), b"more"],
+        [parcels._HEAD.pack(b"A", 0, 1, 0, False), b"more"],
         [b"x"] * 1000,
-        [mesh_sockets._HEAD.pack(b"P", 0, 1, 0, False) + bytes(32), b"from nobody"],
-        [mesh_sockets._HEAD.pack(b"P", 0, 1, 0, False) + C + bytes(8) + B + bytes(8), b"in the name of another"],
+        [parcels._HEAD.pack(b"P", 0, 1, 0, False) + bytes(32), b"from nobody"],
+        [parcels._HEAD.pack(b"P", 0, 1, 0, False) + C + bytes(8) + B + bytes(8), b"in the name of another"],
     ],
     ids=lambda frames: f"{len(frames)} frames of {len(frames[0])}",
 )
