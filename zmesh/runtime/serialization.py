@@ -11,6 +11,7 @@ from, and who may write them again, is the business of store.py; who counts the 
 Source: PEP 574 (out-of-band data); sizes and speeds in docs/design.md, "Objects".
 """
 
+import collections
 import contextlib
 import functools
 import io
@@ -131,12 +132,30 @@ def _dump(value: Any, refs: list[Any], found: list[pickle.PickleBuffer] | None) 
         raise
     except Exception:
         pass  # A lambda, a local class: what pickle refuses, cloudpickle mostly takes.
-    import cloudpickle
-
     refs.clear()
     if found is not None:
         found.clear()
-    return cloudpickle.dumps(value, 5, keep)  # type: ignore[no-any-return]  # cloudpickle has no types
+    with io.BytesIO() as file:
+        _by_value()(file, 5, buffer_callback=keep).dump(value)
+        return file.getvalue()
+
+
+@functools.cache
+def _by_value() -> Any:
+    """Return cloudpickle's pickler, changed so that functions keep the name of their file.
+
+    Since 3.1.3 it writes "<dynamic-code>" instead, and a traceback would show no lines.
+    """
+    import cloudpickle
+
+    table = cloudpickle.Pickler.dispatch_table
+
+    def reduce_code(code: types.CodeType) -> Any:
+        make, fields, *rest = table[types.CodeType](code)
+        return (make, tuple(code.co_filename if field == "<dynamic-code>" else field for field in fields), *rest)
+
+    tables = {"dispatch_table": collections.ChainMap({types.CodeType: reduce_code}, table)}
+    return type("Pickler", (cloudpickle.Pickler,), tables)
 
 
 def _unpicklable(value: Any, what: str, error: Exception) -> Exception:
