@@ -11,6 +11,7 @@ from typing import Any
 from zmesh.core.copies import Copies
 from zmesh.core.directory import Directory
 from zmesh.core.effects import Address, DropSegments, DropUnused, Effect, KillProcess, Send, Warn
+from zmesh.core.groups import Groups
 from zmesh.core.guests import Guests
 from zmesh.core.lending import Lending, lease_key
 from zmesh.core.links import Links
@@ -145,6 +146,7 @@ class NodeCore:
             members=lambda: 1 + len(self.neighbours.totals),
             matched=self._matched,
         )
+        self.groups = self._make_groups(rng)
         self.lending = Lending(
             rng,
             effects,
@@ -156,8 +158,21 @@ class NodeCore:
         )
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
         self.directory = Directory(node, effects, alive=self._alive, reserve=reserve, release=release)
-        self._inputs = self._words_of_clients()
-        self._between_nodes = self._words_of_nodes()
+        self._inputs = self._words_of_clients() | self.groups.of_clients
+        self._between_nodes = self._words_of_nodes() | self.groups.of_nodes
+
+    def _make_groups(self, rng: random.Random) -> Groups:
+        return Groups(
+            self.node,
+            rng,
+            self._effects,
+            self._timers,
+            self.resources,
+            self.matchmaking,
+            totals=lambda: {self.node: self.resources.total, **self.neighbours.totals},
+            alive=self._alive,
+            draining=lambda: self._draining,
+        )
 
     def _words_of_nodes(self) -> dict[type[Any], Callable[[NodeID, Any, float], None]]:
         return {
@@ -316,6 +331,7 @@ class NodeCore:
         notice.over = box is not None and box.over
         self._effects += [Send(victim, notice) for victim in mourners]
         self._client_died(peer, mourners)
+        self.groups.client_gone(peer, now)
         self.matchmaking.match(now)
 
     def _buried(self, peer: PeerID, message: Buried, now: float) -> None:
@@ -337,6 +353,7 @@ class NodeCore:
         self._client_died(peer, {})
         self.copies.client_gone(peer, now)
         self._job_ended(peer)
+        self.groups.client_gone(peer, now)
         self._effects.append(DropUnused([peer]))
         self.matchmaking.match(now)
 
@@ -417,6 +434,7 @@ class NodeCore:
                 self._effects.append(Send(node_peer(node), Watch([])))
             if not self._mesh_timer:
                 self._mesh_timer = self._timers.set(now + MESH_WINDOW_S, self._tell_mesh)
+            self.groups.placement.news(now)
 
     def member_down(self, node: NodeID, why: str, now: float) -> None:
         """A member is dead or has left: so are its clients, and our link to it."""
@@ -434,7 +452,8 @@ class NodeCore:
 
     def _forget_member(self, node: NodeID, why: str, now: float) -> None:
         for peer in self.neighbours.down(node):
-            self._far_client_gone(peer)
+            self._far_client_gone(peer, now)
+        self.groups.node_gone(node, now)
         for dead in [dead for dead, left in self._mourners.items() if any(p[:NODE_ID_BYTES] == node for p in left)]:
             for peer in [peer for peer in self._mourners.get(dead, {}) if peer[:NODE_ID_BYTES] == node]:
                 self._buried(peer, Buried(dead), now)
@@ -450,14 +469,15 @@ class NodeCore:
         self._tell_mesh(now)
         self.matchmaking.match(now)
 
-    def _far_client_gone(self, peer: PeerID) -> None:
+    def _far_client_gone(self, peer: PeerID, now: float) -> None:
         self._client_died(peer, {})
         self._job_ended(peer)
+        self.groups.client_gone(peer, now)
 
     def _peers_gone(self, node: NodeID, message: PeersGone, now: float) -> None:
         del node
         for peer in self.neighbours.forget(message.peers):
-            self._far_client_gone(peer)
+            self._far_client_gone(peer, now)
         self.matchmaking.match(now)
 
     def _mesh(self) -> Mesh:
@@ -472,10 +492,10 @@ class NodeCore:
 
     def heard_load(self, node: NodeID, load: dict[str, Any], now: float) -> None:
         """Gossip says how busy a member is."""
-        del now
         backlog = load.get("backlog", ())
         sane = [(shape, workers) for shape, workers in backlog if isinstance(shape, dict)]
         if node in self.neighbours.totals:
+            self.groups.heard(node, load, now)
             self.lending.backlog(node, sane, {} if self._draining else self.matchmaking.spare())
 
     def drain(self, now: float) -> None:
@@ -547,6 +567,7 @@ class NodeCore:
             "store": {"used": self._store[0], "capacity": self._store[1]},
             "objects": len(self.directory),
             "copies": len(self.copies),
+            "placement_groups": self.groups.placement.describe(),
             "members": self._members(),
         }
 
@@ -554,6 +575,7 @@ class NodeCore:
         """Verify the tables; for tests and the simulator."""
         self.resources.check()
         self.matchmaking.check()
+        self.groups.check()
         self.directory.check()
         self.copies.check()
         self.links.check()

@@ -48,6 +48,18 @@ def group_of(shape: Shape) -> bytes:
     return b""
 
 
+def is_bundle(shape: Any) -> bool:
+    """Whether what came over the wire may be what a bundle holds."""
+    return (
+        isinstance(shape, dict)
+        and bool(shape)
+        and all(
+            isinstance(name, str) and not in_group(name) and not is_mark(name) and type(amount) is int and amount > 0
+            for name, amount in shape.items()
+        )
+    )
+
+
 def outside_group(shape: Shape) -> Shape:
     """Return a shape under the names that it would have without its group."""
     bases = {name.partition("@")[0]: amount for name, amount in shape.items()}

@@ -76,7 +76,7 @@ class Resources:
         self.available = dict(total)
         self.held: Shape = {}  # what bundles hold of the total
         self.bundles: dict[tuple[bytes, int], Bundle] = {}
-        self._gpus = Gpus({index: UNIT for index in range(total.get("GPU", 0) // UNIT)})
+        self._gpus = Gpus(dict.fromkeys(range(total.get("GPU", 0) // UNIT), UNIT))
 
     def missing(self, shape: Shape) -> str:
         """Say which resource this node can never give, or return "". What a group has is not for us to say."""
@@ -188,8 +188,7 @@ class Resources:
         """Set aside what these bundles need, {index: shape}: all of them, or, if one does not fit, none."""
         made: list[Bundle] = []
         for index, shape in shapes.items():
-            assert (group, index) not in self.bundles
-            if not self.fits(shape):
+            if (group, index) in self.bundles or not self.fits(shape):
                 for bundle in made:
                     self.drop(group, bundle.index)
                 return False
