@@ -357,7 +357,7 @@ class Simulation(UserCode):
             self._carry(
                 process,
                 host.process,
-                lambda: host.core.links.send(to[:8], process.peer, to, frame, self.now),
+                lambda: host.core.forward(process.peer, to, frame, self.now),
             )
 
     def _note_sent(self, process: Process, to: bytes, message: Any) -> None:
