@@ -387,7 +387,7 @@ class Simulation(UserCode):
         process.sent.append(delivery)
 
         def deliver() -> None:
-            process.sent.remove(delivery)
+            process.sent = [other for other in process.sent if other is not delivery]  # equal ones are many
             if delivery or not target.alive:
                 return
             if self.now < target.stopped_until and late is not None:
