@@ -77,7 +77,7 @@ class Bundles:
             return
         taken = any((m.group, index) in self._resources.bundles for index in shapes)
         if not shapes or taken or self._refuse() or not self._resources.room(whole):
-            self._tell(node, Refused(m.group, m.epoch, self._free()), now)
+            self._tell(node, Refused(m.group, m.epoch, {} if self._refuse() else self._free()), now)
             return
         part = self._parts[m.group, m.epoch] = Part(m.group, m.epoch, shapes)
         part.timer = self._timers.set(now + m.patience_s, lambda then: self._give_up(part, then))

@@ -39,6 +39,7 @@ PATIENCE_S = 0.5  # tasks are waited for so long at first; twice as long after e
 PATIENCE_MAX_S = 30.0
 RETRY_S = 0.05  # after a refusal, half of it by chance; doubles too
 RETRY_MAX_S = 1.0
+ANSWER_S = 10.0  # beyond its patience, a node that has not answered is asked anew
 GRACE_S = 1.0  # what no members could hold is called infeasible after this time, so that one may still join
 ENDED_MAX = 100  # groups that were removed, kept for the table
 
@@ -62,9 +63,10 @@ class Group:
     epoch: int = 0  # of the last attempt
     plan: dict[int, NodeID] = field(default_factory=dict)  # of the attempt under way
     asked: dict[NodeID, bool] = field(default_factory=dict)  # {node: whether it has reserved}; {}: no attempt
+    refused: dict[NodeID, bool] = field(default_factory=dict)  # {node that had no room when asked last: True}
     failures: int = 0
     created: bool = False  # it had all its bundles once
-    timer: int = 0  # until the next attempt
+    timer: int = 0  # until the next attempt, or until this one takes too long
     grace_timer: int = 0
     watchers: dict[PeerID, bool] = field(default_factory=dict)  # {client: True}
 
@@ -162,12 +164,13 @@ class Placement:
         group.asked[node] = True
         if not all(group.asked.values()):
             return
+        self._timers.cancel(group.timer)
         for one in group.asked:
             self._tell(one, Commit(group.id, group.epoch), now)
         for index, one in group.plan.items():
             group.nodes[index], group.epochs[index] = one, group.epoch
         group.asked, group.plan = {}, {}
-        group.failures = 0
+        group.failures, group.refused = 0, {}
         group.created = group.created or all(group.nodes)
         if all(group.nodes):
             self._set(group, CREATED, "")
@@ -181,6 +184,7 @@ class Placement:
             self._heard[node] = (dict(m.free), self._heard.get(node, ({}, {}))[1])
         if group is not None and m.epoch == group.epoch and node in group.asked:
             del group.asked[node]
+            group.refused[node] = True
             self._give_up(group, now)
 
     def asked(self, node: NodeID, m: AskGroup, now: float) -> None:
@@ -191,7 +195,8 @@ class Placement:
                 self._tell(node, Commit(m.group, m.epoch), now)
                 return
             if m.epoch == group.epoch and node in group.asked:
-                return  # others have not answered yet
+                self.reserved(node, Reserved(m.group, m.epoch), now)  # it says so again
+                return
         self._tell(node, ReleaseBundles(m.group, m.epoch), now)
 
     # Members.
@@ -243,8 +248,10 @@ class Placement:
         if not lost or group.asked or group.state == REMOVED:
             return
         placed = [node for node in group.nodes if node]
+        views = self._views()
         found = None
-        for view in self._views():
+        # Whoever refused just now is asked again only if there is no way without him.
+        for view in [{n: free for n, free in one.items() if n not in group.refused} for one in views] + views:
             found = found or packing.plan(group.strategy, lost, view, placed)[0]
         if found is None:
             self._judge(group, lost, placed, now)
@@ -255,6 +262,7 @@ class Placement:
         self._epochs += 1
         group.epoch, group.plan, group.asked = self._epochs, found, dict.fromkeys(found.values(), False)
         patience_s = min(PATIENCE_S * 2**group.failures, PATIENCE_MAX_S)
+        group.timer = self._timers.set(now + patience_s + ANSWER_S, lambda then: self._give_up(group, then))
         for node in group.asked:
             bundles = [(index, group.bundles[index]) for index, one in found.items() if one == node]
             self._tell(node, Reserve(group.id, group.epoch, bundles, patience_s), now)
