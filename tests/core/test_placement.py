@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from zmesh.core.bundles import Bundles
 from zmesh.core.effects import Effect, KillProcess, Send, Spawn
 from zmesh.core.matchmaking import Limits
 from zmesh.core.node import Executing, NodeCore
 from zmesh.core.placement import ANSWER_S, ENDED_MAX
+from zmesh.core.resources import Resources
 from zmesh.core.timers import Timers
 from zmesh.wire import group_messages as g
 from zmesh.wire import messages as m
@@ -418,3 +420,62 @@ def test_a_group_that_lost_a_node_for_good_is_infeasible_until_another_comes() -
     net.cores[NODES[0]].member_up(NODES[2], CPU, net.now)
     net.settle()
     assert net.state() == "RESCHEDULING"
+
+
+def test_a_group_waits_for_a_task_to_end_and_gives_up_for_a_while_if_it_does_not() -> None:
+    net = Net(1, cpus=1)
+    net.say(DRIVER, m.Demand(DRIVER, CPU, 1))
+    (spawn,) = [effect for effect in net.others if isinstance(effect, Spawn)]
+    net.say(spawn.peer, m.Hello("worker", 100))
+    net.boxes[NODES[0]][spawn.slot] = Executing(DRIVER, 1, 0, DRIVER)
+    net.run(0.1)
+    second = NODES[0] + b"second.."
+    net.create(CPU)
+    net.create(CPU, group=second)
+    assert any(to == spawn.peer and isinstance(word, m.Detach) for to, word in net.said), "it is asked to make way"
+    net.run(3.0)
+    assert (net.state(), net.state(second)) == ("PENDING", "PENDING")
+    attach = next(word for to, word in net.said if isinstance(word, m.Attach))
+    net.say(DRIVER, m.Demand(DRIVER, CPU, 0))
+    net.say(spawn.peer, m.Free(attach.epoch))
+    net.run(2.0)
+    assert sorted([net.state(), net.state(second)]) == ["CREATED", "PENDING"], "one has it, the other waits no more"
+    made = GROUP if net.state() == "CREATED" else second
+    net.say(DRIVER, m.RemoveGroup(8, made))
+    net.run(1.5)
+    assert net.state(second if made == GROUP else GROUP) == "CREATED"
+
+
+def test_a_group_that_is_removed_while_it_waits_leaves_no_claim() -> None:
+    net = Net(1, cpus=1)
+    net.say(DRIVER, m.Demand(DRIVER, CPU, 1))
+    (spawn,) = [effect for effect in net.others if isinstance(effect, Spawn)]
+    net.say(spawn.peer, m.Hello("worker", 100))
+    net.create(CPU)
+    assert net.cores[NODES[0]].groups.bundles._parts
+    net.say(DRIVER, m.RemoveGroup(8, GROUP))
+    assert not net.cores[NODES[0]].groups.bundles._parts
+    assert not any(demand.grant for demand in net.cores[NODES[0]].matchmaking.demands.values())
+
+
+def test_bundles_whose_parts_of_gpus_lie_on_no_one_gpu_are_refused() -> None:
+    """Two halves on two GPUs are a whole in the sum, and no GPU."""
+    timers, told = Timers(), []
+    resources = Resources({"GPU": 2 * m.UNIT})
+    for _ in range(2):
+        resources.book({"GPU": m.UNIT // 2})
+        resources.release(resources.book({"GPU": m.UNIT}))
+    bundles = Bundles(
+        timers,
+        resources,
+        tell=lambda node, message, now: told.append(message),
+        want=lambda group, shape, grant, now: grant(now),
+        unwant=lambda group: None,
+        evict=lambda bundles, now: None,
+        refuse=lambda: False,
+    )
+    three_quarters = {"GPU": 3 * m.UNIT // 4}
+    bundles.reserve(NODES[0], g.Reserve(GROUP, 1, [(0, three_quarters), (1, three_quarters)], 1.0), 0.0)
+    assert isinstance(told.pop(), g.Refused)
+    assert timers.next_deadline() is None
+    bundles.check()

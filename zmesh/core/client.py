@@ -297,11 +297,14 @@ class ClientCore:
             del self._impossible[key]
 
     def _group_changed(self, key: ShapeKey, failure: tuple[str, str] | None, now: float) -> None:
-        """Tasks of this shape are for a group that they cannot run in, or, without a failure, can again."""
+        """Tasks of this shape are for a group that they cannot run in, or, without a failure, will."""
         self._impossible.pop(key, None)
+        queue = self.victim.queues.get(key)
         if failure is not None:
             self._impossible[key] = failure
             self._fail_impossible(key, now)
+        elif queue is not None and queue.count:
+            self.victim.ask(queue, now)  # only now is it known how many workers could be of use
 
     def _settle(self, entry: Entry, status: int, value: Any, now: float) -> None:
         """Give an own entry that no task makes its value or error."""

@@ -61,19 +61,21 @@ class GroupWatch:
 
     def create(self, group: bytes, job: PeerID, name: str, strategy: str, bundles: list[Shape]) -> Entry:
         """Have the node that the ID names, ours, make a group; the entry resolves when it has taken that on."""
-        ticket: Entry = self._references.ask()
-        if self._lost is not None:
-            self._references.answered(ticket.seq, ERROR, self._lost)
+        ticket = self._ask()
         self._effects.append(Send(_coordinator(group), CreateGroup(ticket.seq, group, job, name, strategy, bundles)))
         return ticket
 
     def remove(self, group: bytes) -> Entry:
         """Have a group removed; the entry resolves when its coordinator has done so, or is gone."""
+        ticket = self._ask()
+        self._removing[ticket.seq] = group
+        self._effects.append(Send(_coordinator(group), RemoveGroup(ticket.seq, group)))
+        return ticket
+
+    def _ask(self) -> Entry:
         ticket: Entry = self._references.ask()
         if self._lost is not None:
             self._references.answered(ticket.seq, ERROR, self._lost)
-        self._removing[ticket.seq] = group
-        self._effects.append(Send(_coordinator(group), RemoveGroup(ticket.seq, group)))
         return ticket
 
     def replied(self, m: GroupReply) -> None:
