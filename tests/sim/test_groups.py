@@ -287,3 +287,14 @@ def test_tasks_without_resources_run_in_their_group_too(seed: int) -> None:
     assert {start[4][:8] for start in sim.starts if (start[1], start[2]) == (tasks[1].spec.job, tasks[1].seq)} == {
         group.nodes[1]
     }
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_workers_parked_in_a_far_bundle_leave_for_those_who_need_it(seed: int) -> None:
+    sim = Simulation(seed, cpus=1, hosts=3)
+    group = Group(sim, sim.driver("d"), [1, 1, 1], "STRICT_SPREAD")
+    until(sim, lambda: there(group), 1.0)
+    first = [group.submit(program("work", seconds=0.1)) for _ in range(12)]
+    until(sim, lambda: all(task.status != m.PENDING for task in first), 3.0)
+    second = [group.submit(program("work", seconds=0.01), index) for index in range(3)]
+    until(sim, lambda: all(task.status != m.PENDING for task in second), 0.7)

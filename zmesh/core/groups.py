@@ -11,6 +11,7 @@ from typing import Any
 from zmesh.core.bundles import Bundles
 from zmesh.core.effects import Effect, KillProcess, Send
 from zmesh.core.placement import Placement
+from zmesh.core.records import group_of
 from zmesh.core.timers import Timers
 from zmesh.wire.group_messages import (
     AskGroup,
@@ -26,6 +27,7 @@ from zmesh.wire.group_messages import (
 from zmesh.wire.ids import NodeID, PeerID, node_peer
 from zmesh.wire.messages import UNIT, Shape
 
+FRESH_S = 0.02  # a worker attached just now has work on its way
 EVICT_S = 0.05  # a worker that was only attached may have started something since
 
 
@@ -112,6 +114,18 @@ class Groups:
         """Gossip says how busy a member is. Loads that are too large come without amounts."""
         if isinstance(load.get("available"), dict):
             self.placement.heard(node, _units(load["available"]), _units(load.get("held")), now)
+        for shape, _ in load.get("backlog", ()):
+            group = group_of(shape) if isinstance(shape, dict) else b""
+            if group:
+                self._make_way(group, now)
+
+    def _make_way(self, group: bytes, now: float) -> None:
+        """A member has tasks for a group: workers that wait for work in its bundles here leave, as nobody else may."""
+        for worker in list(self._matchmaking.workers.values()):
+            bundle = worker.booking.bundle if worker.booking is not None else None
+            parked = now - worker.attached_s >= FRESH_S and not self._matchmaking.executes(worker)
+            if bundle is not None and bundle.group == group and parked:
+                self._matchmaking.recall(worker)
 
     def _evict(self, now: float) -> None:
         """End what runs in bundles that are no more, until nothing does."""

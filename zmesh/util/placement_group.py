@@ -155,11 +155,12 @@ def placement_group_table(placement_group: PlacementGroup | None = None) -> dict
     The keys are placement_group_id, name, strategy, state ("PENDING", "CREATED", "RESCHEDULING", "INFEASIBLE",
     "REMOVED"), why, bundles ({index: {name: amount}}) and bundles_to_node_id ({index: ID, or "" of none}).
     """
+    if placement_group is not None:
+        _check(placement_group)
     session = api.auto_init()
     here = session.status()
     living = [one["node"] for one in here.get("members", ()) if one["state"] in ("alive", "suspect")] or [here["node"]]
     if placement_group is not None:
-        _check(placement_group)
         living = [node for node in living if node == placement_group.id[:NODE_ID_BYTES].hex()]
     tables: dict[str, Any] = {}
     for node in living:
