@@ -306,15 +306,20 @@ def _lives(member: dict[str, Any]) -> bool:
 def _members() -> list[dict[str, Any]]:
     """Return what our node knows of each member; of itself alone, if it is a private one."""
     told = status()
-    resources = told["resources"]
+    resources, store = told["resources"], told.get("store")
     alone = {"node": told["node"], "name": "", "state": "alive", "address": "127.0.0.1:0", "pid": told["pid"]}
-    members: list[dict[str, Any]] = told.get("members") or [alone | {"labels": {}} | resources]
+    alone |= {"labels": {}, "store": [store["used"], store["capacity"]] if store else []}
+    members: list[dict[str, Any]] = told.get("members") or [alone | resources]
     return members
 
 
 def cluster_resources() -> dict[str, float]:
-    """Return what the living nodes of the mesh have in all, e.g. {"CPU": 8.0}; what placement groups hold is part."""
-    return _sum([member["total"] for member in _members() if _lives(member)])
+    """Return what the living nodes of the mesh have in all, e.g. {"CPU": 8.0, "object_store_memory": 1e9}.
+
+    What placement groups hold is part of it.
+    """
+    living = [member for member in _members() if _lives(member)]
+    return _sum([member["total"] | _store(member, 0) for member in living])
 
 
 def available_resources() -> dict[str, float]:
@@ -322,7 +327,16 @@ def available_resources() -> dict[str, float]:
 
     What other nodes say may be a second old.
     """
-    return _sum([member["available"] for member in _members() if _lives(member)])
+    living = [member for member in _members() if _lives(member)]
+    return _sum([member["available"] | _store(member, 1) for member in living])
+
+
+def _store(member: dict[str, Any], share: int) -> dict[str, float]:
+    """Return the bytes of shared memory of a member, or, for `share` 1, what of it is free; {} if it has not said."""
+    if not member["store"]:
+        return {}
+    used, capacity = member["store"]
+    return {"object_store_memory": float(capacity - share * used)}
 
 
 def _sum(amounts: list[dict[str, float]]) -> dict[str, float]:

@@ -387,6 +387,17 @@ def test_removal_recalls_a_worker_that_runs_nothing_and_kills_it_if_it_does_afte
     assert net.others == [KillProcess(worker)]
 
 
+def test_a_worker_that_does_not_leave_its_bundle_is_killed_after_a_while() -> None:
+    net = Net(1)
+    net.create(CPU)
+    worker = worker_in(net, running=False)
+    net.say(DRIVER, m.RemoveGroup(8, GROUP))
+    net.run(1.5)
+    assert not net.others
+    net.run(1.0)
+    assert net.others == [KillProcess(worker)]
+
+
 def test_a_node_that_leaves_takes_no_bundles() -> None:
     net = Net(2)
     net.cores[NODES[1]].drain(0.0)

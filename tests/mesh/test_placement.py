@@ -87,6 +87,7 @@ def test_a_group_is_reserved_used_and_removed(private: None) -> None:
     assert (group.bundle_count, group.bundle_specs) == (2, [{"CPU": 1}, {"CPU": 1, "disk": 2}])
     assert zmesh.available_resources()["CPU"] == 1
     assert zmesh.cluster_resources()["CPU"] == 3
+    assert 0 < zmesh.available_resources()["object_store_memory"] <= zmesh.cluster_resources()["object_store_memory"]
     found = zmesh.get(who.options(resources={"disk": 1}, **inside(group, 1)).remote(), timeout=10)
     assert found[1:3] == (group.id.hex(), {"CPU": 1.0, "disk": 1.0})
     assert zmesh.get(who.remote(), timeout=10)[1] is None, "a task beside it"

@@ -28,6 +28,7 @@ from zmesh.wire.ids import NodeID, PeerID, node_peer
 from zmesh.wire.messages import UNIT, Shape
 
 FRESH_S = 0.02  # a worker attached just now has work on its way
+LEAVE_S = 2.0  # one that does not leave its bundle by then, whatever it does, is killed
 EVICT_S = 0.05  # a worker that was only attached may have started something since
 
 
@@ -61,6 +62,7 @@ class Groups:
         self._timers = timers
         self._matchmaking = matchmaking
         self._timer = 0
+        self._leaving: dict[PeerID, float] = {}  # {worker in a bundle that is no more: since when; -1: was killed}
         self.placement = Placement(node, rng, effects, timers, resources, totals=totals, tell=self._tell, alive=alive)
         self.bundles = Bundles(
             timers,
@@ -131,17 +133,20 @@ class Groups:
         """End what runs in bundles that are no more, until nothing does."""
         self._timers.cancel(self._timer)
         self._timer = 0
+        before, self._leaving = self._leaving, {}
         for worker in list(self._matchmaking.workers.values()):
             bundle = worker.booking.bundle if worker.booking is not None else None
             if bundle is None or bundle.open:
                 continue
-            if not self._timer:
-                self._timer = self._timers.set(now + EVICT_S, self._evict)
-            if not self._matchmaking.executes(worker):
-                self._matchmaking.recall(worker)
-            elif worker.reason != "group":
+            since = self._leaving[worker.peer] = before.get(worker.peer, now)
+            if since >= 0 and (self._matchmaking.executes(worker) or now - since >= LEAVE_S):
                 worker.reason = "group"
+                self._leaving[worker.peer] = -1.0
                 self._effects.append(KillProcess(worker.peer))
+            elif since >= 0:
+                self._matchmaking.recall(worker)
+        if self._leaving:
+            self._timer = self._timers.set(now + EVICT_S, self._evict)
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""
