@@ -1,6 +1,6 @@
-"""A 256 MB array from one host to one other, and to seven, over links of 40 MB/s; the same with Dask, where it is.
+"""An array of 256 MB from one host to one other, and to seven, over links of 40 MB/s; the same with Dask, where it is.
 
-    .venv/bin/python -m perf.broadcast [--rounds N] [--peers PYTHON]
+    .venv/bin/python -m perf.broadcast [--rounds N] [--bytes N] [--peers PYTHON]
 
 Hosts are network namespaces of this machine (tests/hosts/namespaces.py), each with its link throttled in both
 directions by tbf. Bytes are random, so that nothing is gained by compressing them. `--peers` names an interpreter that
@@ -58,7 +58,7 @@ client.close()
 """
 
 
-def measure_zmesh(rounds: int) -> dict[str, list[float]]:
+def measure_zmesh(rounds: int, size: int) -> dict[str, list[float]]:
     """Return {what: values}."""
     found: dict[str, list[float]] = {}
     with Cluster(HOSTS, cpus=1, store="1200M") as cluster:
@@ -68,7 +68,7 @@ def measure_zmesh(rounds: int) -> dict[str, list[float]]:
             cluster.hosts.throttle(host, RATE)
         for _ in range(rounds):
             for name, targets in (("one", ids[1:2]), ("seven", ids[1:])):
-                code = PROGRAM.replace("IDS", repr(targets)).replace("BYTES", str(BYTES))
+                code = PROGRAM.replace("IDS", repr(targets)).replace("BYTES", str(size))
                 taken, copies = cluster.ask(0, code, seconds=240)
                 found.setdefault(f"zmesh: to {name}, s", []).append(taken)
                 found.setdefault(f"zmesh: to {name}, copies out of the source", []).append(copies)
@@ -77,7 +77,7 @@ def measure_zmesh(rounds: int) -> dict[str, list[float]]:
     return found
 
 
-def measure_dask(python: str, rounds: int) -> dict[str, list[float]]:
+def measure_dask(python: str, rounds: int, size: int) -> dict[str, list[float]]:
     """Return {what: values}."""
     found: dict[str, list[float]] = {}
     with Cluster(HOSTS) as cluster:
@@ -90,11 +90,15 @@ def measure_dask(python: str, rounds: int) -> dict[str, list[float]]:
             worker = [python, "-m", "distributed.cli.dask_worker", address, "--host", hosts.address(host)]
             hosts.popen(host, [*worker, "--nthreads", "1", "--memory-limit", "2GB", "--no-dashboard"], **quiet)
         for _ in range(rounds):
-            argv = [python, "-c", DASK, address, str(HOSTS - 1), str(BYTES)]
+            argv = [python, "-c", DASK, address, str(HOSTS - 1), str(size)]
             time.sleep(5)
             for host in range(HOSTS):
                 hosts.throttle(host, RATE)
-            done = hosts.run(0, argv, timeout=300)
+            try:
+                done = hosts.run(0, argv, timeout=300)
+            except subprocess.TimeoutExpired:
+                print("Dask: not done in 300 s", file=sys.stderr)
+                break
             for name, line in zip(("one", "seven"), done.stdout.splitlines(), strict=True):
                 taken, copies = json.loads(line)
                 found.setdefault(f"Dask: to {name}, s", []).append(taken)
@@ -106,13 +110,14 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--bytes", type=int, default=BYTES)
     parser.add_argument("--peers", metavar="PYTHON", help="an interpreter that can import distributed")
     given = parser.parse_args()
     if why_not():
         sys.exit(f"no namespaces here: {why_not()}")
-    found = measure_zmesh(given.rounds)
+    found = measure_zmesh(given.rounds, given.bytes)
     if given.peers:
-        found |= measure_dask(given.peers, given.rounds)
+        found |= measure_dask(given.peers, given.rounds, given.bytes)
     print(f"{given.rounds} rounds, medians; lowest and highest in brackets\n\n| | |\n|---|---:|")
     for name, values in found.items():
         print(f"| {name} | {statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f}) |")

@@ -1,10 +1,11 @@
 """What another host costs: a no-op task there and here, tasks a second, 1 GB from host to host, an idle node.
 
-    .venv/bin/python -m perf.hosts [--rounds N]
+    .venv/bin/python -m perf.hosts [--rounds N] [--peers PYTHON]
 
 Two hosts are network namespaces of this machine, joined by a bridge (tests/hosts/namespaces.py), which it needs the
 right to make. In the same run, between the same namespaces: a raw DEALER/ROUTER echo with CURVE, and a plain pyzmq
-transfer of 1 GB in chunks of 1 MiB with the same security. Prints medians; docs/performance.md has them.
+transfer of 1 GB in chunks of 1 MiB with the same security. `--peers` names an interpreter that can import distributed
+and ray, which are then asked the same (hosts_peers.py). Prints medians; docs/performance.md has them.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import statistics
 import sys
 import time
 
+from perf import hosts_peers
 from tests.hosts.cluster import Cluster
 from tests.hosts.namespaces import why_not
 
@@ -127,6 +129,9 @@ print(json.dumps([times[len(times) // 2], times[int(len(times) * 0.99)], len(tim
 """
 
 
+PEERS_TOLD = ("no-op task on the other, µs", "tasks/s on the other", "1 GB, second array, MB/s")
+
+
 def _idle(cluster: Cluster, seconds: float) -> tuple[float, float]:
     """Return (% of a CPU, bytes out a second) of the second node."""
 
@@ -147,7 +152,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--peers", metavar="PYTHON", help="an interpreter that can import distributed and ray")
+    given = parser.parse_args()
+    rounds = given.rounds
     if why_not():
         sys.exit(f"no namespaces here: {why_not()}")
     found: dict[str, list[float]] = {}
@@ -183,6 +190,12 @@ def main() -> None:
             ):
                 found.setdefault(name, []).append(value)
         cpu, sent = _idle(cluster, 20.0)
+    for name, peer in (("Dask", hosts_peers.dask), ("Ray", hosts_peers.ray)):
+        for _ in range(rounds if given.peers else 0):
+            for what, value in zip(PEERS_TOLD, peer(given.peers), strict=True):
+                found.setdefault(f"{name}: {what}", []).append(
+                    value * (1e6 if "µs" in what else 1e-6 if "MB" in what else 1)
+                )
     print(f"{rounds} rounds, medians; lowest and highest in brackets\n\n| | |\n|---|---:|")
     for name, values in found.items():
         digits = 2 if name.startswith("  ") or " ms" in name else 0

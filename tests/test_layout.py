@@ -63,6 +63,7 @@ HOMES = {  # {foreign module: the files that know it}
         "zmesh.runtime.sockets",
         "zmesh.runtime.mesh_sockets",
         "zmesh.runtime.guest_sockets",
+        "zmesh.runtime.shortcut_sockets",
         "zmesh.runtime.curve",
         "zmesh.runtime.bulk",
     ),

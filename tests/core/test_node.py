@@ -25,7 +25,15 @@ class Host:
         self.boxes: dict[int, Executing] = {}
         total = {"CPU": cpus * m.UNIT, "GPU": m.UNIT}
         self.core = NodeCore(
-            NODE, 77, total, random.Random(1), self.effects, self.timers, self.boxes.get, Limits(**limits)
+            NODE,
+            77,
+            total,
+            random.Random(1),
+            self.effects,
+            self.timers,
+            self.boxes.get,
+            Limits(**limits),
+            python="3.11",
         )
         self.now = 0.0
 
@@ -294,3 +302,35 @@ def test_the_death_of_a_mourner_counts_as_its_burial(host: Host) -> None:
     host.core.worker_ended(worker, 9, host.now, "", "")
     host.core.client_ended(DRIVER, host.now)
     assert host.core.status(0)["objects"] == 0
+
+
+def test_a_program_on_another_python_is_refused_as_its_functions_need_not_load() -> None:
+    host = Host()
+    for python, refused in (("3.11", False), ("", False), ("3.12", True)):
+        host.core.receive(DRIVER, m.Hello("driver", 5, {"python": python}), 0.0)
+        (welcome,) = host.said(DRIVER)
+        assert bool(welcome.refused) == refused
+    assert "3.11" in welcome.refused
+    assert "3.12" in welcome.refused
+    host.core.receive(OTHER, m.Hello("observer", 6, {"python": "3.12"}), 0.0)
+    assert not host.said(OTHER)[0].refused, "one may look"
+
+
+def test_no_tasks_go_between_nodes_on_different_pythons(host: Host) -> None:
+    far, near = b"f" * 8, b"g" * 8
+    many = {"CPU": 8 * m.UNIT}
+    host.core.member_up(far, many, 0.0, "3.12")
+    host.demand(1, many)
+    assert any(isinstance(word, m.Infeasible) for word in host.said(DRIVER)), "only that one has so many"
+    host.demand(5)
+    host.said()
+    host.core.receive(far + bytes(8), m.Spare(many), 0.0)
+    host.core.heard_load(far, {"backlog": [(CPU, 3)]}, 0.0)
+    assert not [word for word in host.said() if isinstance(word, m.Lease | m.Spare)]
+    host.core.link_ended(far, "it took us for dead", 0.0)
+    host.core.member_up(near, many, 0.0, "3.11")
+    host.core.receive(near + bytes(8), m.Spare(many), 0.0)
+    (lease,) = [word for word in host.said() if isinstance(word, m.Lease)]
+    assert lease.workers == 3
+    host.core.member_down(far, "killed", 0.0)
+    host.core.check()

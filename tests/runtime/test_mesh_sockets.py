@@ -111,7 +111,7 @@ def test_parcels_acks_and_words_arrive_as_they_were_sent(peers: Any) -> None:
     a.sockets.tell(B, b.address, b"word")
     until(lambda: len(b.heard) == 3, a, b)
     assert b.heard == [
-        ("parcel", A, 1, 8, 3, True, A + b"client..", B + b"worker..", b"frame"),
+        ("parcel", A, (1, 8, 3, True, A + b"client..", B + b"worker..", b"frame")),
         ("ack", A, 1, 9, True),
         ("word", A, b"word"),
     ]

@@ -20,6 +20,7 @@ from zmesh.core import effects as fx
 from zmesh.core.client import ClientCore
 from zmesh.core.node import Executing, Limits, NodeCore
 from zmesh.core.records import Entry, Inputs, Spec, Task
+from zmesh.core.shortcuts import LINK_NAME
 from zmesh.core.timers import Timers
 from zmesh.core.worker import WorkerCore
 from zmesh.wire import messages as m
@@ -77,12 +78,21 @@ class Simulation(UserCode):
         cpus: of each node.
         hosts: how many.
         lossy: whether a dying process loses what it had just sent.
+        shortcuts: whether drivers can reach far nodes.
     """
 
     def __init__(
-        self, seed: int, cpus: int = 2, *, hosts: int = 1, lossy: bool = True, limits: Limits | None = None
+        self,
+        seed: int,
+        cpus: int = 2,
+        *,
+        hosts: int = 1,
+        lossy: bool = True,
+        shortcuts: bool = True,
+        limits: Limits | None = None,
     ) -> None:
         self.seed = seed
+        self.shortcuts = shortcuts
         self.rng = random.Random(seed)
         self.now = 0.0
         self.lossy = lossy
@@ -100,6 +110,8 @@ class Simulation(UserCode):
         self._pids = count(1000)
         self.workers_max = 0
         self.makers: dict[int, bytes] = {}  # {segment: who made it}
+        self.dialled: dict[bytes, Process] = {}  # {link name of a shortcut: its driver}
+        self.link_names: dict[tuple[bytes, bytes], bytes] = {}  # {(driver, node): link name}
         self.cuts = 0.0  # which part of what nodes send each other is lost
         self.hosts: dict[bytes, Host] = {}
         for index in range(hosts):
@@ -132,7 +144,7 @@ class Simulation(UserCode):
 
         core = NodeCore(
             node, 1, {"CPU": cpus * UNIT, "GPU": 0}, random.Random(self.seed + index), effects, timers, boxes.get,
-            limits, announce=announce,
+            limits, announce=announce, address=lambda: ("simulated", 1) if self.shortcuts else None,
         )  # fmt: skip
         process = Process(f"node{index}" if index else "node", node_peer(node), core)
         return Host(node, core, timers, effects, boxes, process)
@@ -248,7 +260,7 @@ class Simulation(UserCode):
         if process.alive and self.now >= process.stopped_until:
             inbox, process.inbox = process.inbox, []
             for peer, message in inbox:
-                self._receive(process, peer, message)
+                process.core.receive(peer, message, self.now)
             self.settle(process)
 
     # The shell.
@@ -316,6 +328,12 @@ class Simulation(UserCode):
                 pass  # there are no connections here
             case fx.Relay():
                 self._relayed(process, effect)
+            case fx.DialNode():
+                self.at(self.rng.uniform(0.001, 0.02), lambda: self._connect(process, effect))
+            case fx.HangUp():
+                pass
+            case fx.Detour():
+                self._by_node(process, effect.to, effect.message)
             case fx.LinkEnded():
                 process.core.link_ended(effect.node, "it took us for dead", self.now)
             case fx.FetchCopy():
@@ -350,15 +368,26 @@ class Simulation(UserCode):
         host = self.host_of(process)
         if to[:8] == host.id:
             self._transmit(process, to, process.peer, encode(message))
-        elif self._is_node(process):
-            host.core.links.send(to[:8], process.peer, to, encode(message), self.now)
+        elif not self._is_node(process) and to[:8] in process.core.shortcuts.open:
+            process.core.shortcuts.send(to, encode(message), self.now)
         else:
-            frame = encode(message)
-            self._carry(
-                process,
-                host.process,
-                lambda: host.core.forward(process.peer, to, frame, self.now),
-            )
+            self._by_node(process, to, message)
+
+    def _by_node(self, process: Process, to: bytes, message: Any) -> None:
+        """Have the process's own node pass a message on."""
+        core, frame = self.host_of(process).core, encode(message)
+        if self._is_node(process):
+            core.forward(process.peer, to, frame, self.now)
+        else:
+            target = self.host_of(process).process
+            self._carry(process, target, lambda: core.forward(process.peer, to, frame, self.now))
+
+    def _connect(self, process: Process, effect: fx.DialNode) -> None:
+        if process.alive and self.hosts[effect.node].process.alive:
+            name = self.link_names[process.peer, effect.node] = LINK_NAME + effect.token
+            self.dialled[name] = process
+            process.core.shortcuts.connected(effect.node, self.now)
+            self.settle(process)
 
     def _note_sent(self, process: Process, to: bytes, message: Any) -> None:
         target = self.processes.get(to)
@@ -374,7 +403,7 @@ class Simulation(UserCode):
         def receive() -> None:
             message = decode(frame)
             self._note(f"{self.processes[source].name} -> {target.name} {message}")
-            self._receive(target, source, message)
+            target.core.receive(source, message, self.now)
 
         self._carry(process, target, receive, (source, frame))
 
@@ -399,10 +428,15 @@ class Simulation(UserCode):
         self.at(arrival - self.now, deliver)
 
     def _post(self, process: Process, effect: fx.Post | fx.PostAck) -> None:
-        """Nodes talk over a network that may lose what it likes."""
-        target = self.hosts[effect.node]
+        """Nodes, and drivers over shortcuts, talk over a network that may lose what it likes."""
         if self.cuts and self.rng.random() < self.cuts:
+            if self.rng.random() < 0.5:  # it was known that there was no connection
+                self._unsent(process, effect)
             return
+        if not self._is_node(process) or len(effect.node) != 8:
+            self._post_over_shortcut(process, effect)
+            return
+        target = self.hosts[effect.node]
         self.message_counts["Post"] = self.message_counts.get("Post", 0) + isinstance(effect, fx.Post)
 
         def arrive() -> None:
@@ -413,6 +447,34 @@ class Simulation(UserCode):
                 links.receive(process.peer[:8], e.epoch, e.seq, e.ack, e.more, e.source, e.to, e.frame, self.now)
 
         self._carry(process, target.process, arrive)
+
+    def _unsent(self, process: Process, effect: fx.Post | fx.PostAck) -> None:
+        if not self._is_node(process):
+            process.core.shortcuts.unsent(effect)
+        elif len(effect.node) != 8:
+            process.core.openings.unsent(effect, self.now)
+
+    def _post_over_shortcut(self, process: Process, effect: fx.Post | fx.PostAck) -> None:
+        self.message_counts["Shortcut posts"] = self.message_counts.get("Shortcut posts", 0) + 1
+        half: Any
+        if self._is_node(process):
+            if effect.node not in self.dialled:  # the driver did not get through yet
+                process.core.openings.unsent(effect, self.now)
+                return
+            target, name = self.dialled[effect.node], process.peer[:8]
+            half = target.core.shortcuts
+        else:
+            target, name = self.hosts[effect.node].process, self.link_names[process.peer, effect.node]
+            half = target.core.openings
+
+        def arrive() -> None:
+            e = effect
+            if isinstance(e, fx.PostAck):
+                half.acknowledged(name, e.epoch, e.ack, e.missing, self.now)
+            else:
+                half.parcel(name, (e.epoch, e.seq, e.ack, e.more, e.source, e.to, e.frame), self.now)
+
+        self._carry(process, target, arrive)
 
     def _relayed(self, process: Process, effect: fx.Relay) -> None:
         """A frame from another host is for this node, or for a process of this host."""
@@ -435,9 +497,6 @@ class Simulation(UserCode):
             host.copies[effect.oid] = segment
             host.core.fetched(effect.oid, (segment, effect.nbytes, host.process.peer), "", self.now)
         self.settle(host.process)
-
-    def _receive(self, target: Process, peer: bytes, message: Any) -> None:
-        target.core.receive(peer, message, self.now)
 
     def _note(self, line: str) -> None:
         self.trace.append(f"{self.now:.6f} {line[:220]}")

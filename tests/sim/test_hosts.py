@@ -344,3 +344,70 @@ def test_borrowers_and_readers_on_a_host_that_dies_hold_nothing_any_more(seed: i
         sim.drop(driver, entry)
     quiet(sim, 10)
     assert len(sim.hosts[NODE].core.directory) == 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_warm_far_workers_are_talked_to_past_the_own_node(seed: int) -> None:
+    sim = Simulation(seed, hosts=2, cpus=1)
+    driver = sim.driver("d")
+    spec = sim.spec(driver)
+    tasks = [sim.submit(driver, spec, program("work", seconds=0.02, value=index)) for index in range(200)]
+    sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 10.0)
+    assert [value_of(task) for task in tasks] == list(range(200))
+    assert other(1) in driver.core.shortcuts.open
+    assert sim.message_counts["Shortcut posts"] > 20
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_shortcut_that_loses_half_of_what_it_is_told_loses_no_task(seed: int) -> None:
+    sim = Simulation(seed, hosts=3, cpus=1)
+    driver = sim.driver("d")
+    spec = sim.spec(driver, max_retries=0)
+    tasks = []
+    for index in range(150):  # one after the other, so that every loss is waited for
+        if index == 30:
+            sim.cuts = 0.5
+        tasks.append(sim.submit(driver, spec, program("work", seconds=0.03, value=index)))
+        sim.run(sim.now + 0.01)
+    sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 120.0)
+    assert [value_of(task) for task in tasks] == list(range(150))
+    assert all(count == 1 for count in sim.started.values())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_shortcut_ends_with_the_node_it_leads_to(seed: int) -> None:
+    sim = Simulation(seed, hosts=2, cpus=1)
+    driver = sim.driver("d")
+    spec = sim.spec(driver)
+    tasks = [sim.submit(driver, spec, program("work", seconds=0.02, value=index)) for index in range(200)]
+    sim.run_until(lambda: bool(driver.core.shortcuts.open), 5.0)
+    sim.kill_host(sim.hosts[other(1)])
+    sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 20.0)
+    assert [value_of(task) for task in tasks] == list(range(200))
+    assert not driver.core.shortcuts.open
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_driver_that_cannot_dial_other_hosts_goes_by_way_of_its_node(seed: int) -> None:
+    sim = Simulation(seed, hosts=2, cpus=1, shortcuts=False)
+    driver = sim.driver("d")
+    spec = sim.spec(driver)
+    tasks = [sim.submit(driver, spec, program("work", seconds=0.05, value=index)) for index in range(60)]
+    sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 10.0)
+    assert len(started_on(sim)) == 2
+    assert "Shortcut posts" not in sim.message_counts
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_shortcut_of_a_dead_driver_is_forgotten(seed: int) -> None:
+    sim = Simulation(seed, hosts=2, cpus=1)
+    driver = sim.driver("d")
+    spec = sim.spec(driver)
+    for _ in range(200):
+        sim.submit(driver, spec, program("work", seconds=0.02))
+    sim.run_until(lambda: bool(driver.core.shortcuts.open), 5.0)
+    sim.kill(driver)
+    quiet(sim, 60.0)
+    openings = sim.hosts[other(1)].core.openings
+    assert not openings.names
+    assert not sim.live_workers()

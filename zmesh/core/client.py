@@ -9,6 +9,7 @@ from typing import Any
 
 from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, Warn
 from zmesh.core.group_watch import GroupWatch
+from zmesh.core.links import Links
 from zmesh.core.pulls import Pulls
 from zmesh.core.records import (
     LEASED,
@@ -26,6 +27,7 @@ from zmesh.core.records import (
     shape_key,
 )
 from zmesh.core.references import References
+from zmesh.core.shortcuts import Shortcuts
 from zmesh.core.tasks import Tasks
 from zmesh.core.timers import Timers
 from zmesh.core.victim import Victim
@@ -39,6 +41,7 @@ from zmesh.wire.messages import (
     STORED,
     Ack,
     Buried,
+    Carry,
     Done,
     Fetched,
     GiveBack,
@@ -48,9 +51,11 @@ from zmesh.wire.messages import (
     NodeGone,
     Pulled,
     RecycleSegments,
+    Shortcut,
     StatusReply,
     StatusRequest,
     Steal,
+    Switch,
     Trim,
     Unpin,
     Unsteal,
@@ -92,6 +97,7 @@ class ClientCore:
         self._waited: list[Entry] = []
         self._impossible: dict[ShapeKey, tuple[str, str]] = {}  # {shape that cannot run: (class, text) of the error}
         self.pulls = Pulls(self.node, effects)
+        self.shortcuts = Shortcuts(me, effects, Links(effects, timers))
         self.references = References(me, self.node, effects, self.pulls)
         self.victim = Victim(self.node, effects, timers, self._arguments, self._limit_time)
         self.tasks = Tasks(
@@ -132,6 +138,9 @@ class ClientCore:
             NodeGone: self._node_gone,
             GroupState: lambda _, message, now: self.groups.heard(message, now),
             GroupReply: lambda _, message, now: self.groups.replied(message),
+            Shortcut: self.shortcuts.offered,
+            Switch: self.shortcuts.switched,
+            Carry: self.shortcuts.carried,
             RecycleSegments: lambda _, message, now: self.effects.append(Recycle(list(message.segments))),
             Trim: lambda _, message, now: self.effects.append(Recycle([])),
         }
@@ -319,6 +328,7 @@ class ClientCore:
         """A member is gone: what it had of ours runs elsewhere, what it had for us is lost."""
         del peer
         self.groups.node_gone(message.node, message.why, now)
+        self.shortcuts.node_gone(message.node)
         gone = [thief for thief in self.victim.thieves.values() if thief.peer[:NODE_ID_BYTES] == message.node]
         for thief in gone:
             self.victim.close(thief)
@@ -528,5 +538,6 @@ class ClientCore:
         self.victim.check()
         self.references.check()
         self.pulls.check()
+        self.shortcuts.check()
         unresolved = self.unresolved()
         assert len(unresolved) == self.tasks.open, (len(unresolved), self.tasks.open)

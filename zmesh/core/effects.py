@@ -232,6 +232,30 @@ class Rehomed:
 
 
 @dataclass(slots=True)
+class DialNode:
+    """Driver: dial a far node's control port under this token; Shortcuts.connected hears of it."""
+
+    node: NodeID
+    address: Address
+    token: bytes
+
+
+@dataclass(slots=True)
+class HangUp:
+    """Driver: close the connection to a far node."""
+
+    node: NodeID
+
+
+@dataclass(slots=True)
+class Detour:
+    """Driver: send `message` to a peer on another host by way of our own node, though there is a shortcut."""
+
+    to: PeerID
+    message: Any
+
+
+@dataclass(slots=True)
 class FetchCopy:
     """Copy an object's bytes from another host into a segment of this one; NodeCore.fetched hears of the end."""
 
@@ -277,6 +301,9 @@ Effect = (
     | Dial
     | Talk
     | Rehomed
+    | DialNode
+    | HangUp
+    | Detour
     | DropUnused
     | FetchCopy
     | DropCopies

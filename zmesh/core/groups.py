@@ -36,8 +36,8 @@ class Groups:
     """The groups of one node, as coordinator and as participant.
 
     Args:
-        matchmaking, resources: the node's.
-        totals, alive: see Placement.
+        resources, matchmaking, neighbours: the node's.
+        alive: see Placement.
         draining: whether the node takes on nothing more.
 
     Attributes:
@@ -52,8 +52,7 @@ class Groups:
         timers: Timers,
         resources: Any,
         matchmaking: Any,
-        *,
-        totals: Callable[[], dict[NodeID, Shape]],
+        neighbours: Any,
         alive: Callable[[PeerID], bool],
         draining: Callable[[], bool],
     ) -> None:
@@ -63,6 +62,12 @@ class Groups:
         self._matchmaking = matchmaking
         self._timer = 0
         self._leaving: dict[PeerID, float] = {}  # {worker in a bundle that is no more: since when; -1: was killed}
+
+        def totals() -> dict[NodeID, Shape]:
+            """What each member has in all on which our tasks can run, this node first."""
+            others = {one: total for one, total in neighbours.totals.items() if one not in neighbours.foreign}
+            return {node: resources.total, **others}
+
         self.placement = Placement(node, rng, effects, timers, resources, totals=totals, tell=self._tell, alive=alive)
         self.bundles = Bundles(
             timers,

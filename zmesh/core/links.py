@@ -56,7 +56,8 @@ class Link:
     fragments: list[bytes] = field(default_factory=list)
     asked: bool = False  # told the other side that something is missing
     ack_timer: int = 0
-    resend_timer: int = 0
+    resend_timer: int = 0  # set while anything is unacknowledged, and a while after
+    progress_s: float = 0.0  # since when the oldest unacknowledged parcel has been it
     pause_s: float = RESEND_S
 
 
@@ -91,6 +92,8 @@ class Links:
 
     def _pump(self, link: Link, now: float) -> None:
         """Send what the window allows."""
+        if not link.unacked:
+            link.progress_s = now
         while link.unsent and (link.unacked_bytes < WINDOW_BYTES or not link.unacked):
             parcel = link.unsent.popleft()
             link.unsent_bytes -= len(parcel.frame)
@@ -110,10 +113,15 @@ class Links:
     def _overdue(self, link: Link, now: float) -> None:
         """No progress for long: send the first again; their acknowledgement will say what else is missing."""
         link.resend_timer = 0
-        if link.open and link.unacked:
+        due = link.progress_s + link.pause_s
+        if link.open and link.unacked and now < due - 1e-6:
+            # There was progress since the timer was set: setting one anew for each parcel would cost more than this.
+            link.resend_timer = self._timers.set(due, lambda then: self._overdue(link, then))
+        elif link.open and link.unacked:
             if link.pause_s >= REDIAL_S:
                 self._effects.append(Redial(link.node))
             link.pause_s = min(2 * link.pause_s, RESEND_MAX_S)
+            link.progress_s = now
             for parcel in itertools.islice(link.unacked, RESEND_FRAMES):
                 self._post(link, parcel)
             self._pump(link, now)
@@ -182,8 +190,9 @@ class Links:
             link.unacked_bytes -= len(link.unacked.popleft().frame)
             progress = True
         if progress:
-            link.pause_s = RESEND_S
-            if link.resend_timer:
+            link.progress_s = now
+            if link.pause_s != RESEND_S:
+                link.pause_s = RESEND_S
                 self._timers.cancel(link.resend_timer)
                 link.resend_timer = 0
             self._pump(link, now)

@@ -19,18 +19,27 @@ class Neighbours:
         self._node = node
         self._effects = effects
         self.totals: dict[NodeID, Shape] = {}  # {living member: its resources in all}
+        self.foreign: dict[NodeID, bool] = {}  # {member on another minor version of Python: True}: no code crosses
         self._watched: dict[NodeID, dict[PeerID, bool]] = {}  # {member: {its client we watch: True}}
         self._watchers: dict[PeerID, dict[NodeID, bool]] = {}  # {client of ours: {member that watches it: True}}
 
-    def up(self, node: NodeID, total: Shape) -> bool:
+    def up(self, node: NodeID, total: Shape, *, foreign: bool = False) -> bool:
         """A member is there, or has other resources than before; returns whether that is news."""
         news = self.totals.get(node) != total
         self.totals[node] = dict(total)
+        if foreign:
+            self.foreign[node] = True
         return news
+
+    @property
+    def usable(self) -> list[Shape]:
+        """What the members have in all that can load our functions."""
+        return [total for node, total in self.totals.items() if node not in self.foreign]
 
     def down(self, node: NodeID) -> list[PeerID]:
         """A member is gone; returns its clients that concerned us."""
         self.totals.pop(node, None)
+        self.foreign.pop(node, None)
         for watchers in self._watchers.values():
             watchers.pop(node, None)
         return list(self._watched.pop(node, {}))
@@ -70,11 +79,10 @@ class Neighbours:
 
     def elsewhere(self, shape: Shape) -> bool:
         """Whether some other member could ever give a shape."""
-        return any(
-            all(total.get(name, 0) >= amount for name, amount in shape.items()) for total in self.totals.values()
-        )
+        return any(all(total.get(name, 0) >= amount for name, amount in shape.items()) for total in self.usable)
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""
         assert self._node not in self.totals
+        assert all(node in self.totals for node in self.foreign)
         assert all(node in self.totals for node in self._watched)

@@ -19,13 +19,15 @@ from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, Limits, 
 from zmesh.core.neighbours import Neighbours
 from zmesh.core.records import MARK_PLENTY, SPREAD
 from zmesh.core.resources import Resources
+from zmesh.core.shortcuts import Openings
 from zmesh.core.status import load, status
 from zmesh.core.timers import Timers
-from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
+from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, is_guest, node_peer
 from zmesh.wire.messages import (
     PROTOCOL_MAJOR,
     Blocked,
     Buried,
+    Carry,
     Demand,
     Fetch,
     Free,
@@ -50,6 +52,7 @@ from zmesh.wire.messages import (
     Spare,
     StatusReply,
     StatusRequest,
+    Switch,
     Unblocked,
     Watch,
     Welcome,
@@ -93,6 +96,8 @@ class NodeCore:
         announce: has gossip carry a load to all members: (load, now, urgent).
         members: describes all members for the status.
         addresses: where the other living members are.
+        address: where drivers elsewhere may dial this node, None if nowhere.
+        python: the minor version its workers run, as "3.11"; code pickled by another is not taken.
     """
 
     def __init__(
@@ -111,11 +116,14 @@ class NodeCore:
         announce: Callable[[dict[str, Any], float, bool], None] = lambda load, now, urgent: None,
         members: Callable[[], list[Any]] = list,
         addresses: Callable[[], list[Address]] = list,
+        address: Callable[[], Address | None] = lambda: None,
+        python: str = "",
     ) -> None:
         total = total | {SPREAD: MARK_PLENTY, f"node:{node.hex()}": MARK_PLENTY}
         self.node = node
         self._timers = timers
         self._announce = announce
+        self._python = python
         self._draining = False
         self._members = members
         self._told_shapes: list[Any] = []  # of the backlog last told urgently
@@ -124,6 +132,7 @@ class NodeCore:
         self._kept: dict[int, NodeID] = {}  # {segment here: the other node whose shared object lies in it}
         self._configs: dict[PeerID, dict[str, Any]] = {}  # {job of another host: what its workers take over}
         self.links = Links(effects, timers)
+        self.openings = Openings(node, rng, effects, self.links, address=address)
         self.neighbours = Neighbours(node, effects)
         self.copies = Copies(effects, timers, reachable=self.neighbours.totals.__contains__)
         self._pid = pid
@@ -134,19 +143,18 @@ class NodeCore:
         self._mourners: dict[PeerID, dict[PeerID, bool]] = {}  # {dead worker: clients that have not buried it}
         self.resources = Resources(total)
         self.matchmaking = Matchmaking(
-            node,
-            rng,
-            effects,
-            timers,
-            limits,
+            node, rng, effects, timers, limits,
             resources=self.resources,
             executing=self._executing,
             config_of=self._config_of,
             elsewhere=self.neighbours.elsewhere,
             members=lambda: 1 + len(self.neighbours.totals),
             matched=self._matched,
-        )
-        self.groups = self._make_groups(rng)
+        )  # fmt: skip
+        self.groups = Groups(
+            node, rng, effects, timers, self.resources, self.matchmaking, self.neighbours, self._alive,
+            draining=lambda: self._draining,
+        )  # fmt: skip
         self.lending = Lending(
             rng,
             effects,
@@ -160,19 +168,6 @@ class NodeCore:
         self.directory = Directory(node, effects, alive=self._alive, reserve=reserve, release=release)
         self._inputs = self._words_of_clients() | self.groups.of_clients
         self._between_nodes = self._words_of_nodes() | self.groups.of_nodes
-
-    def _make_groups(self, rng: random.Random) -> Groups:
-        return Groups(
-            self.node,
-            rng,
-            self._effects,
-            self._timers,
-            self.resources,
-            self.matchmaking,
-            totals=lambda: {self.node: self.resources.total, **self.neighbours.totals},
-            alive=self._alive,
-            draining=lambda: self._draining,
-        )
 
     def _words_of_nodes(self) -> dict[type[Any], Callable[[NodeID, Any, float], None]]:
         return {
@@ -204,6 +199,8 @@ class NodeCore:
             FreeSegments: self._free_segments,
             Pull: lambda peer, m, now: self.copies.pull(peer, m.objects, now),
             LetGo: lambda peer, m, now: self.copies.let_go(peer, m.objects, now),
+            Switch: self.openings.switch,
+            Carry: self.openings.carried,
         }
 
     def _alive(self, peer: PeerID) -> bool:
@@ -250,6 +247,11 @@ class NodeCore:
             refused = f"the node speaks version {PROTOCOL_MAJOR} of the protocol, you {message.major}"
         elif message.kind not in ("driver", "worker", "observer"):
             refused = f"{message.kind!r} is no kind of client"
+        elif message.kind == "driver" and self._foreign(str(message.config.get("python", ""))):
+            refused = (
+                f"its workers run Python {self._python}, this program {message.config['python']}, and functions "
+                "pickled by one need not load on the other: start a node with this Python, or the program with that one"
+            )
         elif message.kind == "worker" and (worker is None or worker.state != STARTING):
             refused = "this node did not start you"
         self._effects.append(Send(peer, Welcome(self.node, self._pid, dict(self.resources.total), refused)))
@@ -261,6 +263,10 @@ class NodeCore:
         if worker is not None:
             worker.pid = message.pid
             self.matchmaking.said_hello(worker, now)
+
+    def _foreign(self, python: str) -> bool:
+        """Whether what a Python of that minor version pickles may not load here."""
+        return bool(python and self._python and python != self._python)
 
     def _demand(self, peer: PeerID, m: Demand, now: float) -> None:
         self.matchmaking.demand(peer, m.job, dict(m.shape), m.workers, m.depth, m.priority, now)
@@ -368,7 +374,7 @@ class NodeCore:
             if to in self.guests:
                 self.links.send(to, source, to, frame, now)
         elif node in self.neighbours.totals:
-            self.links.send(node, source, to, frame, now)
+            self.links.send(self.openings.names.get(to, node), source, to, frame, now)
         elif source[:NODE_ID_BYTES] == self.node:
             # It was told once, but may have learnt of what lay there only afterwards.
             self._effects.append(Send(source, NodeGone(node, "it is no member of the mesh")))
@@ -392,6 +398,7 @@ class NodeCore:
         for dead in [dead for dead, left in self._mourners.items() if peer in left]:
             self._buried(peer, Buried(dead), 0.0)
         self.lending.client_gone(peer)
+        self.openings.gone(peer)
         for worker in self.matchmaking.client_gone(peer):
             box = self._executing(worker.slot)
             if box is not None and box.owner == peer:
@@ -426,9 +433,9 @@ class NodeCore:
 
     # From other nodes.
 
-    def member_up(self, node: NodeID, total: Shape, now: float) -> None:
+    def member_up(self, node: NodeID, total: Shape, now: float, python: str = "") -> None:
         """A member is there, or says that it has other resources than before."""
-        if node != self.node and self.neighbours.up(node, total):
+        if node != self.node and self.neighbours.up(node, total, foreign=self._foreign(python)):
             if self.links.came_back(node):
                 # It may not know that we took it for dead: the first word of the new link says so.
                 self._effects.append(Send(node_peer(node), Watch([])))
@@ -445,10 +452,10 @@ class NodeCore:
 
     def link_ended(self, node: NodeID, why: str, now: float) -> None:
         """That member took us for dead: nothing agreed with it counts any more, but it is there."""
-        total = self.neighbours.totals.get(node)
+        total, foreign = self.neighbours.totals.get(node), node in self.neighbours.foreign
         if total is not None:
             self._forget_member(node, why, now)
-            self.neighbours.up(node, total)
+            self.neighbours.up(node, total, foreign=foreign)
 
     def _forget_member(self, node: NodeID, why: str, now: float) -> None:
         for peer in self.neighbours.down(node):
@@ -481,7 +488,7 @@ class NodeCore:
         self.matchmaking.match(now)
 
     def _mesh(self) -> Mesh:
-        return Mesh([dict(self.resources.total), *(dict(total) for total in self.neighbours.totals.values())])
+        return Mesh([dict(self.resources.total), *(dict(total) for total in self.neighbours.usable)])
 
     def _tell_mesh(self, now: float) -> None:
         del now
@@ -494,7 +501,7 @@ class NodeCore:
         """Gossip says how busy a member is."""
         backlog = load.get("backlog", ())
         sane = [(shape, workers) for shape, workers in backlog if isinstance(shape, dict)]
-        if node in self.neighbours.totals:
+        if node in self.neighbours.totals and node not in self.neighbours.foreign:
             self.groups.heard(node, load, now)
             self.lending.backlog(node, sane, {} if self._draining else self.matchmaking.spare())
 
@@ -512,13 +519,16 @@ class NodeCore:
 
     def _spare(self, node: NodeID, message: Spare, now: float) -> None:
         del now
-        self.lending.spare(node, message.free)
+        if node not in self.neighbours.foreign:
+            self.lending.spare(node, message.free)
 
     def _lease(self, node: NodeID, m: Lease, now: float) -> None:
         if m.client[:NODE_ID_BYTES] != node or not (self._alive(m.client) and self._alive(m.job)):
             return
         if m.workers:
             self._configs[m.job] = dict(m.config)
+            if m.client == m.job and not is_guest(m.client):
+                self.openings.offer(m.client)
         if m.workers and self._draining:
             self._effects.append(Send(node_peer(node), LeaseBack(m.client, dict(m.shape), 0, m.number)))
             return
@@ -579,5 +589,6 @@ class NodeCore:
         self.directory.check()
         self.copies.check()
         self.links.check()
+        self.openings.check()
         self.neighbours.check()
         self.lending.check(self.matchmaking.own())

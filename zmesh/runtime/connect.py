@@ -47,6 +47,7 @@ class DriverSession(Session):
         node_id = bytes.fromhex(record["node"])
         me = local_peer(node_id, os.urandom(TOKEN_BYTES))
         self._node = node
+        self._keyring: str | None = record.get("keyring")  # of the mesh, if the node is part of one
         self._pidfd = processes.open_pidfd(record["pid"])
         if self._pidfd is None:
             raise NotRunningError(f"the node with pid {record['pid']} ended while we connected to it")
@@ -56,6 +57,7 @@ class DriverSession(Session):
             fx.Recycle: self.recycle,
             fx.Show: show if log_to_driver else lambda effect: None,
             fx.Warn: lambda effect: _log.warning("%s", effect.text),
+            fx.DialNode: self._dial_node,
         }
         reactor = Reactor(core, sockets, handlers, self._pidfd)
         super().__init__(core, reactor, Store(run_dir.segments_socket(), me), me)
@@ -66,6 +68,16 @@ class DriverSession(Session):
             "run_dir": run_dir.path,
         }
 
+    def _dial_node(self, effect: fx.DialNode) -> None:
+        """The first shortcut to a far node is offered: from now on others carry out what concerns them."""
+        if self._keyring is not None:
+            from zmesh.runtime.shortcut_sockets import ShortcutSockets
+
+            reactor = self.reactor
+            far = ShortcutSockets(self.core.shortcuts, reactor.sockets, self._keyring, reactor.deliver)
+            reactor.handlers |= far.handlers
+            reactor.handlers[fx.DialNode](effect)
+
     def greet(self, kind: str) -> None:
         """Introduce this process to the node and wait for its welcome.
 
@@ -73,7 +85,7 @@ class DriverSession(Session):
             NotRunningError: it does not answer.
             MeshError: it speaks another version of the protocol.
         """
-        config = {"cwd": os.getcwd(), "sys_path": [os.path.abspath(path) for path in sys.path]}
+        config = machine.job_config()
         if kind == "driver":
             self.reactor.sockets.listen()
         self.reactor.start(handle_sigint=kind == "driver")

@@ -3,7 +3,6 @@
 import logging
 import os
 import random
-import sys
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -13,6 +12,7 @@ from zmesh.core.guest_client import ATTACHED, ENDED, GuestCore
 from zmesh.core.records import Entry
 from zmesh.core.timers import Timers
 from zmesh.exceptions import MeshError, NodeDiedError, NotRunningError
+from zmesh.runtime import machine
 from zmesh.runtime.connect import show
 from zmesh.runtime.curve import check_library, curve_keys
 from zmesh.runtime.forkserver import describe_status
@@ -34,7 +34,7 @@ class GuestSession(Session):
 
     def __init__(self, address: tuple[str, int], keyring: Keyring, kind: str, *, log_to_driver: bool) -> None:
         check_library()
-        config = {"cwd": os.getcwd(), "sys_path": [os.path.abspath(path) for path in sys.path]}
+        config = machine.job_config()
         rng = random.Random(os.urandom(16))
         core = GuestCore([address], rng, Hello(kind, os.getpid(), config), [], Timers(), describe_status)
         keys = [curve_keys(key.id, key.server_secret.reveal(), key.client_secret.reveal()) for key in keyring.keys]

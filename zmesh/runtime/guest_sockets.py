@@ -26,6 +26,7 @@ from zmesh.runtime.mesh_sockets import (
     parcel_head,
     read_ack,
     read_parcel,
+    send,
     take_edge,
     tune,
 )
@@ -121,7 +122,7 @@ class GuestSockets:
             return False
         self.touched = True
         try:
-            self._dialled.socket.send_multipart(frames, _DONTWAIT)
+            send(self._dialled.socket, *frames)
         except zmq.ZMQError:
             return False
         return True

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from typing import Any
 
 from zmesh.exceptions import ConfigError
@@ -50,6 +51,20 @@ def gpus() -> int:
         return len(os.listdir("/proc/driver/nvidia/gpus"))
     except OSError:
         return 0
+
+
+def python_minor() -> str:
+    """Return this Python's version as far as pickled code must agree on it, as "3.11"."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def job_config() -> dict[str, Any]:
+    """Return what the workers of this program's job take over, and what they must agree on."""
+    return {
+        "cwd": os.getcwd(),
+        "sys_path": [os.path.abspath(path) for path in sys.path],
+        "python": python_minor(),
+    }
 
 
 def total_resources(settings: dict[str, Any]) -> dict[str, int]:

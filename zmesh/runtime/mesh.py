@@ -16,6 +16,7 @@ from zmesh.core import effects as fx
 from zmesh.core.effects import Address
 from zmesh.core.membership import Membership
 from zmesh.core.node import NodeCore
+from zmesh.core.shortcuts import LINK_NAME_BYTES, Parcel
 from zmesh.core.status import labels, natural
 from zmesh.core.timers import Timers
 from zmesh.exceptions import ConfigError, RemoteProtocolError
@@ -121,7 +122,7 @@ class Mesh:
             fx.MemberUp: self._member_up,
             fx.MemberDown: self._member_down,
             fx.Post: self._post,
-            fx.PostAck: lambda effect: self._sockets.post_ack(effect.node, effect.epoch, effect.ack, effect.missing),
+            fx.PostAck: self._post_ack,
             fx.Redial: lambda effect: self._sockets.redial(effect.node),
             fx.Relay: self._relayed,
             fx.LinkEnded: lambda e: core.link_ended(e.node, "it took us for dead", monotonic()),
@@ -206,14 +207,14 @@ class Mesh:
         self._choose_key(monotonic())
         python = str(row.meta.get("python", ""))
         minor = ".".join(python.split(".")[:2])
-        if minor != f"{sys.version_info.major}.{sys.version_info.minor}" and minor not in self._versions:
+        if minor != machine.python_minor() and minor not in self._versions:
             self._versions[minor] = True
             print(
                 f"zmesh node: {row.name or row.node.hex()} runs Python {python}, we {platform.python_version()}: "
-                "functions pickled by one may not load on the other",
+                "functions pickled by one need not load on the other, so no tasks go between them",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
-        self._core.member_up(row.node, total, monotonic())
+        self._core.member_up(row.node, total, monotonic(), minor)
 
     def _member_down(self, effect: fx.MemberDown) -> None:
         self._core.member_down(effect.node, effect.why, monotonic())
@@ -302,17 +303,26 @@ class Mesh:
 
     def _post(self, effect: fx.Post) -> None:
         e = effect
-        self._sockets.post(e.node, e.epoch, e.seq, e.ack, e.more, e.source + e.to, e.frame)
+        sent = self._sockets.post(e.node, e.epoch, e.seq, e.ack, e.more, e.source + e.to, e.frame)
+        if not sent and len(e.node) == LINK_NAME_BYTES:
+            self._core.openings.unsent(e, monotonic())
 
-    def _parcel(
-        self, node: NodeID, epoch: int, seq: int, ack: int, more: bool, source: PeerID, to: PeerID, frame: bytes
-    ) -> None:
-        if len(node) == NODE_ID_BYTES or node in self._core.guests:
-            self._core.links.receive(node, epoch, seq, ack, more, source, to, frame, monotonic())
+    def _post_ack(self, effect: fx.PostAck) -> None:
+        e = effect
+        if not self._sockets.post_ack(e.node, e.epoch, e.ack, e.missing) and len(e.node) == LINK_NAME_BYTES:
+            self._core.openings.unsent(e, monotonic())
 
-    def _ack(self, node: NodeID, epoch: int, ack: int, missing: bool) -> None:
-        if len(node) == NODE_ID_BYTES or node in self._core.guests:
-            self._core.links.acknowledged(node, epoch, ack, missing, monotonic())
+    def _parcel(self, link: bytes, parcel: Parcel) -> None:
+        if len(link) == NODE_ID_BYTES or link in self._core.guests:
+            self._core.links.receive(link, *parcel, monotonic())
+        elif len(link) == LINK_NAME_BYTES:
+            self._core.openings.parcel(link, parcel, monotonic())
+
+    def _ack(self, link: bytes, epoch: int, ack: int, missing: bool) -> None:
+        if len(link) == NODE_ID_BYTES or link in self._core.guests:
+            self._core.links.acknowledged(link, epoch, ack, missing, monotonic())
+        elif len(link) == LINK_NAME_BYTES:
+            self._core.openings.acknowledged(link, epoch, ack, missing, monotonic())
 
     def _relayed(self, effect: fx.Relay) -> None:
         to, source = effect.to, effect.source

@@ -24,6 +24,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from zmesh.core.effects import Address
+from zmesh.core.shortcuts import LINK_NAME, Parcel
 from zmesh.exceptions import ConfigError
 from zmesh.runtime.curve import CurveKeys, Gate, secure_client, secure_server
 from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, PeerID
@@ -46,11 +47,17 @@ _DONTWAIT = int(zmq.DONTWAIT)
 _IN = int(zmq.POLLIN)
 _readable = zmq.backend.zmq_poll  # also takes the edge of the socket's descriptor
 _MORE = int(zmq.SNDMORE | zmq.DONTWAIT)
+_send = zmq.backend.Socket.send
+_recv = zmq.backend.Socket.recv  # without the checks for draft sockets that zmq.Socket adds
 # What a control message is, in its first frame: kind, epoch, seq, ack, more?
 _PARCEL, _ACK, WORD = b"P", b"A", b"W"
 _HEAD = struct.Struct(">cIQQ?")
 ROUTING_ID = b"\x01"  # before a NodeID: a routing id must not begin with a zero
 GUEST_ID = b"\x02"  # before the token of a guest
+SHORTCUT_ID = LINK_NAME  # before the token of a shortcut; both together are what its link is called
+
+
+_KINDS = (ROUTING_ID, GUEST_ID, SHORTCUT_ID)
 
 
 def parcel_head(epoch: int, seq: int, ack: int, more: bool, ids: bytes) -> bytes:
@@ -71,7 +78,7 @@ def read_ack(frames: list[bytes]) -> tuple[int, int, bool] | None:
     return epoch, ack, missing
 
 
-def read_parcel(frames: list[bytes]) -> tuple[int, int, int, bool, PeerID, PeerID, bytes] | None:
+def read_parcel(frames: list[bytes]) -> Parcel | None:
     """Return (epoch, seq, ack, more, source, to, frame) if these frames are a parcel."""
     head = frames[0]
     if len(frames) != 2 or len(head) != _HEAD.size + 2 * PEER_ID_BYTES or head[:1] != _PARCEL:
@@ -79,6 +86,17 @@ def read_parcel(frames: list[bytes]) -> tuple[int, int, int, bool, PeerID, PeerI
     _, epoch, seq, ack, more = _HEAD.unpack_from(head)
     source, to = head[_HEAD.size : _HEAD.size + PEER_ID_BYTES], head[_HEAD.size + PEER_ID_BYTES :]
     return epoch, seq, ack, more, source, to, frames[1]
+
+
+def send(socket: Any, *frames: bytes) -> None:
+    """Send one message without waiting.
+
+    Raises:
+        ZMQError: there is no connection, or its pipe is full. Nothing is half sent.
+    """
+    for frame in frames[:-1]:
+        _send(socket, frame, _MORE)
+    _send(socket, frames[-1], _DONTWAIT)
 
 
 def take_edge(socket: Any) -> bool:
@@ -173,8 +191,8 @@ class Dialled:
 class Heard:
     """What the sockets tell their owner; each is called in the loop thread."""
 
-    parcel: Callable[[NodeID, int, int, int, bool, PeerID, PeerID, bytes], None]
-    ack: Callable[[NodeID, int, int, bool], None]
+    parcel: Callable[[bytes, Parcel], None]  # name of the link: of a node, a guest, a shortcut
+    ack: Callable[[bytes, int, int, bool], None]
     word: Callable[[NodeID, bytes], None]  # of membership: from whom, frame
     knock: Callable[[PeerID, bytes], None]  # of a guest, and what it is called if it is let in: wire/guest.py
     up: Callable[[NodeID], None]  # our connection to that node was made (anew)
@@ -360,35 +378,39 @@ class MeshSockets:
         if not self._send(dialled, (WORD, frame)):
             dialled.later = [*dialled.later[-LATER_MAX + 1 :], frame]
 
-    def post(self, node: NodeID | PeerID, epoch: int, seq: int, ack: int, more: bool, ids: bytes, frame: bytes) -> None:
-        """Send a parcel to a node or a guest; `ids` are the PeerIDs of sender and receiver."""
-        self._send_over_link(node, (parcel_head(epoch, seq, ack, more, ids), frame))
+    def post(self, link: bytes, epoch: int, seq: int, ack: int, more: bool, ids: bytes, frame: bytes) -> bool:
+        """Send a parcel over a link to a node, a guest, or over a shortcut; `ids` are those of sender and receiver.
 
-    def post_ack(self, node: NodeID | PeerID, epoch: int, ack: int, missing: bool) -> None:
-        """Say what arrived."""
-        self._send_over_link(node, (ack_head(epoch, ack, missing),))
+        Returns whether there was a connection.
+        """
+        return self._send_over_link(link, (parcel_head(epoch, seq, ack, more, ids), frame))
+
+    def post_ack(self, link: bytes, epoch: int, ack: int, missing: bool) -> bool:
+        """Say what arrived; returns whether there was a connection."""
+        return self._send_over_link(link, (ack_head(epoch, ack, missing),))
 
     def tell_guest(self, guest: PeerID, frame: bytes) -> None:
         """Send a guest a word outside its link."""
         self._send_over_link(guest, (WORD, frame))
 
-    def _send_over_link(self, node: NodeID | PeerID, frames: tuple[bytes, ...]) -> None:
-        if len(node) == PEER_ID_BYTES:  # a guest: it dialled us
-            self._touched[self._router_fd] = True
-            with contextlib.suppress(zmq.ZMQError):
-                self._router.send_multipart([GUEST_ID + node[NODE_ID_BYTES:], *frames], _DONTWAIT)
-            return
-        dialled = self._to(node)
-        if dialled is not None:
-            self._send(dialled, frames)
+    def _send_over_link(self, link: bytes, frames: tuple[bytes, ...]) -> bool:
+        if len(link) == NODE_ID_BYTES:
+            dialled = self._to(link)
+            return dialled is not None and self._send(dialled, frames)
+        # A guest or a driver: it dialled us.
+        self._touched[self._router_fd] = True
+        name = GUEST_ID + link[NODE_ID_BYTES:] if len(link) == PEER_ID_BYTES else link
+        try:
+            send(self._router, name, *frames)
+        except zmq.ZMQError:
+            return False
+        return True
 
     def _send(self, dialled: Dialled, frames: tuple[bytes, ...]) -> bool:
         """Send, or return that there is no connection now, or its pipe is full. Nothing is half sent."""
         self._touched[dialled.fd] = True
         try:
-            for frame in frames[:-1]:
-                dialled.socket.send(frame, _MORE)
-            dialled.socket.send(frames[-1], _DONTWAIT)
+            send(dialled.socket, *frames)
         except zmq.ZMQError:
             return False
         return True
@@ -431,29 +453,34 @@ class MeshSockets:
         for _ in range(DRAIN_FRAMES_MAX):
             if not _readable(item, 0):
                 return False
-            frames = self._router.recv_multipart(_DONTWAIT, copy=False)
-            if not self._gate.admits(frames[-1]):
+            frame = _recv(self._router, _DONTWAIT, False)
+            frames = [frame.bytes]
+            while frame.more:
+                frame = _recv(self._router, _DONTWAIT, False)
+                frames.append(frame.bytes)
+            if self._gate.admits(frame):
+                self._received(frames)
+            else:
                 self._gate.denied += 1
-                continue
-            self._received([frame.bytes for frame in frames])
         return True
 
     def _received(self, frames: list[bytes]) -> None:
         sender, *rest = frames
         kind, node = sender[:1], sender[1:]
-        if len(node) != NODE_ID_BYTES or kind not in (ROUTING_ID, GUEST_ID) or len(rest) not in (1, 2):
+        if len(node) != NODE_ID_BYTES or kind not in _KINDS or len(rest) not in (1, 2):
             self._heard.bad(f"{len(frames)} frames from {sender[:20].hex()}")
             return
         guest = kind == GUEST_ID
-        name = self._me + node if guest else node  # of the link
-        if rest[0] == WORD and len(rest) == 2:
-            (self._heard.knock if guest else self._heard.word)(name, rest[1])
-        elif (parcel := read_parcel(rest)) is not None:
-            epoch, seq, ack, more, source, to, frame = parcel
-            if source[: len(name)] != name or not (guest or to[:NODE_ID_BYTES] == self._me):
+        name = self._me + node if guest else node if kind == ROUTING_ID else sender  # of the link
+        if (parcel := read_parcel(rest)) is not None:
+            # Whose words come over a shortcut, core/shortcuts.py knows.
+            source, to = parcel[4], parcel[5]
+            if (kind != SHORTCUT_ID and source[: len(name)] != name) or not (guest or to[:NODE_ID_BYTES] == self._me):
                 self._heard.bad(f"a parcel from {source.hex()} for {to.hex()} by way of {node.hex()}")
                 return
-            self._heard.parcel(name, epoch, seq, ack, more, source, to, frame)
+            self._heard.parcel(name, parcel)
+        elif rest[0] == WORD and len(rest) == 2 and kind != SHORTCUT_ID:
+            (self._heard.knock if guest else self._heard.word)(name, rest[1])
         elif (word := read_ack(rest)) is not None:
             self._heard.ack(name, *word)
         elif rest[0]:  # an empty one is a probe

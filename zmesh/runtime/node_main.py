@@ -90,6 +90,8 @@ class Node:
             announce=self._announce,
             members=lambda: self._mesh.describe(monotonic()) if self._mesh is not None else [],
             addresses=lambda: self._mesh.addresses(),
+            address=lambda: self._mesh.address if self._mesh is not None else None,
+            python=machine.python_minor(),
         )
         self._socket = NodeSocket(run_dir.socket_of(node_peer(self.node_id)))
         self._poll = select.poll()
@@ -105,6 +107,7 @@ class Node:
             self._open_to_others(settings)
         self._watch(self._socket.fileno(), lambda fd: None)
         self._watch(forks.fileno(), self._on_reports)
+        self._watch_segments()
         self._wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -149,7 +152,7 @@ class Node:
             self._arrived,
         )
         self._handlers |= self._mesh.handlers
-        self.record |= {"host": self._mesh.address[0], "port": self._mesh.address[1]}
+        self.record |= {"host": self._mesh.address[0], "port": self._mesh.address[1], "keyring": path}
         self._mesh.start(monotonic())
 
     def _announce(self, load: dict[str, Any], now: float, urgent: bool) -> None:
@@ -246,14 +249,13 @@ class Node:
         """Once around: deadlines, what came, what is to be done."""
         self._timers.tick(monotonic())
         self._carry_out()
-        self._watch_segments()
+        mesh = self._mesh
         more = True
         while more or self._effects:
-            more = self._socket.drain(self._deliver, self._forward)
-            if self._mesh is not None:
-                more = self._mesh.drain(monotonic()) or more
+            more = mesh is not None and mesh.drain(monotonic())
+            more = self._socket.drain(self._deliver, self._forward) or more
             self._carry_out()
-        if self._mesh is not None and self._mesh.changed:
+        if mesh is not None and mesh.changed:
             self._watch_mesh()
 
     def _sleep(self) -> None:
@@ -378,6 +380,7 @@ class Node:
         self._segments.handle(fd)
         if fd not in self._segments.filenos():
             self._unwatch(fd)
+        self._watch_segments()
         self.core.store_report(self._segments.used_bytes, self._segments.capacity_bytes)
         if self._segments.wants_trim:
             self._segments.wants_trim = False

@@ -35,10 +35,11 @@ from zmesh.wire.ids import PeerID
 from zmesh.wire.messages import ERROR, FAILED
 
 WATCH_S = 0.02  # how long nobody may have looked before the background thread does
-SPIN_S = 0.0001  # a wait that follows a short one looks so long before it sleeps, letting others run between looks.
+SPIN_S = 0.0001  # a wait that follows a short one looks so long before it sleeps, letting others run between looks,
+SPIN_MAX_S = 0.0006  # or twice as long as that took, but no longer than this: a task on another host and back.
 # Waking an idle CPU costs more than the message: it took a round trip from 1.8 to 0.8 times the raw echo, which sleeps.
 # Source: perf/roundtrip.py. Precedents: adaptive mutexes, MPI's polling receives.
-SHORT_WAIT_S = 0.0003
+SHORT_WAIT_S = 0.0006
 FULL_LOOK_S = 0.005  # a thread that is busy with one socket looks at the others so often: the node may want something
 LOOK_S = 0.001  # a thread that submits in a loop looks at the sockets so often
 
@@ -131,11 +132,12 @@ class Reactor:
         self._back_gate.acquire()
         self._back_parked = False
         self._may_spin = len(os.sched_getaffinity(0)) > 1
-        self._spin = False  # the last wait of a foreground leader was short: the next one may be too
+        self._spin_s = 0.0  # so long the next wait of a foreground leader looks: the last one was short
         self._closed = False
         self.look: Callable[[float], None] | None = None  # called under the lock when the background thread leads
-        self._handlers: dict[type[Any], Callable[[Any], None]] = {
+        self.handlers: dict[type[Any], Callable[[Any], None]] = {
             fx.Send: self._send,
+            fx.Detour: lambda effect: sockets.send_by_node(effect.to, encode(effect.message)),
             fx.Resolved: self._resolved,
             fx.Connect: lambda effect: sockets.connect(effect.peer),
             fx.Disconnect: lambda effect: sockets.disconnect(effect.peer),
@@ -194,11 +196,11 @@ class Reactor:
                 if effects:
                     self._carry_out()
                 if everything:
-                    self.sockets.drain(self._deliver)
+                    self.sockets.drain(self.deliver)
                 elif one:
-                    self.sockets.take_seen(self._deliver)
+                    self.sockets.take_seen(self.deliver)
                 else:
-                    self.sockets.drain_touched(self._deliver)
+                    self.sockets.drain_touched(self.deliver)
                 # Each socket said EAGAIN; only what we send now could hide a new edge.
                 if not effects and not self.dropped and not self.unpinned:
                     break
@@ -215,7 +217,8 @@ class Reactor:
             if follower.sleeping and follower.condition is not None and follower.condition():
                 self._wake(follower)
 
-    def _deliver(self, peer: PeerID, frame: bytes) -> None:
+    def deliver(self, peer: PeerID, frame: bytes) -> None:
+        """Feed the core with a frame. Under the lock."""
         try:
             message = decode(frame)
         except RemoteProtocolError as error:
@@ -224,7 +227,7 @@ class Reactor:
         self.core.receive(peer, message, monotonic())
 
     def _carry_out(self) -> None:
-        effects, handlers = self.core.effects, self._handlers
+        effects, handlers = self.core.effects, self.handlers
         for effect in effects:
             handlers[type(effect)](effect)
         effects.clear()
@@ -435,14 +438,17 @@ class Reactor:
         """Sleep on the sockets. Outside the lock."""
         begun = monotonic()
         found: Any = ()
-        if self._spin and wake == self._front_wake:
-            while not (found := poll.poll(0)) and monotonic() - begun < SPIN_S:
+        if self._spin_s and wake == self._front_wake:
+            enough = begun + self._spin_s
+            while not (found := poll.poll(0)) and monotonic() < enough:
                 os.sched_yield()
         if not found:
             # Poll rounds to whole milliseconds, upwards: a deadline is never spun for.
             found = poll.poll(None if until is None else max(0.0, (until - monotonic()) * 1000))
         if wake == self._front_wake:
-            self._spin = self._may_spin and monotonic() - begun < SHORT_WAIT_S
+            waited = monotonic() - begun
+            short = self._may_spin and waited < SHORT_WAIT_S
+            self._spin_s = min(SPIN_MAX_S, max(SPIN_S, 2 * waited)) if short else 0.0
         for fd, _ in found:
             if fd == wake:
                 os.eventfd_read(wake)

@@ -27,6 +27,8 @@ _send = zmq.backend.Socket.send  # without the checks for draft sockets that zmq
 
 CLOSE_LINGER_MS = 500  # last results still leave a process that ends in good order
 
+_ADOPTED = b"adopted"
+
 Deliver = Callable[[PeerID, bytes], None]
 
 
@@ -57,6 +59,9 @@ class ClientSockets:
         self._touched: dict[int, tuple[PeerID, Any]] = {}  # those of them that may hold a frame whose edge is gone
         self._seen: dict[int, tuple[PeerID, Any]] = {}  # those that a sleeper saw readable
         self._links: dict[PeerID, tuple[int, Any]] = {}  # {node or victim: (descriptor, DEALER)}
+        self.shortcuts: Any = {}  # {node of another host to which a shortcut leads: True}
+        self.send_over: Callable[[PeerID, bytes], None] = lambda to, frame: None  # such a shortcut
+        self.before_close: Callable[[], None] = lambda: None  # closes adopted sockets
         self._dial(node)
         self._router: Any = None
         self._router_fd = -1
@@ -107,10 +112,10 @@ class ClientSockets:
             self._touched[fd] = (to, link)
             _send(link, frame, _DONTWAIT)
         elif to[:NODE_ID_BYTES] != self._here or is_guest(to):
-            fd, link = self._links[self._node]
-            self._touched[fd] = (self._node, link)
-            _send(link, to, _MORE)
-            _send(link, frame, _DONTWAIT)
+            if to[:NODE_ID_BYTES] in self.shortcuts:
+                self.send_over(to, frame)
+            else:
+                self.send_by_node(to, frame)
         elif self._router is not None:
             self._touched[self._router_fd] = (b"", self._router)
             try:
@@ -118,6 +123,37 @@ class ClientSockets:
                 _send(self._router, frame, _DONTWAIT)
             except zmq.ZMQError:
                 pass
+
+    def send_by_node(self, to: PeerID, frame: bytes) -> None:
+        """Have our node pass on a frame."""
+        fd, link = self._links[self._node]
+        self._touched[fd] = (self._node, link)
+        _send(link, to, _MORE)
+        _send(link, frame, _DONTWAIT)
+
+    @property
+    def context(self) -> Any:
+        """The context of all sockets of this process."""
+        return self._context
+
+    def adopt(self, fd: int, drain: Callable[[], None]) -> None:
+        """Have a socket of somebody else's looked at: `drain` takes in what is there."""
+        self._by_fd[fd] = (_ADOPTED, drain)
+        self._touched[fd] = (_ADOPTED, drain)
+        self.changed = True
+
+    def disown(self, fd: int) -> None:
+        """It is closed."""
+        self._by_fd.pop(fd, None)
+        self._touched.pop(fd, None)
+        self._seen.pop(fd, None)
+        self.changed = True
+
+    def touch(self, fd: int) -> None:
+        """Its owner sent on it, so its edge may be gone."""
+        found = self._by_fd.get(fd)
+        if found is not None:
+            self._touched[fd] = found
 
     def ready(self, fd: int) -> None:
         """A sleeper saw this descriptor readable: `drain_touched` looks at its socket."""
@@ -132,6 +168,9 @@ class ClientSockets:
             fd, found = seen.popitem()
             peer, socket = self._touched[fd] = found
             try:
+                if peer is _ADOPTED:
+                    socket()
+                    continue
                 if peer == self._node:
                     *source, frame = socket.recv_multipart(_DONTWAIT)
                     sender = source[0] if source else peer
@@ -163,6 +202,9 @@ class ClientSockets:
             self._drain(peer, socket, deliver)
 
     def _drain(self, peer: PeerID, socket: Any, deliver: Deliver) -> None:
+        if peer is _ADOPTED:
+            socket()
+            return
         item = [(socket, _IN)]
         if peer == self._node:
             while not socket.closed and _readable(item, 0):
@@ -183,8 +225,10 @@ class ClientSockets:
 
     def close(self, linger_ms: int = CLOSE_LINGER_MS) -> None:
         """Close everything; waits `linger_ms` at most for what was sent."""
-        for _, socket in self._by_fd.values():
-            socket.close(linger=linger_ms)
+        self.before_close()
+        for peer, socket in self._by_fd.values():
+            if peer is not _ADOPTED:
+                socket.close(linger=linger_ms)
         self._context.term()
 
 
@@ -213,15 +257,15 @@ class NodeSocket:
     def send(self, to: PeerID, frame: bytes) -> None:
         """Send one frame; to a client that is gone it is lost."""
         with contextlib.suppress(zmq.ZMQError):
-            self._router.send(to, _MORE)
-            self._router.send(frame, _DONTWAIT)
+            _send(self._router, to, _MORE)
+            _send(self._router, frame, _DONTWAIT)
 
     def relay(self, to: PeerID, source: PeerID, frame: bytes) -> None:
         """Hand a client what a peer on another host sent it."""
         with contextlib.suppress(zmq.ZMQError):
-            self._router.send(to, _MORE)
-            self._router.send(source, _MORE)
-            self._router.send(frame, _DONTWAIT)
+            _send(self._router, to, _MORE)
+            _send(self._router, source, _MORE)
+            _send(self._router, frame, _DONTWAIT)
 
     def drain(self, deliver: Deliver, forward: Callable[[PeerID, PeerID, bytes], None], frames_max: int = 1024) -> bool:
         """Hand on what is there, to us or (source, to, frame) to other hosts; returns whether more may be waiting."""
