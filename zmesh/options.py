@@ -8,6 +8,9 @@ from zmesh.exceptions import ConfigError
 
 UNIT = 10_000  # resources are counted in units of 1/10,000
 STREAMING = -1
+_SHARE_WITHOUT_RESOURCES = (
+    16  # of the 1,000 a bundle has: some 60 tasks without resources at once, as outside of groups
+)
 
 _STRATEGIES = ("DEFAULT", "SPREAD")
 
@@ -169,7 +172,8 @@ def in_bundle(plain: dict[str, int], group: str, bundles: Any, index: int) -> di
         has = f"bundle {index}, which has {bundles[index]}" if index >= 0 else f"any of the bundles {list(bundles)}"
         raise ConfigError(f"a task that needs {wants} does not fit into {has}: change num_cpus=, or the bundles")
     place = group if index < 0 else f"{group}:{index}"
-    return {f"{name}@{place}": amount for name, amount in plain.items()} | {f"bundle@{place}": 1}
+    share = 1 if plain else _SHARE_WITHOUT_RESOURCES
+    return {f"{name}@{place}": amount for name, amount in plain.items()} | {f"bundle@{place}": share}
 
 
 def key(options: TaskOptions) -> Any:

@@ -200,9 +200,9 @@ class GuestCore(ClientCore):
         for spec in self.specs:
             spec.job = self.me
         self._forget_impossible()
-        self.groups.rewatch()
         if not first:
             self.groups.node_gone(before, self.why, now)
+            self.groups.rewatch()
             thieves = list(self.victim.thieves.values())
             for thief in thieves:
                 self.victim.close(thief)

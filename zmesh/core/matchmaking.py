@@ -465,7 +465,7 @@ class Matchmaking:
         for worker in [*self._needless(demand, now), *self._unfair(demand, now)]:
             if self._fits_with(demand.shape, coming):
                 break
-            if worker not in chosen:
+            if worker not in chosen and self._gives(worker, demand.shape, coming):
                 chosen.append(worker)
                 _add(coming, worker.booking.shape)
         if not chosen or not self._fits_with(demand.shape, coming):
@@ -478,6 +478,13 @@ class Matchmaking:
     def _fits_with(self, shape: Shape, coming: Shape) -> bool:
         available = self._resources.available
         return all(amount <= available.get(name, 0) + coming.get(name, 0) for name, amount in shape.items())
+
+    def _gives(self, worker: Worker, shape: Shape, coming: Shape) -> bool:
+        """Whether a worker has booked something of what a shape still lacks."""
+        available, booked = self._resources.available, worker.booking.shape
+        return any(
+            booked.get(name) and amount > available.get(name, 0) + coming.get(name, 0) for name, amount in shape.items()
+        )
 
     def _detachable(self, demand: Demanded) -> list[Worker]:
         """Return the workers whose taking would give the demand something."""
