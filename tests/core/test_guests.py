@@ -153,6 +153,22 @@ def test_tasks_go_on_at_the_next_node_and_what_had_started_is_charged() -> None:
     guest.core.check()
 
 
+def test_groups_of_the_old_node_are_lost_and_those_of_others_are_watched_under_the_new_name() -> None:
+    guest = Guest()
+    guest.attach()
+    gone, kept = A + b"group...", B + b"group..."
+    entries = [guest.core.put(m.PENDING, None, []) for _ in range(2)]
+    for group, entry in zip((gone, kept), entries, strict=True):
+        guest.core.groups.await_ready(group, entry, b"there", guest.now)
+    guest.core.detached("killed", guest.now)
+    guest.take(fx.Send)
+    guest.attach(B)
+    assert entries[0].value[0] == "TaskPlacementGroupRemovedError"
+    assert (node_peer(B), m.WatchGroup(kept)) in [(send.to, send.message) for send in guest.take(fx.Send)]
+    guest.hear(node_peer(B), m.GroupState(kept, "CREATED", "", []))
+    assert entries[1].value == b"there"
+
+
 def test_a_task_that_may_run_only_once_fails_if_it_may_have_started() -> None:
     guest = Guest()
     guest.attach()

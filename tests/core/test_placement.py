@@ -274,10 +274,10 @@ def test_a_plan_that_rests_on_old_news_is_refused_with_the_new_ones() -> None:
     second = NODES[0] + b"second.."
     net.cores[NODES[0]].heard_load(NODES[1], stale, net.now)
     net.create(CPU, group=second)
+    assert any(isinstance(word, g.Refused) for word in net.told), "at once: nobody waits for what a group holds"
     net.cores[NODES[0]].heard_load(NODES[1], {"available": "none"}, net.now)
     net.run(3.0)
     assert net.state(second) == "PENDING"
-    assert any(isinstance(word, g.Refused) for word in net.told)
     net.say(DRIVER, m.RemoveGroup(8, GROUP))
     net.run(3.0)
     assert net.state(second) == "CREATED"
@@ -312,6 +312,19 @@ def test_a_second_node_that_dies_while_the_first_is_replaced_is_replaced_too() -
     assert net.state() in ("RESCHEDULING", "CREATED")
 
 
+def test_a_node_that_dies_while_another_is_replaced_is_replaced_next() -> None:
+    net = Net(4)
+    net.create(CPU, CPU, CPU, strategy="STRICT_SPREAD")
+    assert sorted(net.nodes()) == ["a", "b", "c"]
+    net.drop = lambda message: isinstance(message, g.Reserved)
+    net.lose(NODES[1])
+    assert net.held == [1, 1, 1]
+    net.lose(NODES[2])
+    net.run(7.0)  # the last one asks what becomes of its reservation
+    assert sorted(net.nodes()) == ["", "a", "d"]
+    assert net.state() == "INFEASIBLE"
+
+
 def test_a_coordinator_that_dies_takes_its_groups_along() -> None:
     net = Net()
     net.create(CPU, CPU, CPU, strategy="STRICT_SPREAD")
@@ -325,6 +338,18 @@ def test_a_program_that_ends_takes_its_groups_along() -> None:
     net.cores[NODES[0]].client_ended(DRIVER, net.now)
     net.settle()
     assert (net.state(), net.held) == ("REMOVED", [0, 0, 0])
+
+
+def test_who_is_not_there_is_told_nothing_and_what_is_not_there_is_removed_already() -> None:
+    net = Net()
+    net.create(CPU)
+    net.say(NODES[1] + b"nobody..", m.WatchGroup(GROUP), to=NODES[0])
+    net.say(NODES[1] + b"nobody..", m.RemoveGroup(1, b"?" * 16), to=NODES[0])
+    net.cores[NODES[0]].member_down(NODES[1], "killed", net.now)
+    net.settle()
+    net.cores[NODES[0]].groups.placement.watch(OTHER, m.WatchGroup(GROUP))
+    net.settle()
+    assert not net.states_told(OTHER)
 
 
 def test_a_program_elsewhere_that_ends_takes_along_what_its_tasks_made() -> None:
@@ -467,6 +492,26 @@ def test_a_group_that_is_removed_while_it_waits_leaves_no_claim() -> None:
     net.say(DRIVER, m.RemoveGroup(8, GROUP))
     assert not net.cores[NODES[0]].groups.bundles._parts
     assert not any(demand.grant for demand in net.cores[NODES[0]].matchmaking.demands.values())
+
+
+def test_what_others_leave_room_for_goes_on_waiting() -> None:
+    grants, told = [], []
+    bundles = Bundles(
+        Timers(),
+        Resources({"CPU": 2 * m.UNIT}),
+        tell=lambda node, message, now: told.append(type(message)),
+        want=lambda group, shape, grant, now: grants.append(grant),
+        unwant=lambda group: None,
+        evict=lambda bundles, now: None,
+        refuse=lambda: False,
+    )
+    for index in range(3):
+        bundles.reserve(NODES[0], g.Reserve(NODES[0] + bytes([index]) * 8, 1, [(0, CPU)], 1.0), 0.0)
+    grants[0](0.0)
+    assert told == [g.Reserved]
+    grants[2](0.0)
+    assert told == [g.Reserved, g.Reserved, g.Refused]
+    bundles.check()
 
 
 def test_bundles_whose_parts_of_gpus_lie_on_no_one_gpu_are_refused() -> None:

@@ -191,6 +191,15 @@ def test_the_gpus_of_a_task_are_those_of_its_bundle() -> None:
     resources.check()
 
 
+def test_a_task_may_take_from_a_bundle_and_from_the_node() -> None:
+    resources = made({"CPU": 2 * UNIT, "label:a": 9}, {"CPU": UNIT})
+    booking = resources.book(inside(0, CPU=UNIT) | {"label:a": 1})
+    assert (resources.available["label:a"], resources.available["CPU"]) == (8, UNIT)
+    resources.release(booking)
+    resources.check()
+    assert resources.available["label:a"] == 9
+
+
 def test_a_shape_of_two_groups_fits_nowhere() -> None:
     resources = Resources({"CPU": 2 * UNIT})
     for group in (GROUP, OTHER_GROUP):

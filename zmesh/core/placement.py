@@ -213,11 +213,9 @@ class Placement:
                 self._try(group, now)
 
     def node_gone(self, node: NodeID, now: float) -> None:
-        """A member is gone: its bundles go elsewhere."""
+        """A member is gone: its bundles go elsewhere. Its clients are told of by `client_gone`."""
         self._heard.pop(node, None)
         for group in list(self._groups.values()):
-            for peer in [peer for peer in group.watchers if peer[:NODE_ID_BYTES] == node]:
-                del group.watchers[peer]
             lost = [index for index, one in enumerate(group.nodes) if one == node]
             for index in lost:
                 group.nodes[index], group.epochs[index] = b"", 0
@@ -276,8 +274,7 @@ class Placement:
             self._tell(node, ReleaseBundles(group.id, group.epoch), now)
         group.asked, group.plan = {}, {}
         group.failures = min(group.failures + 1, 30)
-        if group.state != REMOVED:
-            self._again(group, min(RETRY_S * 2**group.failures, RETRY_MAX_S), now)
+        self._again(group, min(RETRY_S * 2**group.failures, RETRY_MAX_S), now)
 
     def _again(self, group: Group, pause_s: float, now: float) -> None:
         self._timers.cancel(group.timer)
