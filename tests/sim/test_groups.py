@@ -298,3 +298,26 @@ def test_workers_parked_in_a_far_bundle_leave_for_those_who_need_it(seed: int) -
     until(sim, lambda: all(task.status != m.PENDING for task in first), 3.0)
     second = [group.submit(program("work", seconds=0.01), index) for index in range(3)]
     until(sim, lambda: all(task.status != m.PENDING for task in second), 0.7)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("blind", [NODE, other(1)])
+def test_a_member_taken_for_dead_that_is_back_holds_nothing_of_before(seed: int, blind: bytes) -> None:
+    """Whoever of the two takes the other for dead, both forget what they agreed on, and begin anew."""
+    sim = Simulation(seed, cpus=1, hosts=2)
+    group = Group(sim, sim.driver("d"), [1, 1], "STRICT_SPREAD")
+    until(sim, lambda: there(group), 1.0)
+    tasks = [group.submit(program("work", seconds=0.3, value=index), index % 2) for index in range(6)]
+    sim.run(sim.now + 0.4)
+    host, lost = sim.hosts[blind], other(1) if blind == NODE else NODE
+    total = dict(sim.hosts[lost].core.resources.total)
+    host.core.member_down(lost, "a partition", sim.now)
+    sim.settle(host.process)
+    sim.run(sim.now + 0.5)
+    balance(sim)
+    host.core.member_up(lost, total, sim.now)
+    sim.settle(host.process)
+    until(sim, lambda: group.table["state"] == "CREATED" and all(t.status != m.PENDING for t in tasks), 20.0)
+    assert [value_of(task) for task in tasks] == list(range(6))
+    group.remove()
+    until(sim, lambda: idle(sim), 10.0)
