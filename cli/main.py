@@ -115,12 +115,23 @@ def up(
         click.echo(f"It runs{joined}. Stop it with: zmesh down{named}")
 
     if foreground:
-        lifecycle.run(name, settings, announce)
+        _tell_end(lifecycle.run(name, settings, announce))
     else:
         announce(lifecycle.start(name, settings))
 
 
 main.add_command(key)
+
+
+def _tell_end(node: Any) -> None:
+    """Say what a node left behind; what is lost goes to stderr."""
+    click.echo(f"node {node.name} is down")
+    if node.moved:
+        click.echo(f"{node.moved} object(s) that lay there alone were copied to other hosts")
+    if node.lost:
+        click.echo(f"zmesh: {node.lost} object(s) are lost", err=True)
+    for note in node.notes:
+        click.echo(f"zmesh: {note}", err=True)
 
 
 @main.command()
@@ -132,7 +143,7 @@ def down(name: str, everything: bool) -> None:
 
     stopped = lifecycle.stop_all() if everything else [lifecycle.stop(name)]
     for one in stopped:
-        click.echo(f"node {one} is down")
+        _tell_end(one)
     if everything and not stopped:
         click.echo("no node of this user runs here")
 

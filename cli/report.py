@@ -39,19 +39,27 @@ def describe(name: str, told: dict[str, Any]) -> str:
         shape = ", ".join(f"{resource} {amount:g}" for resource, amount in demand["shape"].items()) or "no resources"
         why = f": {demand['waits_for']}" if demand.get("waits_for") else ""
         lines.append(f"    {demand['attached']} of {demand['workers']} workers for {shape}{why}")
-    members = told.get("members") or []
+    members = _that_matter(told.get("members") or [])
     if len(members) > 1:
-        lines.append(f"  {'members':10} {len(members)}")
+        dead = sum(member["state"] == "dead" for member in members)
+        lines.append(f"  {'members':10} {len(members) - dead}{f', and {dead} dead' if dead else ''}")
         lines += [_member(member) for member in members]
     return "\n".join(lines)
 
 
+def _that_matter(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return members without those that left in good order: nobody misses them."""
+    return [member for member in members if member["state"] != "left"]
+
+
 def _member(member: dict[str, Any]) -> str:
     total, available = member["total"], member["available"]
-    cpus = f"CPU {total.get('CPU', 0) - available.get('CPU', 0):g} of {total.get('CPU', 0):g}" if total else ""
+    cpus = total.get("CPU", 0)
+    used = f"{cpus - available.get('CPU', 0):g}" if available else "?"  # a newcomer has not said yet
+    booked = f"CPU {used} of {cpus:g}"
     store = f"store {size(member['store'][0])}" if member["store"] else ""
     name = member["name"] or "-"
-    return f"    {name:12} {member['state']:8} {member['address']:22} {member['node']}  {cpus:14} {store}".rstrip()
+    return f"    {name:12} {member['state']:8} {member['address']:22} {member['node']}  {booked:14} {store}".rstrip()
 
 
 def diagnose(found: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> tuple[str, bool]:
@@ -60,6 +68,8 @@ def diagnose(found: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> tuple
     Args:
         found: each member as this node sees it, with what it says itself, None if it did not answer.
     """
+    matter = _that_matter([member for member, _ in found])
+    found = [(member, told) for member, told in found if member in matter]
     if not found:
         return "this node is private: other hosts cannot reach it. `zmesh up` starts one they can", False
     lines, sound = [], True
@@ -69,7 +79,7 @@ def diagnose(found: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> tuple
         if told is None:
             complaints.append(f"does not answer us: it is {member['state']}, and on the link: {member['link']}")
         else:
-            for other in told["members"]:
+            for other in _that_matter(told["members"]):
                 if other["node"] != told["node"] and (
                     other["state"] != "alive" or other["link"] not in ("connected", "unused")
                 ):

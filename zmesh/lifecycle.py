@@ -4,12 +4,12 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from zmesh.exceptions import GetTimeoutError, NotRunningError
+from zmesh.exceptions import ConfigError, GetTimeoutError, NodeDiedError, NotRunningError
 
-STOP_TIMEOUT_S = 35.0  # a node finishes what it runs for other hosts first
+STOP_TIMEOUT_S = 65.0  # a node finishes what it runs for other hosts first, and has what lies only there copied
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,16 @@ class RunningNode:
     id: str
     pid: int
     address: str  # HOST:PORT, by which other hosts find it
+
+
+@dataclass(frozen=True)
+class StoppedNode:
+    """A node that was stopped, and what became of objects of others that lay there alone."""
+
+    name: str
+    moved: int = 0  # copied to other hosts
+    lost: int = 0
+    notes: list[str] = field(default_factory=list)  # sentences about what was lost, or may be
 
 
 def start(name: str, settings: dict[str, Any]) -> RunningNode:
@@ -50,23 +60,25 @@ def parse_address(text: str) -> tuple[str, int]:
     return machine.parse_address(text)
 
 
-def stop(name: str) -> str:
-    """Stop a node that this user started; returns its name.
+def stop(name: str) -> StoppedNode:
+    """Stop a node that this user started, and wait for its end.
 
     Raises:
         NotRunningError: there is none of that name.
+        ConfigError: it is an address.
     """
     from zmesh.runtime import processes, rundir
 
     record = rundir.find(name)
+    if record is None and ":" in name:
+        raise ConfigError(f"{name!r} is an address: a node is stopped on its own host, by its name")
     if record is None:
         raise NotRunningError(f"no node named {name!r} of this user runs on this host")
-    processes.stop_node(record, STOP_TIMEOUT_S)
-    return name
+    return StoppedNode(name, **processes.stop_node(record, STOP_TIMEOUT_S))
 
 
-def stop_all() -> list[str]:
-    """Stop all nodes that this user started with `zmesh up`; returns their names."""
+def stop_all() -> list[StoppedNode]:
+    """Stop all nodes that this user started with `zmesh up`, one after the other."""
     from zmesh.runtime import rundir
 
     return [stop(record["name"]) for record in rundir.list_running() if not record["private"]]
@@ -110,9 +122,16 @@ def ask_all(name: str, timeout: float) -> list[tuple[dict[str, Any], dict[str, A
         session.shutdown()
 
 
-def run(name: str, settings: dict[str, Any], announce: Callable[[RunningNode], None]) -> None:
-    """Start a node and wait until it ends; SIGINT, SIGTERM and SIGHUP stop it. `announce` is called when it is up."""
-    from zmesh.runtime import processes
+def run(name: str, settings: dict[str, Any], announce: Callable[[RunningNode], None]) -> StoppedNode:
+    """Start a node and wait until it ends. SIGINT, SIGTERM and SIGHUP stop it, a second one at once.
+
+    Args:
+        announce: called when it is up.
+
+    Raises:
+        NodeDiedError: it was killed.
+    """
+    from zmesh.runtime import processes, rundir
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -127,4 +146,11 @@ def run(name: str, settings: dict[str, Any], announce: Callable[[RunningNode], N
             processes.wait_exit(pidfd, None)
             os.close(pidfd)
     except KeyboardInterrupt:
-        stop(node.name)
+        with contextlib.suppress(NotRunningError):
+            try:
+                return stop(name)
+            except KeyboardInterrupt:
+                return stop(name)  # its second SIGTERM: it waits for nobody any more
+    if rundir.was_killed(name, node.id):
+        raise NodeDiedError(f"node {name!r} (pid {node.pid}) was killed, or crashed")
+    return StoppedNode(name)

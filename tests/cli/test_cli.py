@@ -147,14 +147,39 @@ def test_two_nodes_of_one_user_do_not_meet() -> None:
     assert sorted(zmesh("down", "--all").stdout.splitlines()) == ["node one is down", "node two is down"]
 
 
-def test_a_node_in_the_foreground_ends_with_ctrl_c() -> None:
-    process = subprocess.Popen([*ZMESH, "up", "--foreground"], stdout=subprocess.PIPE, text=True)
+def _in_the_foreground() -> "subprocess.Popen[str]":
+    process = subprocess.Popen(
+        [*ZMESH, "up", "--foreground"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert "is up" in process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    process.wait(timeout=10)
-    process.stdout.close()
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_node_in_the_foreground_ends_with_ctrl_c(number: int) -> None:
+    process = _in_the_foreground()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert out.endswith("node default is down\n")
+    assert err == ""
     assert zmesh("status").returncode == 1
+
+
+def test_a_node_in_the_foreground_ends_when_it_is_stopped_elsewhere_or_killed() -> None:
+    process = _in_the_foreground()
+    assert zmesh("down").returncode == 0
+    out, _ = process.communicate(timeout=10)
+    assert (process.returncode, out.splitlines()[-1]) == (0, "node default is down")
+    process = _in_the_foreground()
+    os.kill(json.loads(zmesh("status", "--json").stdout)["pid"], signal.SIGKILL)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert "was killed" in err
+    process = _in_the_foreground()  # nothing is in its way
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
 
 
 @pytest.mark.parametrize(
@@ -165,9 +190,23 @@ def test_a_node_in_the_foreground_ends_with_ctrl_c() -> None:
         (["up", "--resources", '{"CPU": 1}'], 2, "option of its own"),
         (["up", "--store-memory", "lots"], 2, "not a size"),
         (["up", "--store-memory", "1K"], 2, "at least"),
+        (["up", "--store-memory", "999T"], 2, "this machine has"),
+        (["up", "--resources", '{"disk": true}'], 2, "disk must be a number"),
+        (["up", "--port", "70000"], 2, "range"),
+        (["up", "--host", "203.0.113.7"], 2, "that is no address of this machine"),
+        (["up", "--host", "no such host"], 2, "must be an address of this machine"),
+        (["up", "--host", "0.0.0" + ".0"], 2, "also say --advertise"),
+        (["up", "--advertise", "300.1.1.1"], 2, "is no address: use HOST:PORT"),
+        (["up", "--join", "a:b:c"], 2, "is no address: use HOST:PORT"),
+        (["up", "--label", "zone"], 2, "KEY=VALUE"),
         (["up", "--name", "../x"], 2, "no name for a node"),
         (["up", "--num-cpus", "-1"], 2, "range"),
         (["down", "--name", "nobody"], 1, "no node named"),
+        (["down", "--node", "127.0.0.1:27700"], 2, "stopped on its own host"),
+        (["status", "--node", "nobody"], 1, "no node named"),
+        (["doctor", "--node", "nobody"], 1, "no node named"),
+        (["status", "--node", "127.0.0.1:9"], 1, "nobody listens there"),
+        (["status", "--node", "no-such-host.invalid:9"], 1, "no address is known for the name"),
         (["map"], 2, "Missing argument"),
         (["map", ":::", "a"], 2, "no command"),
         (["frobnicate"], 2, "No such command"),

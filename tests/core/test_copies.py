@@ -9,6 +9,7 @@ from zmesh.core.timers import Timers
 from zmesh.wire.messages import ERROR, PENDING, STORED, LetGo, Pull, Pulled
 
 HERE, THERE = b"here....", b"there..."
+NODE = HERE + bytes(8)
 A, B = HERE + b"client.a", HERE + b"client.b"
 MAKER = THERE + b"worker.."
 OID = MAKER + bytes(12)
@@ -20,7 +21,14 @@ class Desk:
     def __init__(self, reachable: bool = True) -> None:
         self.effects: list[Any] = []
         self.timers = Timers()
-        self.copies = Copies(self.effects, self.timers, reachable=lambda node: reachable and node == THERE)
+        self.kept: list[tuple[bytes, str]] = []
+        self.copies = Copies(
+            NODE,
+            self.effects,
+            self.timers,
+            reachable=lambda node: reachable and node == THERE,
+            copied=lambda oid, error: self.kept.append((oid, error)),
+        )
 
     def said(self) -> list[Any]:
         taken, self.effects[:] = self.effects[:], []

@@ -5,14 +5,18 @@ from typing import Any
 
 import pytest
 
+from zmesh.core.copies import Copies
 from zmesh.core.directory import Directory
 from zmesh.core.effects import DropSegments, Effect, Send
+from zmesh.core.evacuation import Evacuation
+from zmesh.core.timers import Timers
 from zmesh.wire.ids import object_id
 from zmesh.wire.messages import ERROR, INLINE, PENDING, STORED, Ack, Fetched, RecycleSegments
 
 NODE = b"n" * 8
 A, B, C = (NODE + name * 8 for name in (b"a", b"b", b"c"))
 DEAD = NODE + b"d" * 8
+FAR = b"f" * 8
 
 
 class Desk:
@@ -22,9 +26,19 @@ class Desk:
         self.effects: list[Effect] = []
         self.free = capacity
         self.living = {A: True, B: True, C: True}
+        copies = Copies(NODE + bytes(8), self.effects, Timers(), reachable=lambda node: True, copied=self._copied)
+        self.evacuation = Evacuation(NODE, self.effects, copies=copies, members=[FAR], clients=self.living, directly=[])
         self.directory = Directory(
-            NODE, self.effects, alive=self.living.__contains__, reserve=self._reserve, release=self._release
+            NODE,
+            self.effects,
+            self.evacuation,
+            alive=self.living.__contains__,
+            reserve=self._reserve,
+            release=self._release,
         )
+
+    def _copied(self, oid: bytes, error: str) -> None:
+        self.evacuation.copied(oid, error)
 
     def _reserve(self, nbytes: int) -> bool:
         if nbytes > self.free:

@@ -9,6 +9,7 @@ from zmesh.core.effects import Resolved, Send
 from zmesh.core.group_watch import GRACE_S
 from zmesh.core.records import Entry, Task, group_of
 from zmesh.core.timers import Timers
+from zmesh.wire import group_messages as g
 from zmesh.wire import messages as m
 from zmesh.wire.codec import decode, encode
 from zmesh.wire.ids import node_peer
@@ -32,7 +33,7 @@ class Client:
         self.core.check()
 
     def state(self, state: str, text: str = "so it is", bundles: list[Any] = BUNDLES) -> None:
-        self.hear(COORDINATOR, m.GroupState(GROUP, state, text, bundles))
+        self.hear(COORDINATOR, g.GroupState(GROUP, state, text, bundles))
 
     def ready(self) -> Entry:
         entry = self.core.put(m.PENDING, None, [])
@@ -62,7 +63,7 @@ def test_a_group_is_watched_once_by_whoever_needs_it(client: Client) -> None:
     client.task()
     client.task()
     client.ready()
-    assert client.said(COORDINATOR) == [m.WatchGroup(GROUP)]
+    assert client.said(COORDINATOR) == [g.WatchGroup(GROUP)]
 
 
 def test_workers_are_asked_for_as_many_as_the_bundle_has_room_for(client: Client) -> None:
@@ -144,7 +145,7 @@ def test_an_infeasible_group_may_become_feasible(client: Client) -> None:
 def test_a_coordinator_that_is_gone_answers_by_its_death(client: Client) -> None:
     entry = client.ready()
     ticket = client.core.groups.remove(GROUP)
-    assert client.said(COORDINATOR)[-1] == m.RemoveGroup(ticket.seq, GROUP)
+    assert client.said(COORDINATOR)[-1] == g.RemoveGroup(ticket.seq, GROUP)
     client.hear(NODE, m.NodeGone(FAR, "killed"))
     assert entry.value[0] == "TaskPlacementGroupRemovedError"
     assert "killed" in entry.value[1]
@@ -161,7 +162,7 @@ def test_without_a_node_nothing_waits_for_a_group(client: Client) -> None:
 
 def test_a_refusal_is_the_callers_error(client: Client) -> None:
     ticket = client.core.groups.create(GROUP, D, "x", "PACK", BUNDLES)
-    client.hear(COORDINATOR, m.GroupReply(ticket.seq, "no"))
+    client.hear(COORDINATOR, g.GroupReply(ticket.seq, "no"))
     assert ticket.value == ("ConfigError", "no", {})
 
 

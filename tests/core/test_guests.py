@@ -13,6 +13,7 @@ from zmesh.core.records import Entry, Inputs, Task
 from zmesh.core.timers import Timers
 from zmesh.wire import messages as m
 from zmesh.wire.codec import encode
+from zmesh.wire.group_messages import GroupState, WatchGroup
 from zmesh.wire.guest import GUEST_CODEC, Knock, Opened
 from zmesh.wire.ids import is_guest, local_peer, node_peer, object_id, store_peer
 
@@ -164,8 +165,8 @@ def test_groups_of_the_old_node_are_lost_and_those_of_others_are_watched_under_t
     guest.take(fx.Send)
     guest.attach(B)
     assert entries[0].value[0] == "TaskPlacementGroupRemovedError"
-    assert (node_peer(B), m.WatchGroup(kept)) in [(send.to, send.message) for send in guest.take(fx.Send)]
-    guest.hear(node_peer(B), m.GroupState(kept, "CREATED", "", []))
+    assert (node_peer(B), WatchGroup(kept)) in [(send.to, send.message) for send in guest.take(fx.Send)]
+    guest.hear(node_peer(B), GroupState(kept, "CREATED", "", []))
     assert entries[1].value == b"there"
 
 

@@ -10,6 +10,7 @@ from zmesh.core.matchmaking import Limits
 from zmesh.core.node import Executing, NodeCore
 from zmesh.core.timers import Timers
 from zmesh.wire import messages as m
+from zmesh.wire.group_messages import CreateGroup
 
 NODE = b"n" * 8
 DRIVER, OTHER = NODE + b"driver..", NODE + b"other..."
@@ -348,7 +349,7 @@ def test_room_is_made_by_those_alone_who_have_what_is_lacking() -> None:
         host.boxes[slot] = Executing(DRIVER, slot + 1, 0, DRIVER)
     host.pass_time(0.1)
     group = NODE + b"group..."
-    host.core.receive(DRIVER, m.CreateGroup(1, group, DRIVER, "", "PACK", [{"CPU": 2 * m.UNIT}]), host.now)
+    host.core.receive(DRIVER, CreateGroup(1, group, DRIVER, "", "PACK", [{"CPU": 2 * m.UNIT}]), host.now)
     host.pass_time(0.0)
     asked = [effect.to for effect in host.effects if isinstance(effect, Send) and isinstance(effect.message, m.Detach)]
     assert asked == [gives]

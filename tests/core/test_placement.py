@@ -99,9 +99,9 @@ class Net:
         self.settle()
 
     def create(self, *bundles: dict[str, int], strategy: str = "PACK", group: bytes = GROUP, **fields: Any) -> str:
-        message = m.CreateGroup(7, group, fields.pop("job", DRIVER), fields.pop("name", ""), strategy, list(bundles))
+        message = g.CreateGroup(7, group, fields.pop("job", DRIVER), fields.pop("name", ""), strategy, list(bundles))
         self.say(DRIVER, message)
-        return next(word.error for to, word in reversed(self.said) if isinstance(word, m.GroupReply) and to == DRIVER)
+        return next(word.error for to, word in reversed(self.said) if isinstance(word, g.GroupReply) and to == DRIVER)
 
     def state(self, group: bytes = GROUP) -> str:
         return self.cores[group[:8]].groups.placement.describe()[group.hex()]["state"]
@@ -115,7 +115,7 @@ class Net:
         return [core.resources.held.get("CPU", 0) // m.UNIT for core in self.cores.values()]
 
     def states_told(self, peer: bytes) -> list[str]:
-        return [word.state for to, word in self.said if to == peer and isinstance(word, m.GroupState)]
+        return [word.state for to, word in self.said if to == peer and isinstance(word, g.GroupState)]
 
 
 def first(kind: type[Any]) -> Callable[[Any], bool]:
@@ -132,15 +132,15 @@ def first(kind: type[Any]) -> Callable[[Any], bool]:
 
 def test_bundles_are_reserved_and_committed_and_given_back() -> None:
     net = Net()
-    net.say(DRIVER, m.WatchGroup(GROUP))
+    net.say(DRIVER, g.WatchGroup(GROUP))
     assert net.states_told(DRIVER) == ["REMOVED"], "it is not known yet"
     assert net.create(CPU, CPU, CPU, strategy="STRICT_SPREAD") == ""
-    net.say(OTHER, m.WatchGroup(GROUP), to=NODES[0])
+    net.say(OTHER, g.WatchGroup(GROUP), to=NODES[0])
     assert (net.state(), net.held) == ("CREATED", [1, 1, 1])
     assert sorted(net.nodes()) == ["a", "b", "c"]
-    net.say(OTHER, m.RemoveGroup(8, GROUP), to=NODES[0])
+    net.say(OTHER, g.RemoveGroup(8, GROUP), to=NODES[0])
     assert (net.state(), net.held) == ("REMOVED", [0, 0, 0])
-    net.say(OTHER, m.RemoveGroup(9, GROUP), to=NODES[0])
+    net.say(OTHER, g.RemoveGroup(9, GROUP), to=NODES[0])
     assert net.states_told(OTHER) == ["CREATED", "REMOVED"]
 
 
@@ -157,7 +157,7 @@ def test_one_lost_message_delays_a_group_and_no_more(lost: type[Any]) -> None:
     assert sorted(net.nodes()) == ["c", "d"]
     assert net.held == [2, 0, 2, 2]
     assert net.drop(lost(*[b""] * len(fields(lost)))) is False, "it was said, and lost"
-    net.say(DRIVER, m.RemoveGroup(8, GROUP))
+    net.say(DRIVER, g.RemoveGroup(8, GROUP))
     assert net.held == [2, 0, 0, 0]
 
 
@@ -263,7 +263,7 @@ def test_what_another_group_holds_is_refused_at_once_and_had_when_it_goes() -> N
     net.create(CPU, group=second)
     net.run(3.0)
     assert (net.state(), net.state(second)) == ("CREATED", "PENDING")
-    net.say(DRIVER, m.RemoveGroup(8, GROUP))
+    net.say(DRIVER, g.RemoveGroup(8, GROUP))
     assert net.state(second) == "CREATED", "without a pause"
 
 
@@ -278,7 +278,7 @@ def test_a_plan_that_rests_on_old_news_is_refused_with_the_new_ones() -> None:
     net.cores[NODES[0]].heard_load(NODES[1], {"available": "none"}, net.now)
     net.run(3.0)
     assert net.state(second) == "PENDING"
-    net.say(DRIVER, m.RemoveGroup(8, GROUP))
+    net.say(DRIVER, g.RemoveGroup(8, GROUP))
     net.run(3.0)
     assert net.state(second) == "CREATED"
 
@@ -294,7 +294,7 @@ def test_a_node_that_dies_while_it_is_asked_is_replaced_and_the_others_keep_noth
     net.run(3.0)
     assert net.state() == "CREATED"
     assert asked[0][:1].decode() not in net.nodes()
-    net.say(DRIVER, m.RemoveGroup(8, GROUP))
+    net.say(DRIVER, g.RemoveGroup(8, GROUP))
     assert net.held == [0, 0]
 
 
@@ -343,11 +343,11 @@ def test_a_program_that_ends_takes_its_groups_along() -> None:
 def test_who_is_not_there_is_told_nothing_and_what_is_not_there_is_removed_already() -> None:
     net = Net()
     net.create(CPU)
-    net.say(NODES[1] + b"nobody..", m.WatchGroup(GROUP), to=NODES[0])
-    net.say(NODES[1] + b"nobody..", m.RemoveGroup(1, b"?" * 16), to=NODES[0])
+    net.say(NODES[1] + b"nobody..", g.WatchGroup(GROUP), to=NODES[0])
+    net.say(NODES[1] + b"nobody..", g.RemoveGroup(1, b"?" * 16), to=NODES[0])
     net.cores[NODES[0]].member_down(NODES[1], "killed", net.now)
     net.settle()
-    net.cores[NODES[0]].groups.placement.watch(OTHER, m.WatchGroup(GROUP))
+    net.cores[NODES[0]].groups.placement.watch(OTHER, g.WatchGroup(GROUP))
     net.settle()
     assert not net.states_told(OTHER)
 
@@ -356,7 +356,7 @@ def test_a_program_elsewhere_that_ends_takes_along_what_its_tasks_made() -> None
     net = Net()
     net.create(CPU, job=OTHER)
     assert net.state() == "CREATED"
-    net.say(OTHER, m.WatchGroup(GROUP), to=NODES[0])
+    net.say(OTHER, g.WatchGroup(GROUP), to=NODES[0])
     net.cores[NODES[1]].client_ended(OTHER, net.now)
     net.settle()
     assert net.state() == "REMOVED"
@@ -367,7 +367,7 @@ def test_only_the_last_groups_that_ended_are_remembered() -> None:
     for index in range(ENDED_MAX + 20):
         group = NODES[0] + index.to_bytes(8, "big")
         net.create(CPU, group=group, name="again")
-        net.say(DRIVER, m.RemoveGroup(8, group))
+        net.say(DRIVER, g.RemoveGroup(8, group))
     assert len(net.cores[NODES[0]].groups.placement.describe()) == ENDED_MAX
 
 
@@ -388,7 +388,7 @@ def test_removal_kills_what_runs_and_frees_its_share_when_that_is_gone() -> None
     net = Net(1)
     net.create({"CPU": 2 * m.UNIT})
     worker = worker_in(net, running=True)
-    net.say(DRIVER, m.RemoveGroup(8, GROUP))
+    net.say(DRIVER, g.RemoveGroup(8, GROUP))
     net.run(0.2)
     assert net.others == [KillProcess(worker)], "once"
     assert net.held == [2]
@@ -404,7 +404,7 @@ def test_removal_recalls_a_worker_that_runs_nothing_and_kills_it_if_it_does_afte
     net = Net(1)
     net.create(CPU)
     worker = worker_in(net, running=False)
-    net.say(DRIVER, m.RemoveGroup(8, GROUP))
+    net.say(DRIVER, g.RemoveGroup(8, GROUP))
     assert any(to == worker and isinstance(word, m.Detach) for to, word in net.said)
     assert not net.others
     net.boxes[NODES[0]][0] = Executing(DRIVER, 1, 0, DRIVER)
@@ -416,7 +416,7 @@ def test_a_worker_that_does_not_leave_its_bundle_is_killed_after_a_while() -> No
     net = Net(1)
     net.create(CPU)
     worker = worker_in(net, running=False)
-    net.say(DRIVER, m.RemoveGroup(8, GROUP))
+    net.say(DRIVER, g.RemoveGroup(8, GROUP))
     net.run(1.5)
     assert not net.others
     net.run(1.0)
@@ -433,9 +433,9 @@ def test_a_node_that_leaves_takes_no_bundles() -> None:
 
 def test_a_group_may_be_infeasible_for_a_while() -> None:
     net = Net(1)
-    net.say(DRIVER, m.WatchGroup(GROUP))
+    net.say(DRIVER, g.WatchGroup(GROUP))
     net.create(CPU, {"GPU": m.UNIT})
-    net.say(DRIVER, m.WatchGroup(GROUP))
+    net.say(DRIVER, g.WatchGroup(GROUP))
     net.run(0.9)
     assert net.state() == "PENDING"
     net.run(0.2)
@@ -477,7 +477,7 @@ def test_a_group_waits_for_a_task_to_end_and_gives_up_for_a_while_if_it_does_not
     net.run(2.0)
     assert sorted([net.state(), net.state(second)]) == ["CREATED", "PENDING"], "one has it, the other waits no more"
     made = GROUP if net.state() == "CREATED" else second
-    net.say(DRIVER, m.RemoveGroup(8, made))
+    net.say(DRIVER, g.RemoveGroup(8, made))
     net.run(1.5)
     assert net.state(second if made == GROUP else GROUP) == "CREATED"
 
@@ -489,7 +489,7 @@ def test_a_group_that_is_removed_while_it_waits_leaves_no_claim() -> None:
     net.say(spawn.peer, m.Hello("worker", 100))
     net.create(CPU)
     assert net.cores[NODES[0]].groups.bundles._parts
-    net.say(DRIVER, m.RemoveGroup(8, GROUP))
+    net.say(DRIVER, g.RemoveGroup(8, GROUP))
     assert not net.cores[NODES[0]].groups.bundles._parts
     assert not any(demand.grant for demand in net.cores[NODES[0]].matchmaking.demands.values())
 

@@ -9,8 +9,8 @@ import pytest
 from zmesh.core import transfer
 from zmesh.core.transfer import CHUNK_BYTES, Ask, Finished, Receiver, Server
 
-OID = b"o" * 28
-S = b"source.."
+S = b"source.."  # where it was made, and is counted
+OID = S + b"o" * 20
 
 
 class Net:
@@ -210,6 +210,42 @@ def test_a_referral_to_somebody_unknown_is_declined() -> None:
     receiver.referred(S, OID, b"unknown.", 0.0)
     assert effects[-1].node == S
     assert effects[-1].insist
+
+
+HOME = b"home...."
+MOVED = HOME + bytes(20)  # made on S, and counted elsewhere
+
+
+def test_what_cannot_be_had_where_it_was_made_is_asked_for_where_it_is_counted() -> None:
+    effects: list[Any] = []
+    members = {S: True, HOME: True}
+    receiver = Receiver(effects, reachable=members.__contains__)
+    receiver.start(MOVED, 1, CHUNK_BYTES * 2, S, 0.0)
+    receiver.arrived(S, MOVED, 0, 0.0)
+    del members[S]
+    receiver.node_gone(S, 1.0)
+    assert effects[-1] == Ask(HOME, MOVED, 1, CHUNK_BYTES, CHUNK_BYTES, True)
+    receiver.arrived(HOME, MOVED, CHUNK_BYTES, 1.0)
+    assert effects[-1] == Finished(MOVED, "")
+    receiver.start(MOVED, 1, CHUNK_BYTES, S, 2.0)
+    assert effects[-1].node == HOME
+    receiver.refused(HOME, MOVED, "never heard of it", 2.0)
+    assert effects[-1] == Finished(MOVED, transfer.GONE)
+
+
+def test_one_that_waits_for_its_turn_goes_to_its_home_when_its_source_leaves() -> None:
+    effects: list[Any] = []
+    members = {S: True, HOME: True}
+    receiver = Receiver(effects, reachable=members.__contains__)
+    oids = [HOME + bytes([index]) * 20 for index in range(transfer.TRANSFERS_MAX + 1)]
+    for oid in oids:
+        receiver.start(oid, 1, CHUNK_BYTES, S, 0.0)
+    del members[S]
+    receiver.node_gone(S, 1.0)
+    assert [ask.oid for ask in effects if ask.node == HOME] == oids
+    for oid in oids:
+        receiver.arrived(HOME, oid, 0, 1.0)
+    assert not receiver.transfers
 
 
 def test_what_nobody_asks_for_any_more_is_forgotten() -> None:

@@ -16,6 +16,7 @@ from tests.mesh.test_hosts import Nodes, nodes  # noqa: F401  # a fixture
 from tests.relay import Relay
 from zmesh import lifecycle
 from zmesh.exceptions import ConfigError, MeshError, NotRunningError, ObjectLostError, OwnerDiedError, StoreFullError
+from zmesh.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 @zmesh.remote
@@ -215,3 +216,24 @@ def test_status_of_a_member_elsewhere(mesh: Nodes) -> None:
 def test_the_schemes_of_programs_written_for_others(mesh: Nodes) -> None:
     zmesh.init(f"ray://{mesh.all[0].address}")
     assert zmesh.get(double.remote(2)) == 4
+
+
+def test_a_guest_keeps_results_that_lay_on_another_node_that_is_stopped(mesh: Nodes) -> None:
+    a, b = mesh.all
+    zmesh.init(a.address)
+    there = double.options(scheduling_strategy=NodeAffinitySchedulingStrategy(b.id))
+    ref = there.remote(numpy.ones(1 << 17))
+    zmesh.wait([ref], timeout=10)
+    told = lifecycle.stop(b.name)
+    assert (told.moved, told.lost, told.notes) == (1, 0, [])
+    assert zmesh.get(ref).sum() == 2 << 17
+
+
+def test_a_guest_goes_on_when_its_node_is_stopped_which_tells_what_it_loses(mesh: Nodes) -> None:
+    zmesh.init(mesh.all[0].address)
+    ref = double.remote(numpy.ones(1 << 17))
+    zmesh.wait([ref], timeout=10)
+    assert "1 guest(s) of this node go on elsewhere" in lifecycle.stop(mesh.all[0].name).notes[0]
+    assert zmesh.get(double.remote(21), timeout=20) == 42
+    with pytest.raises(ObjectLostError):
+        zmesh.get(ref)

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,8 @@ from zmesh import keys, lifecycle
 from zmesh.runtime.keyring import Keyring, keyring_path
 from zmesh.runtime.machine import _free
 from zmesh.util.scheduling_strategies import NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy
+
+ZMESH = [os.path.join(os.path.dirname(sys.executable), "zmesh")]
 
 Start = Callable[..., lifecycle.RunningNode]
 
@@ -100,18 +103,85 @@ def test_a_backlog_is_worked_off_by_all_nodes(nodes: Nodes) -> None:
     assert min(counts.values()) >= 8, counts
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="this machine has no IPv6")
+def _has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
+
+
+@pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
 def test_a_mesh_on_ipv6(nodes: Nodes) -> None:
-    a, b = nodes.start(host="::1"), nodes.start(host="::1")
+    a = nodes.start(host="::1")
     assert a.address.startswith("[::1]:")
+    b = nodes.start(host="::1", join=[lifecycle.parse_address(a.address)])
     nodes.await_members(a, 2)
+    nodes.await_members(b, 2)
     zmesh.init(a.name)
     assert zmesh.get(where.options(**on(b)).remote()) == b.id
     array, maker = zmesh.get(ones.options(**on(b)).remote(1_000_000))
     assert (array.sum(), maker) == (1_000_000, b.id)
+    assert zmesh.get(total.options(**on(b)).remote(numpy.ones(500_000))) == (500_000.0, b.id)
     zmesh.shutdown()
     zmesh.init(b.address)
     assert zmesh.get(where.options(**on(a)).remote()) == a.id
+    for node in (b.name, b.address):
+        for words in (["status"], ["doctor"]):
+            told = subprocess.run([*ZMESH, *words, "--node", node], capture_output=True, text=True, check=True)
+            assert f" {a.address}" in told.stdout
+            assert f" {b.address}" in told.stdout
+
+
+def test_status_is_json_on_every_member_and_tells_the_same_of_each(nodes: Nodes) -> None:
+    made = [nodes.start(resources={"disk": 2}) for _ in range(3)]
+    for node in made:
+        nodes.await_members(node, 3)
+    zmesh.init(made[0].name)
+    assert zmesh.get(where.options(**on(made[1])).remote()) == made[1].id
+
+    def told(node: lifecycle.RunningNode) -> dict[str, Any]:
+        done = subprocess.run([*ZMESH, "status", "--json", "--node", node.name], capture_output=True, check=True)
+        members = json.loads(done.stdout)["members"]
+        return {member["node"]: [member[key] for key in ("state", "address", "total", "store")] for member in members}
+
+    deadline = time.monotonic() + 10
+    while any(told(node) != told(made[0]) or not all(row[3] for row in told(node).values()) for node in made):
+        assert time.monotonic() < deadline, [told(node) for node in made]
+    for row in lifecycle.status(made[2].name)["members"]:
+        assert row["store"][1] == 1 << 28
+        assert row["total"]["disk"] == 2
+        assert row["available"]["CPU"] <= 1
+        assert (row["version"], row["python"]) == (zmesh.__version__, ".".join(map(str, sys.version_info[:3])))
+        assert row["workers"] >= 0
+        assert row["backlog"] == 0
+
+
+def test_a_node_that_was_killed_comes_back_under_its_address(nodes: Nodes) -> None:
+    a, b = nodes.start(), nodes.start()
+    nodes.await_members(a, 2)
+    os.kill(b.pid, signal.SIGKILL)
+    port = lifecycle.parse_address(b.address)[1]
+    again = nodes.start(port=port)
+    assert (again.address, again.id == b.id) == (b.address, False)
+    nodes.await_members(a, 2)
+    zmesh.init(a.name)
+    assert zmesh.get(where.options(**on(again)).remote()) == again.id
+    shown = subprocess.run([*ZMESH, "status", "--node", a.name], capture_output=True, text=True, check=True).stdout
+    assert shown.count(again.address) == 1, shown
+    _await_health(a, 2)
+    zmesh.shutdown()
+    lifecycle.stop(again.name)
+    _await_health(a, 1)
+
+
+def _await_health(node: lifecycle.RunningNode, members: int) -> None:
+    """Wait until `zmesh doctor` finds that so many members reach each other, and nothing to complain of."""
+    deadline = time.monotonic() + 15
+    while True:
+        told = subprocess.run([*ZMESH, "doctor", "--node", node.name], capture_output=True, text=True, check=False)
+        if told.returncode == 0 and told.stdout.count("reaches all others") == members:
+            return
+        assert time.monotonic() < deadline, told.stdout + told.stderr
 
 
 def test_every_node_shows_the_same_mesh(nodes: Nodes) -> None:
@@ -451,7 +521,7 @@ def test_doctor_says_who_reaches_whom_and_why_not(nodes: Nodes) -> None:
     made = [nodes.start() for _ in range(3)]
     nodes.await_members(made[0], 3)
     nodes.await_members(made[2], 3)
-    command = [os.path.join(os.path.dirname(sys.executable), "zmesh"), "doctor", "--node", made[0].name]
+    command = [*ZMESH, "doctor", "--node", made[0].name]
     well = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert well.returncode == 0, well.stdout
     assert well.stdout.count("reaches all others") == 3
@@ -460,3 +530,137 @@ def test_doctor_says_who_reaches_whom_and_why_not(nodes: Nodes) -> None:
     ill = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert ill.returncode == 1
     assert f"{made[1].address}: \n  does not answer us: it is dead" in ill.stdout.replace(":\n", ": \n")
+
+
+@zmesh.remote
+def summed(box: list[Any]) -> tuple[float, str]:
+    return float(numpy.sum(zmesh.get(box[0]))), zmesh.get_runtime_context().get_node_id()
+
+
+@zmesh.remote
+def count_up(count: int) -> Any:
+    return numpy.arange(count)
+
+
+def test_results_that_lay_on_a_node_that_goes_down_are_there_for_owner_and_borrower(nodes: Nodes) -> None:
+    a, b, c = (nodes.start() for _ in range(3))
+    nodes.await_members(a, 3)
+    zmesh.init(a.name)
+    own, shared, borrowed = (count_up.options(**on(b)).remote(125_000) for _ in range(3))
+    zmesh.wait([own, shared, borrowed], num_returns=3, timeout=10)
+    expected = 125_000 * 124_999 / 2
+    before = summed.options(**on(c)).remote([borrowed])  # counted by the owner's node from now on
+    assert zmesh.get(before) == (expected, c.id)
+    told = lifecycle.stop(b.name)
+    assert (told.moved, told.lost, told.notes) == (3, 0, [])
+    nodes.await_members(a, 2)
+    nodes.await_members(c, 2)
+    assert zmesh.get(own).sum() == expected
+    assert zmesh.get(total.options(**on(c)).remote(own)) == (expected, c.id)
+    assert zmesh.get(summed.options(**on(c)).remote([borrowed])) == (expected, c.id)
+    assert zmesh.get(summed.options(**on(c)).remote([shared])) == (expected, c.id)
+    assert zmesh.get(summed.options(**on(a)).remote([shared])) == (expected, a.id)
+    lifecycle.stop(c.name)
+    nodes.await_members(a, 1)
+    assert zmesh.get(summed.remote([borrowed])) == (expected, a.id)
+
+
+def test_what_a_node_that_goes_down_counted_for_others_is_told_as_lost(nodes: Nodes) -> None:
+    a, b = nodes.start(), nodes.start()
+    nodes.await_members(a, 2)
+    zmesh.init(a.name)
+
+    @zmesh.remote
+    def boxed() -> list[Any]:
+        return [zmesh.put(numpy.ones(200_000)), zmesh.put("small")]
+
+    box = zmesh.get(boxed.options(**on(b)).remote())
+    result = ones.options(**on(b)).remote(200_000)
+    zmesh.wait([result], timeout=10)
+    done = subprocess.run([*ZMESH, "down", "--node", b.name], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert "1 object(s) that lay there alone were copied" in done.stdout
+    assert "zmesh: 2 object(s) are lost" in done.stderr
+    assert "belong to programs of this node" in done.stderr
+    assert zmesh.get(result)[0].sum() == 200_000
+    with pytest.raises(zmesh.exceptions.ObjectLostError):
+        zmesh.get(box[1])
+
+
+def test_an_object_that_finds_no_room_elsewhere_is_told_as_lost(nodes: Nodes) -> None:
+    a, b = nodes.start(store_bytes=8 << 20), nodes.start()
+    nodes.await_members(a, 2)
+    zmesh.init(a.name)
+    fits, too_large = count_up.options(**on(b)).remote(100_000), count_up.options(**on(b)).remote(4_000_000)
+    zmesh.wait([fits, too_large], num_returns=2, timeout=10)
+    told = lifecycle.stop(b.name)
+    assert (told.moved, told.lost) == (1, 1)
+    assert f"could not be moved to node {a.id}" in told.notes[0]
+    assert "do not fit into the store of this host" in told.notes[0]
+    assert len(zmesh.get(fits)) == 100_000
+    with pytest.raises(zmesh.exceptions.ObjectLostError):
+        zmesh.get(too_large)
+
+
+@pytest.mark.slow
+def test_a_node_killed_while_it_leaves_takes_no_more_with_it_than_what_lay_there(nodes: Nodes) -> None:
+    a, b = nodes.start(store_bytes=1 << 30), nodes.start(store_bytes=1 << 30)
+    nodes.await_members(a, 2)
+    zmesh.init(a.name)
+    refs = [count_up.options(**on(b)).remote(1 << 22) for _ in range(12)]
+    zmesh.wait(refs, num_returns=len(refs), timeout=60)
+    os.kill(b.pid, signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while lifecycle.status(a.name)["copies"] < 3:
+        assert time.monotonic() < deadline
+    os.kill(b.pid, signal.SIGKILL)
+    nodes.await_members(a, 1)
+    found = 0
+    for ref in refs:
+        with contextlib.suppress(zmesh.exceptions.ObjectLostError):
+            assert zmesh.get(ref, timeout=20)[-1] == (1 << 22) - 1
+            found += 1
+    assert zmesh.get(where.remote()) == a.id
+    del refs
+    assert found < 12, "it was killed in time"
+
+
+@pytest.mark.slow
+def test_a_member_that_never_answers_holds_up_the_leaver_for_a_while_only(nodes: Nodes) -> None:
+    a, b, c = (nodes.start() for _ in range(3))
+    nodes.await_members(a, 3)
+    nodes.await_members(b, 3)
+    zmesh.init(a.name)
+    result = ones.options(**on(b)).remote(200_000)
+    zmesh.wait([result], timeout=10)
+    os.kill(c.pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        told = lifecycle.stop(b.name)
+        took = time.monotonic() - started
+    finally:
+        os.kill(c.pid, signal.SIGKILL)
+    assert told.moved == 1
+    assert took < 35, took
+    assert zmesh.get(result)[0].sum() == 200_000
+
+
+@pytest.mark.slow
+def test_a_program_that_never_answers_is_told_and_a_second_signal_ends_the_wait(nodes: Nodes) -> None:
+    a, b = nodes.start(), nodes.start()
+    nodes.await_members(a, 2)
+    script = f"import time, zmesh; zmesh.init({a.name!r}); print('ready', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == b"ready\n"
+        driver.send_signal(signal.SIGSTOP)
+        with subprocess.Popen(
+            [*ZMESH, "down", "--node", b.name], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as down:
+            assert down.stderr is not None
+            with pytest.raises(subprocess.TimeoutExpired):
+                down.wait(timeout=2)
+            os.kill(b.pid, signal.SIGTERM)
+            assert down.wait(timeout=5) == 0
+            assert f"node {a.id} did not say whether it has all it needs".encode() in down.stderr.read()
+        driver.kill()

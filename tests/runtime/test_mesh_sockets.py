@@ -138,6 +138,31 @@ def test_a_word_to_a_seed_waits_for_the_connection(peers: Any) -> None:
     assert b.has("word") == [("word", A, b"join")]
 
 
+def test_words_to_an_address_leave_the_link_to_the_node_that_is_there_alone(peers: Any) -> None:
+    """A dead member is redialled, and a restarted node may be at its address: it must not lose its connection."""
+    keys = new_keys()
+    a, b = peers(A, keys), peers(B, keys)
+    a.sockets.knows(B, b.address, b.key.id)
+    a.sockets.post_ack(B, 1, 1, False)
+    until(lambda: a.has("up"), a, b)
+    a.sockets.tell(C, b.address, b"are you back?")
+    until(lambda: b.has("word"), a, b)
+    assert b.has("word") == [("word", A, b"are you back?")]
+    a.sockets.post_ack(B, 1, 2, False)
+    until(lambda: ("ack", A, 1, 2, False) in b.heard, a, b)
+    assert not a.has("down")
+
+
+def test_only_so_many_addresses_are_kept_dialled(peers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mesh_sockets, "SEEDS_MAX", 2)
+    a = peers(A, new_keys())
+    addresses = [("127.0.0.1", 1), ("127.0.0.1", 2), ("127.0.0.1", 3)]
+    for address in addresses:
+        a.sockets.tell(b"", address, b"join")
+    assert a.sockets.state_of(addresses[:1]) == "not dialled"
+    assert a.sockets.state_of(addresses[2:]) != "not dialled"
+
+
 def test_a_lost_connection_and_a_refused_redial_are_told(peers: Any) -> None:
     keys = new_keys()
     a, b = peers(A, keys), Peer(B, keys)
@@ -211,7 +236,7 @@ def test_a_node_changes_its_key_on_the_same_ports(peers: Any) -> None:
 
 def test_a_port_that_is_taken_is_an_error_that_names_it(peers: Any) -> None:
     a = peers(A, new_keys())
-    with pytest.raises(ConfigError, match=f"ports {a.port}-{a.port + 2}"):
+    with pytest.raises(ConfigError, match=f"port {a.port} is in use"):
         MeshSockets(a.context, a.gate, B, "127.0.0.1", a.port, [new_keys()], a.sockets._heard)
 
 
@@ -303,6 +328,7 @@ def raw_dealer(context: Any, keys: CurveKeys, identity: bytes, address: tuple[st
         [b"P" * 54, b"short"],
         [b"W"],
         [b"W", b"word", b"more"],
+        [mesh_sockets._HEAD.pack(b"A", 0, 1, 0, False), b"more"],
         [b"x"] * 1000,
         [mesh_sockets._HEAD.pack(b"P", 0, 1, 0, False) + bytes(32), b"from nobody"],
         [mesh_sockets._HEAD.pack(b"P", 0, 1, 0, False) + C + bytes(8) + B + bytes(8), b"in the name of another"],

@@ -239,3 +239,23 @@ def test_a_peer_and_a_node_have_the_sockets_their_ids_say() -> None:
     run_dir = RunDir("/run/x")
     assert run_dir.socket_of(bytes(8) + b"\x01" * 8) == "/run/x/" + "01" * 8
     assert run_dir.socket_of(bytes(16)) == "/run/x/" + "00" * 8
+
+
+def test_a_farewell_can_be_read_when_the_directory_is_gone() -> None:
+    made = RunDir.create("a")
+    made.say_farewell({})
+    fd = rundir.open_farewell(made.path)
+    made.say_farewell({"moved": 3})
+    made.remove()
+    assert fd is not None
+    assert rundir.read_farewell(fd) == {"moved": 3}
+    assert rundir.open_farewell(made.path) is None
+
+
+def test_a_node_that_was_killed_left_its_record() -> None:
+    made = RunDir.create("a")
+    made.write_record({"pid": os.getpid(), "node": "01"})
+    assert rundir.was_killed("a", "01")
+    assert not rundir.was_killed("a", "02"), "another one runs there now"
+    made.remove()
+    assert not rundir.was_killed("a", "01")

@@ -82,15 +82,9 @@ class Simulation(UserCode):
     """
 
     def __init__(
-        self,
-        seed: int,
-        cpus: int = 2,
-        *,
-        hosts: int = 1,
-        lossy: bool = True,
-        shortcuts: bool = True,
+        self, seed: int, cpus: int = 2, *, hosts: int = 1, lossy: bool = True, shortcuts: bool = True,
         limits: Limits | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.seed = seed
         self.shortcuts = shortcuts
         self.rng = random.Random(seed)
@@ -112,6 +106,7 @@ class Simulation(UserCode):
         self.makers: dict[int, bytes] = {}  # {segment: who made it}
         self.dialled: dict[bytes, Process] = {}  # {link name of a shortcut: its driver}
         self.link_names: dict[tuple[bytes, bytes], bytes] = {}  # {(driver, node): link name}
+        self.warnings: list[str] | None = None  # a list: warnings are noted there; None: they are faults
         self.cuts = 0.0  # which part of what nodes send each other is lost
         self.hosts: dict[bytes, Host] = {}
         for index in range(hosts):
@@ -350,6 +345,8 @@ class Simulation(UserCode):
                     if maker in effect.producers and segment not in used:
                         self.written.pop(segment, None)
                         del self.makers[segment]
+            case fx.Warn() if self.warnings is not None:
+                self.warnings.append(effect.text)
             case fx.Warn():
                 raise AssertionError(f"seed {self.seed}: {process.name} warns: {effect.text}")
 
@@ -488,8 +485,10 @@ class Simulation(UserCode):
     def _fetch_copy(self, host: Host, effect: fx.FetchCopy) -> None:
         if not host.process.alive:
             return
-        source = self.hosts[effect.producer[:8]]
-        if not source.process.alive or effect.segment not in self.written:
+        source, home = self.hosts[effect.producer[:8]], self.hosts[effect.oid[:8]]
+        made = source.process.alive and effect.segment in self.written
+        kept = home.process.alive and home is not host and effect.oid in home.copies
+        if not made and not kept:
             host.core.fetched(effect.oid, None, "its host is gone", self.now)
         else:
             segment = next(self._segments)

@@ -6,6 +6,7 @@ import pytest
 from tests.sim.programs import program
 from tests.sim.simulator import NODE, Process, Simulation, value_of
 from zmesh.core import copies
+from zmesh.core.effects import Send
 from zmesh.core.records import Entry, Inputs
 from zmesh.wire import messages as m
 
@@ -411,3 +412,111 @@ def test_a_shortcut_of_a_dead_driver_is_forgotten(seed: int) -> None:
     openings = sim.hosts[other(1)].core.openings
     assert not openings.names
     assert not sim.live_workers()
+
+
+def _leave(sim: Simulation, index: int) -> bytes:
+    """Have a host leave in good order, as runtime/node_main.py does; returns its ID."""
+    host = sim.hosts[other(index)]
+    host.core.drain(sim.now)
+    sim.settle(host.process)
+    sim.run_until(lambda: host.core.drained, 30.0)
+    host.core.evacuation.leave()
+    sim.settle(host.process)
+    sim.run_until(lambda: host.core.evacuation.done, 30.0)
+    sim.kill_host(host, seconds=0.0)
+    quiet(sim, 1.0)
+    return host.id
+
+
+@pytest.mark.parametrize("cuts", [0.0, 0.2])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_results_that_lay_on_a_host_that_left_are_there_for_all(seed: int, cuts: float) -> None:
+    sim = Simulation(seed, hosts=3, cpus=1)
+    sim.cuts = cuts
+    driver, third = sim.driver("d"), sim.driver("e", other(2))
+    spec = driver.core.new_spec(driver.peer, "f", {"CPU": m.UNIT, f"node:{other(1).hex()}": 1})
+    tasks = [sim.submit(driver, spec, program("big", seconds=0.05, value=index)) for index in range(12)]
+    sim.run_until(lambda: all(task.status == m.STORED for task in tasks[:6]), 30.0)
+    oids = [driver.core.references.oid(task) for task in tasks]
+    ticket = driver.core.references.promote(tasks[:8:2])  # of those after the sixth some have no value yet
+    sim.settle(driver)
+    sim.run_until(lambda: ticket.status != m.PENDING, 1.0)
+    driver.core.effects.append(Send(sim.node_process.peer, m.Hold(0, [(oid, third.peer) for oid in oids[:8:2]])))
+    sim.settle(driver)
+    borrowed = [third.core.references.borrow(oid, counted=True) for oid in oids[:8:2]]
+    sim.run_until(lambda: all(task.status == m.STORED for task in tasks), 30.0)
+    sim.drop(driver, tasks[1])
+    left = _leave(sim, 1)
+    farewell = sim.hosts[left].core.evacuation.farewell(0)
+    assert (farewell.moved, farewell.lost, farewell.notes) == (11, 0, [])
+    for entry in borrowed:
+        third.core.fetch(entry)
+    sim.settle(third)
+    sim.run_until(lambda: all(entry.status == m.STORED for entry in borrowed), 30.0)
+    kept = [task for task in tasks if task is not tasks[1]]
+    assert {task.value[2][:8] for task in kept} == {left}
+    _localize(sim, third, borrowed)
+    _localize(sim, driver, kept)
+    anywhere = sim.spec(driver)
+    later = [sim.submit(driver, anywhere, program("work", seconds=0.05), Inputs([task])) for task in kept for _ in "ab"]
+    sim.run_until(lambda: all(task.status == m.INLINE for task in later), 30.0)
+    for entry in [*kept, *later]:
+        sim.drop(driver, entry)
+    for entry in borrowed:
+        sim.drop(third, entry)
+    quiet(sim, 2 * copies.UNUSED_S + 5)
+    assert not sim.hosts[NODE].copies
+    assert not sim.hosts[other(2)].copies
+
+
+@pytest.mark.parametrize("cuts", [0.0, 0.2])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_host_that_leaves_in_the_midst_of_work_costs_nothing(seed: int, cuts: float) -> None:
+    sim = Simulation(seed, hosts=3, cpus=1)
+    sim.cuts = cuts
+    driver = sim.driver("d")
+    spec = sim.spec(driver, max_retries=0)
+    tasks = [sim.submit(driver, spec, program("big", seconds=0.03, value=index)) for index in range(60)]
+    tasks += [sim.submit(driver, spec, program("big", seconds=0.03), Inputs([task])) for task in tasks]
+    for task in tasks[::3]:
+        sim.drop(driver, task)
+    kept = [task for index, task in enumerate(tasks) if index % 3]
+    ticket = driver.core.references.promote(kept[::2])
+    sim.settle(driver)
+    sim.run_until(lambda: ticket.status != m.PENDING, 1.0)
+    sim.run_until(lambda: started_on(sim).get(other(1), 0) > 0 or not driver.core.tasks.open, 30.0)
+    sim.run(sim.now + sim.rng.uniform(0.0, 0.2))
+    _leave(sim, 1)
+    sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 60.0)
+    assert all(task.status == m.STORED for task in kept), [task.value for task in kept if task.status != m.STORED]
+    assert max(sim.started.values()) == 1
+    ticket = driver.core.references.localize(kept)
+    sim.settle(driver)
+    sim.run_until(lambda: ticket is None or ticket.status != m.PENDING, 30.0)
+    assert all(driver.core.references.location(task)[0] == m.STORED for task in kept)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_host_that_dies_while_it_leaves_loses_no_more_than_what_lay_there(seed: int) -> None:
+    sim = Simulation(seed, hosts=3, cpus=1)
+    sim.warnings = []
+    driver = sim.driver("d")
+    spec = driver.core.new_spec(driver.peer, "f", {"CPU": m.UNIT, f"node:{other(1).hex()}": 1})
+    tasks = [sim.submit(driver, spec, program("big", seconds=0.05, value=index)) for index in range(8)]
+    sim.run_until(lambda: all(task.status == m.STORED for task in tasks), 30.0)
+    ticket = driver.core.references.promote(tasks[::2])
+    sim.settle(driver)
+    sim.run_until(lambda: ticket.status != m.PENDING, 1.0)
+    host = sim.hosts[other(1)]
+    host.core.evacuation.leave()
+    sim.settle(host.process)
+    sim.run(sim.now + sim.rng.uniform(0.0, 0.06))
+    sim.kill_host(host, seconds=0.5)
+    quiet(sim)
+    ticket = driver.core.references.localize(tasks)
+    sim.settle(driver)
+    sim.run_until(lambda: ticket is None or ticket.status != m.PENDING, 5.0)
+    states = [driver.core.references.location(task)[0] for task in tasks]
+    assert all(status in (m.STORED, m.ERROR) for status in states)
+    again = sim.submit(driver, sim.spec(driver), program("work"))
+    sim.run_until(lambda: again.status == m.INLINE, 5.0)

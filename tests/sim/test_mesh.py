@@ -118,6 +118,22 @@ def test_a_node_that_hears_nobody_does_not_bring_down_the_others() -> None:
     mesh.until(mesh.agree, 60)
 
 
+def test_the_dead_at_whose_address_another_one_was_are_replaced() -> None:
+    mesh = Mesh(5)
+    first, old = mesh.full(2)
+    mesh.crash(old, closed_port=True)
+    mesh.until(lambda: not first.core.members[old.name].alive, 5.0)
+    assert not first.core.members.replaced(first.core.members[old.name].row)
+    new = mesh.add([first], at=old)
+    mesh.until(lambda: new.name in first.core.members, 5.0)
+    assert first.core.members.replaced(first.core.members[old.name].row)
+    assert new.core.members.replaced(old.core.me)
+    new.core.leave(mesh.now)
+    mesh.settle(new)
+    mesh.until(lambda: not first.core.members[new.name].alive, 5.0)
+    assert first.core.members.replaced(first.core.members[old.name].row)
+
+
 def test_a_node_restarts_under_its_address_as_often_as_it_likes() -> None:
     mesh = joined(9, 5)
     node = mesh.nodes[-1]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, Warn
+from zmesh.core.evacuation import Rescue
 from zmesh.core.group_watch import GroupWatch
 from zmesh.core.links import Links
 from zmesh.core.pulls import Pulls
@@ -46,6 +47,7 @@ from zmesh.wire.messages import (
     Fetched,
     GiveBack,
     Infeasible,
+    Leaving,
     Log,
     Mesh,
     NodeGone,
@@ -99,6 +101,7 @@ class ClientCore:
         self.pulls = Pulls(self.node, effects)
         self.shortcuts = Shortcuts(me, effects, Links(effects, timers))
         self.references = References(me, self.node, effects, self.pulls)
+        self._rescue = Rescue(effects, node=lambda: self.node, references=self.references, hears=self.shortcuts.heard)
         self.victim = Victim(self.node, effects, timers, self._arguments, self._limit_time)
         self.tasks = Tasks(
             effects,
@@ -141,6 +144,7 @@ class ClientCore:
             Shortcut: self.shortcuts.offered,
             Switch: self.shortcuts.switched,
             Carry: self.shortcuts.carried,
+            Leaving: lambda peer, message, now: self._rescue.leaving(peer, message.node),
             RecycleSegments: lambda _, message, now: self.effects.append(Recycle(list(message.segments))),
             Trim: lambda _, message, now: self.effects.append(Recycle([])),
         }
@@ -329,6 +333,7 @@ class ClientCore:
         del peer
         self.groups.node_gone(message.node, message.why, now)
         self.shortcuts.node_gone(message.node)
+        self._rescue.node_gone(message.node)
         gone = [thief for thief in self.victim.thieves.values() if thief.peer[:NODE_ID_BYTES] == message.node]
         for thief in gone:
             self.victim.close(thief)

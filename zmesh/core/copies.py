@@ -33,9 +33,25 @@ class HostCopy:
 
 
 class Copies:
-    """The copies of one node. Effects: FetchCopy, DropCopies, and Pulled for those who asked."""
+    """The copies of one node. Effects: FetchCopy, DropCopies, and Pulled for those who asked.
 
-    def __init__(self, effects: list[Effect], timers: Timers, *, reachable: Callable[[NodeID], bool]) -> None:
+    Args:
+        node: PeerID of the node itself, which may be a user like any client.
+        reachable: whether a node is a member.
+        copied: called with what this node keeps for itself: (object, why it will never be here or "").
+    """
+
+    def __init__(
+        self,
+        node: PeerID,
+        effects: list[Effect],
+        timers: Timers,
+        *,
+        reachable: Callable[[NodeID], bool],
+        copied: Callable[[ObjectID, str], None],
+    ) -> None:
+        self._node = node
+        self._copied = copied
         self._effects = effects
         self._timers = timers
         self._reachable = reachable
@@ -48,19 +64,33 @@ class Copies:
     def pull(self, peer: PeerID, objects: list[Any], now: float) -> None:
         """A client wants to read these here. Each is answered, now or when it is here or lost."""
         for oid, segment, nbytes, producer in objects:
-            copy = self._copies.get(oid)
-            if copy is None or (copy.status == ERROR and not copy.users):
-                copy = self._copies[oid] = HostCopy(segment, nbytes, producer)
-                if self._reachable(producer[:NODE_ID_BYTES]):
-                    self._effects.append(FetchCopy(oid, segment, nbytes, producer))
-                else:
-                    self._lost(copy, oid, "the node it lies on is gone")
-            copy.users[peer] = copy.users.get(peer, 0) + 1
-            if copy.status == PENDING:
-                copy.waiting[peer] = True
-            else:
-                self._effects.append(Send(peer, Pulled([(oid, copy.status, copy.value)])))
+            self._use(peer, oid, segment, nbytes, producer)
         self._watch(now)
+
+    def keep(self, oid: ObjectID, segment: int, nbytes: int, producer: PeerID) -> None:
+        """Have a copy for this node itself, until `drop`."""
+        self._use(self._node, oid, segment, nbytes, producer)
+
+    def _use(self, peer: PeerID, oid: ObjectID, segment: int, nbytes: int, producer: PeerID) -> None:
+        copy = self._copies.get(oid)
+        if copy is None or (copy.status == ERROR and not copy.users):
+            copy = self._copies[oid] = HostCopy(segment, nbytes, producer)
+            # Where it was made, or, if that node has left, where it is counted.
+            if self._reachable(producer[:NODE_ID_BYTES]) or self._reachable(oid[:NODE_ID_BYTES]):
+                self._effects.append(FetchCopy(oid, segment, nbytes, producer))
+            else:
+                self._lost(copy, oid, "the node it lies on is gone")
+        copy.users[peer] = copy.users.get(peer, 0) + 1
+        if copy.status == PENDING:
+            copy.waiting[peer] = True
+        else:
+            self._answer(peer, oid, copy)
+
+    def _answer(self, peer: PeerID, oid: ObjectID, copy: HostCopy) -> None:
+        if peer == self._node:
+            self._copied(oid, copy.value[1] if copy.status == ERROR else "")
+        else:
+            self._effects.append(Send(peer, Pulled([(oid, copy.status, copy.value)])))
 
     def _lost(self, copy: HostCopy, oid: ObjectID, why: str) -> None:
         copy.status = ERROR
@@ -79,7 +109,7 @@ class Copies:
             copy.status, copy.value = STORED, tuple(location)
         waiting, copy.waiting = copy.waiting, {}
         for peer in waiting:
-            self._effects.append(Send(peer, Pulled([(oid, copy.status, copy.value)])))
+            self._answer(peer, oid, copy)
         if not copy.users:
             copy.unused_s = now
             self._watch(now)
@@ -100,6 +130,14 @@ class Copies:
         if not copy.users:
             copy.unused_s = now
             self._watch(now)
+
+    def drop(self, oid: ObjectID) -> None:
+        """This node needs its copy no more; nobody will ask for one without users, as the object is gone or lost."""
+        copy = self._copies[oid]
+        del copy.users[self._node]
+        copy.waiting.pop(self._node, None)
+        if not copy.users:
+            self._drop([oid])
 
     def client_gone(self, peer: PeerID, now: float) -> None:
         """A client is dead; a child of it may still read what it read."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zmesh.core.effects import DropSegments, Effect, Send
-from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
+from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, ObjectID, PeerID, is_guest, node_peer
 from zmesh.wire.messages import (
     ERROR,
     INLINE,
@@ -43,6 +43,7 @@ class Directory:
 
     Args:
         node: its ID.
+        evacuation: what was copied here as the node it lay on left (core/evacuation.py).
         alive: whether a peer is a living client, of this node or, as far as is known, of another.
         reserve: books bytes in the store; False if it is full.
         release: gives them back.
@@ -52,6 +53,7 @@ class Directory:
         self,
         node: NodeID,
         effects: list[Effect],
+        evacuation: Any,
         *,
         alive: Callable[[PeerID], bool],
         reserve: Callable[[int], bool],
@@ -62,6 +64,7 @@ class Directory:
         self._alive = alive
         self._reserve = reserve
         self._release = release
+        self._evacuation = evacuation
         self._records: dict[ObjectID, Record] = {}
 
     def __len__(self) -> int:
@@ -79,16 +82,17 @@ class Directory:
                     self._effects.append(Send(peer, Ack(request, text)))
                     return
                 record = self._records[oid] = Record(status, value, list(inside))
-                self._keep(record)
+                self._keep(oid, record)
                 self._hold_inside(oid, record)
             self._count(oid, record, peer, 1)
         self._effects.append(Send(peer, Ack(request)))
 
-    def _keep(self, record: Record) -> None:
+    def _keep(self, oid: ObjectID, record: Record) -> None:
         """Have the node on which the bytes lie keep them, if that is another."""
         if record.status == STORED and record.value[2][:NODE_ID_BYTES] != self._node:
             home = node_peer(record.value[2][:NODE_ID_BYTES])
             self._effects.append(Send(home, KeepSegments([record.value[0]])))
+            self._evacuation.stored(oid, record.value)
 
     def _hold_inside(self, oid: ObjectID, record: Record) -> None:
         for inner in record.inside:
@@ -108,7 +112,7 @@ class Directory:
             if status == INLINE:
                 # The work is done and its result must not be lost for want of room: the books may run over.
                 self._reserve(len(value))
-            self._keep(record)
+            self._keep(oid, record)
             self._hold_inside(oid, record)
             self._answer(oid, record)
 
@@ -152,6 +156,7 @@ class Directory:
         while todo:
             oid = todo.pop()
             record = self._records.pop(oid)
+            self._evacuation.freed(oid)
             if record.status == STORED:
                 self.free_segments([(record.value[2], record.value[0], record.clean)])
             elif record.status == INLINE:
@@ -212,7 +217,8 @@ class Directory:
         for oid, record in list(self._records.items()):
             for waiter in [waiter for waiter in record.waiters if waiter[:NODE_ID_BYTES] == node]:
                 del record.waiters[waiter]
-            if record.status == STORED and record.value[2][:NODE_ID_BYTES] == node:
+            lay_there = record.status == STORED and record.value[2][:NODE_ID_BYTES] == node
+            if lay_there and not self._evacuation.has(oid):
                 text = f"object {oid.hex()} lay on node {node.hex()}, which is gone, and nowhere else"
                 record.status, record.value = ERROR, ("ObjectLostError", text, {})
         holders = {holder: True for record in self._records.values() for holder in record.holders}
@@ -233,6 +239,25 @@ class Directory:
                 del record.holders[holder]
             if not record.holders:
                 self._free(oid)
+
+    def lying_on(self, node: NodeID) -> list[tuple[ObjectID, Any]]:
+        """Return the objects whose bytes lie on another node, with their places."""
+        found = [(oid, record.value) for oid, record in self._records.items() if record.status == STORED]
+        return [(oid, value) for oid, value in found if value[2][:NODE_ID_BYTES] == node]
+
+    def held_elsewhere(self) -> list[ObjectID]:
+        """Return the objects that clients on other hosts hold, guests included, and those inside of them."""
+        found = {oid: True for oid, record in self._records.items() if any(map(self._is_far, record.holders))}
+        todo = list(found)
+        while todo:
+            for inner in self._records[todo.pop()].inside:
+                if inner in self._records and inner not in found:
+                    found[inner] = True
+                    todo.append(inner)
+        return list(found)
+
+    def _is_far(self, holder: Holder) -> bool:
+        return len(holder) == PEER_ID_BYTES and (holder[:NODE_ID_BYTES] != self._node or is_guest(holder))
 
     def segments_in_use(self) -> list[int]:
         """Return the segments that records name."""

@@ -138,6 +138,10 @@ class Members(Mapping[NodeID, Member]):
         member = self.get(node)
         return node if member is not None and member.alive and member.row.address == address else None
 
+    def replaced(self, row: Row) -> bool:
+        """Whether somebody else was seen at that row's address after its member, or we are there."""
+        return self.me.address == row.address or self._addresses.get(row.address, row.node) != row.node
+
     def pick(self, rng: random.Random, fits: Callable[[NodeID], bool]) -> NodeID | None:
         """Return a living member by chance, of those that fit."""
         split, total = len(self._base.order), len(self._base.order) + len(self._added)

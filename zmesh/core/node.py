@@ -11,13 +11,14 @@ from typing import Any
 from zmesh.core.copies import Copies
 from zmesh.core.directory import Directory
 from zmesh.core.effects import Address, DropSegments, DropUnused, Effect, KillProcess, Send, Warn
+from zmesh.core.evacuation import Evacuation
 from zmesh.core.groups import Groups
 from zmesh.core.guests import Guests
 from zmesh.core.lending import Lending, lease_key
 from zmesh.core.links import Links
 from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, Limits, Matchmaking
 from zmesh.core.neighbours import Neighbours
-from zmesh.core.records import MARK_PLENTY, SPREAD
+from zmesh.core.records import MARK_PLENTY, SPREAD, Executing
 from zmesh.core.resources import Resources
 from zmesh.core.shortcuts import Openings
 from zmesh.core.status import load, status
@@ -29,6 +30,7 @@ from zmesh.wire.messages import (
     Buried,
     Carry,
     Demand,
+    Evacuated,
     Fetch,
     Free,
     FreeSegments,
@@ -39,6 +41,7 @@ from zmesh.wire.messages import (
     Kill,
     Lease,
     LeaseBack,
+    Leaving,
     LetGo,
     Log,
     Mesh,
@@ -62,17 +65,6 @@ from zmesh.wire.messages import (
 __all__ = ["Executing", "Limits", "NodeCore"]
 
 MESH_WINDOW_S = 0.05  # clients hear of members that come within this time in one message
-
-
-@dataclass(slots=True)
-class Executing:
-    """What a worker's black box names: the task it executes, or, if `over`, the last it did."""
-
-    owner: PeerID
-    seq: int
-    attempt: int
-    job: PeerID
-    over: bool = False
 
 
 @dataclass(slots=True)
@@ -134,11 +126,15 @@ class NodeCore:
         self.links = Links(effects, timers)
         self.openings = Openings(node, rng, effects, self.links, address=address)
         self.neighbours = Neighbours(node, effects)
-        self.copies = Copies(effects, timers, reachable=self.neighbours.totals.__contains__)
         self._pid = pid
         self._effects = effects
         self._black_box = black_box
         self._clients: dict[PeerID, Client] = {}
+        totals = self.neighbours.totals
+        self.copies = Copies(node_peer(node), effects, timers, reachable=totals.__contains__, copied=self._copied)
+        self.evacuation = Evacuation(
+            node, effects, copies=self.copies, members=totals, clients=self._clients, directly=self.openings.names
+        )
         self._store = (0, 0)
         self._mourners: dict[PeerID, dict[PeerID, bool]] = {}  # {dead worker: clients that have not buried it}
         self.resources = Resources(total)
@@ -156,16 +152,11 @@ class NodeCore:
             draining=lambda: self._draining,
         )  # fmt: skip
         self.lending = Lending(
-            rng,
-            effects,
-            demands=self.matchmaking.own,
-            fits=Resources.count,
-            congested=self.links.congested,
-            config_of=self._config_of,
-            members=lambda: 1 + len(self.neighbours.totals),
-        )
+            rng, effects, demands=self.matchmaking.own, fits=Resources.count, congested=self.links.congested,
+            config_of=self._config_of, members=lambda: 1 + len(self.neighbours.totals),
+        )  # fmt: skip
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
-        self.directory = Directory(node, effects, alive=self._alive, reserve=reserve, release=release)
+        self.directory = Directory(node, effects, self.evacuation, alive=self._alive, reserve=reserve, release=release)
         self._inputs = self._words_of_clients() | self.groups.of_clients
         self._between_nodes = self._words_of_nodes() | self.groups.of_nodes
 
@@ -177,6 +168,8 @@ class NodeCore:
             Watch: lambda node, m, now: self.neighbours.watch(node, m.peers, self._living),
             PeersGone: self._peers_gone,
             KeepSegments: lambda node, m, now: self._kept.update(dict.fromkeys(m.segments, node)),
+            Leaving: lambda node, m, now: self.evacuation.leaving(node, self.directory.lying_on(node)),
+            Evacuated: lambda node, m, now: self.evacuation.member_evacuated(node, m),
         }
 
     def _words_of_clients(self) -> dict[type[Any], Callable[[PeerID, Any, float], None]]:
@@ -201,6 +194,7 @@ class NodeCore:
             LetGo: lambda peer, m, now: self.copies.let_go(peer, m.objects, now),
             Switch: self.openings.switch,
             Carry: self.openings.carried,
+            Evacuated: lambda peer, m, now: self.evacuation.evacuated(peer, m),
         }
 
     def _alive(self, peer: PeerID) -> bool:
@@ -215,6 +209,9 @@ class NodeCore:
 
     def _config_of(self, job: PeerID) -> dict[str, Any]:
         return self._clients[job].config if job in self._clients else self._configs.get(job, {})
+
+    def _copied(self, oid: ObjectID, error: str) -> None:
+        self.evacuation.copied(oid, error)
 
     def _executing(self, slot: int) -> Executing | None:
         """Return what runs in a slot now."""
@@ -375,7 +372,7 @@ class NodeCore:
                 self.links.send(to, source, to, frame, now)
         elif node in self.neighbours.totals:
             self.links.send(self.openings.names.get(to, node), source, to, frame, now)
-        elif source[:NODE_ID_BYTES] == self.node:
+        elif source in self._clients:
             # It was told once, but may have learnt of what lay there only afterwards.
             self._effects.append(Send(source, NodeGone(node, "it is no member of the mesh")))
 
@@ -395,6 +392,7 @@ class NodeCore:
                 self._effects.append(KillProcess(worker.peer))
 
     def _client_died(self, peer: PeerID, mourners: dict[PeerID, bool]) -> None:
+        self.evacuation.client_gone(peer)
         for dead in [dead for dead, left in self._mourners.items() if peer in left]:
             self._buried(peer, Buried(dead), 0.0)
         self.lending.client_gone(peer)
@@ -465,6 +463,7 @@ class NodeCore:
             for peer in [peer for peer in self._mourners.get(dead, {}) if peer[:NODE_ID_BYTES] == node]:
                 self._buried(peer, Buried(dead), now)
         self.directory.node_died(node)
+        self.evacuation.node_gone(node)
         self.lending.node_gone(node, self.matchmaking.demands.get)
         self.copies.node_gone(node, now)
         lost = [segment for segment, keeper in self._kept.items() if keeper == node]
@@ -588,6 +587,7 @@ class NodeCore:
         self.groups.check()
         self.directory.check()
         self.copies.check()
+        self.evacuation.check()
         self.links.check()
         self.openings.check()
         self.neighbours.check()

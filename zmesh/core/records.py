@@ -79,6 +79,17 @@ def shape_key(shape: Shape) -> ShapeKey:
     return tuple(sorted((name, amount) for name, amount in shape.items() if amount))
 
 
+@dataclass(slots=True)
+class Executing:
+    """What a worker's black box names: the task it executes, or, if `over`, the last it did."""
+
+    owner: PeerID
+    seq: int
+    attempt: int
+    job: PeerID
+    over: bool = False
+
+
 class Spec:
     """One function with one set of options, as a client calls it; sent to each thief once.
 

@@ -6,6 +6,7 @@ releases as it was given holds. Knows entries; never looks at tasks (core/tasks.
 """
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Effect, Recycle, Resolved, Send
@@ -62,6 +63,8 @@ class References:
         self._borrowed: dict[ObjectID, Entry] = {}
         self._uncounted: dict[ObjectID, Entry] = {}  # borrowed for the running task; its victim holds them meanwhile
         self._views: dict[Key, View] = {}
+        self._away: dict[tuple[int, int], Entry] = {}  # {(seq, index): own entry whose bytes lie on another host}
+        self._leavers: dict[NodeID, bool] = {}  # {member that is about to leave: True}
         self._arrived: list[ObjectID] = []  # inside the result being taken in
         # {request: (thief, seq, {home that has not answered yet: True})}
         self._claims: dict[int, tuple[PeerID, int, dict[PeerID, bool]]] = {}
@@ -125,6 +128,7 @@ class References:
                 share.holds = 0
             return
         self._lent.pop((entry.seq, entry.index), None)
+        self._away.pop((entry.seq, entry.index), None)
         if share is not None and share.promoted:
             if share.holds:
                 oid = object_id(self._me, entry.seq, entry.index)
@@ -273,6 +277,10 @@ class References:
         if share is not None and share.promoted:
             inside = [self.oid(inner) for inner in share.inside]
             self._effects.append(Send(self._node, Resolve([(self.oid(entry), entry.status, entry.value, inside)])))
+        if entry.status == STORED and self._pulls.is_far(entry.value):
+            self._away[entry.seq, entry.index] = entry
+            if entry.value[2][:NODE_ID_BYTES] in self._leavers:
+                self.localize([entry])
         if not entry.refs:
             self.settle(entry)
 
@@ -352,6 +360,7 @@ class References:
 
     def node_gone(self, node: NodeID, why: str) -> list[Entry]:
         """A member is gone, and the objects it was the home of; returns the entries that failed."""
+        self._leavers.pop(node, None)
         error: Any = ("OwnerDiedError", f"the node {node.hex()} that knew the object is gone: {why}", {})
         failed = []
         for entry in list(self._lent.values()):
@@ -396,6 +405,23 @@ class References:
 
         Returns an entry that resolves when all copies are there or failed; `location` says which.
         """
+        missing = self._missing(entries)
+        if not missing:
+            return None
+        ticket = Entry(0)
+        self._after(missing, lambda: self._set(ticket, INLINE, None))
+        return ticket
+
+    def when_local(self, entries: list[Entry], then: Callable[[], None]) -> None:
+        """As `localize`, but call `then`, at once if there is nothing to wait for. The caller holds the entries."""
+        missing = self._missing(entries)
+        if missing:
+            self._after(missing, then)
+        else:
+            then()
+
+    def _missing(self, entries: list[Entry]) -> list[Copy]:
+        """Ask for copies of what lies on other hosts; returns those that are under way."""
         missing = []
         for entry in entries:
             if entry.status == STORED and self._pulls.is_far(entry.value):
@@ -406,9 +432,11 @@ class References:
                     share.copy = self._pulls.want(self.oid(entry), entry.value)
                 if share.copy.status == PENDING:
                     missing.append(share.copy)
-        if not missing:
-            return None
-        ticket = Entry(0)
+        return missing
+
+    @staticmethod
+    def _after(missing: list[Copy], then: Callable[[], None]) -> None:
+        """Call `then` when all these copies are there or failed."""
         left = len(missing)
 
         def arrived(copy: Copy) -> None:
@@ -416,11 +444,19 @@ class References:
             del copy
             left -= 1
             if not left:
-                self._set(ticket, INLINE, None)
+                then()
 
         for copy in missing:
             copy.waiters.append(arrived)
-        return ticket
+
+    def flee(self, node: NodeID) -> list[Entry]:
+        """A member leaves soon: return own entries whose bytes lie there and that this host's node does not count.
+
+        What becomes known to lie there afterwards is copied here at once.
+        """
+        self._leavers[node] = True
+        found = [entry for entry in self._away.values() if entry.value[2][:NODE_ID_BYTES] == node]
+        return [entry for entry in found if entry.share is None or not entry.share.promoted]
 
     def location(self, entry: Entry) -> tuple[int, Any]:
         """Return (STORED, place on this host) of a stored entry that was localized, or (ERROR, failure)."""

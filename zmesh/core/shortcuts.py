@@ -89,6 +89,10 @@ class Shortcuts:
         """Send a frame to a peer on a node that is open."""
         self.links.send(to[:NODE_ID_BYTES], self._me, to, frame, now)
 
+    def heard(self, node: NodeID) -> bool:
+        """Whether that node sends by the new way."""
+        return node in self._ways and self._ways[node].heard
+
     def unsent(self, effect: Post | PostAck) -> None:
         """There is no connection to post this on: it takes the old way."""
         way = self._ways.get(effect.node)

@@ -229,7 +229,7 @@ class Tasks:
                 self._fail_outputs(task, status, value)
         if task.waiter is not None:
             self._waited.append(task)
-        if task.share is not None or (status == STORED and not task.refs):
+        if task.share is not None or status == STORED:
             self._settled(task)
         inputs = task.inputs
         if inputs is not None:

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from zmesh.wire.ids import NodeID, ObjectID
+from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID
 
 CHUNK_BYTES = 1024 * 1024  # one frame holds up all behind it: libzmq encrypts a frame at a time
 WINDOW_CHUNKS = 16  # asked for and not here, per transfer
 TRANSFERS_MAX = 4  # at a time from one node; others wait their turn
 FANOUT = 2
+GONE = "the node it lies on is gone"
 PATIENCE_S = 5.0  # without any chunk, before a source is given up
 FORGET_S = 60.0  # a served object without requests is forgotten
 
@@ -58,6 +59,7 @@ class Transfer:
     insist: bool = False
     here: int = 0  # bytes
     chunks: dict[int, bool] = field(default_factory=dict)  # {offset: True} that are here
+    why: str = ""  # it could not be had where it was made
 
 
 class Receiver:
@@ -73,11 +75,10 @@ class Receiver:
         """Fetch an object from where it was made."""
         offsets = deque(range(0, nbytes, CHUNK_BYTES))
         transfer = Transfer(oid, segment, nbytes, origin, origin, offsets, heard_s=now)
-        if not self._reachable(origin):
-            self._effects.append(Finished(oid, "the node it lies on is gone"))
-            return
         self.transfers[oid] = transfer
-        if self._active(origin) > TRANSFERS_MAX:
+        if not self._reachable(origin):
+            self._give_up(transfer, GONE, now)
+        elif self._active(origin) > TRANSFERS_MAX:
             self._waiting.append(transfer)
         else:
             self._ask(transfer, now)
@@ -128,7 +129,7 @@ class Receiver:
         transfer = self.transfers.get(oid)
         if transfer is not None and node == transfer.source:
             if node == transfer.origin:
-                self._finish(transfer, why or "its node never heard of it", now)
+                self._give_up(transfer, why or "its node never heard of it", now)
             else:
                 self._return(transfer, now)
 
@@ -146,13 +147,26 @@ class Receiver:
             transfer.insist = True
             self._turn_to(transfer, transfer.origin, now)
         else:
-            self._finish(transfer, "the node it lies on is gone", now)
+            self._give_up(transfer, GONE, now)
+
+    def _give_up(self, transfer: Transfer, why: str, now: float) -> None:
+        """It cannot be had where it was made: whoever counts it may have a copy."""
+        home = transfer.oid[:NODE_ID_BYTES]
+        if transfer.origin != home and self._reachable(home):
+            transfer.why = why
+            transfer.origin = home
+            transfer.insist = True
+            if transfer in self._waiting:
+                self._waiting.remove(transfer)
+            self._turn_to(transfer, home, now)
+        else:
+            self._finish(transfer, transfer.why or why, now)
 
     def node_gone(self, node: NodeID, now: float) -> None:
         """A member is gone; what came from it comes from elsewhere, or not at all."""
         for transfer in [one for one in self.transfers.values() if one.source == node]:
             if node == transfer.origin:
-                self._finish(transfer, "the node it lies on is gone", now)
+                self._give_up(transfer, GONE, now)
             else:
                 self._return(transfer, now)
 

@@ -28,9 +28,8 @@ import zmq
 
 from zmesh.core.effects import Address
 from zmesh.core.transfer import CHUNK_BYTES, Ask, Finished, Receiver, Server
-from zmesh.exceptions import ConfigError
 from zmesh.runtime.curve import CurveKeys, Gate, secure_client, secure_server
-from zmesh.runtime.mesh_sockets import ROUTING_ID, Dialled, endpoint, rebind, tune
+from zmesh.runtime.mesh_sockets import ROUTING_ID, Dialled, cannot_listen, endpoint, rebind, tune
 from zmesh.runtime.sockets import new_context
 from zmesh.wire.ids import NODE_ID_BYTES, OBJECT_ID_BYTES, NodeID, ObjectID
 
@@ -125,7 +124,7 @@ class Bulk:
             router.bind(endpoint(self._host, self._port))
         except zmq.ZMQError as error:
             router.close()
-            raise ConfigError(f"cannot listen on {self._host}, port {self._port}: {error.strerror}") from None
+            raise cannot_listen(self._host, self._port, error) from None
         self._router = router
 
     # From the loop thread.

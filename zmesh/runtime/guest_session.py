@@ -19,6 +19,7 @@ from zmesh.runtime.forkserver import describe_status
 from zmesh.runtime.guest_sockets import GuestSockets
 from zmesh.runtime.guest_store import GuestStore
 from zmesh.runtime.keyring import Keyring, keyring_path
+from zmesh.runtime.machine import resolves
 from zmesh.runtime.reactor import Reactor, Waiter
 from zmesh.runtime.session import Session, build_error, set_current
 from zmesh.wire.ids import NODE_ID_BYTES, store_peer
@@ -126,6 +127,8 @@ def connect(address: tuple[str, int], kind: str, *, key_file: str | None, log_to
         NotRunningError: nobody answers there.
         ConfigError: there is no key on this machine, or it makes no sense.
     """
+    if not resolves(address[0]):
+        raise NotRunningError(f"no address is known for the name {address[0]!r}: say HOST:PORT of a member of the mesh")
     session = GuestSession(address, Keyring.load(keyring_path("default", key_file)), kind, log_to_driver=log_to_driver)
     try:
         session.greet()

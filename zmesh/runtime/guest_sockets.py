@@ -19,17 +19,13 @@ from zmesh.runtime.mesh_sockets import (
     CONTROL_BYTES_MAX,
     GUEST_ID,
     HANDSHAKE_MS,
-    WORD,
     Dialled,
-    ack_head,
     endpoint,
-    parcel_head,
-    read_ack,
-    read_parcel,
     send,
     take_edge,
     tune,
 )
+from zmesh.runtime.parcels import WORD, ack_head, parcel_head, read_ack, read_parcel
 from zmesh.runtime.sockets import CLOSE_LINGER_MS, new_context
 from zmesh.wire.guest import GUEST_CODEC
 from zmesh.wire.ids import PeerID, store_peer

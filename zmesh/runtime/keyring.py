@@ -13,6 +13,7 @@ Source: HKDF, RFC 5869.
 import base64
 import contextlib
 import datetime
+import errno
 import hashlib
 import hmac
 import json
@@ -133,9 +134,8 @@ class Keyring:
             )
             raise ConfigError(text) from None
         except OSError as error:
-            raise ConfigError(
-                f"{path} cannot be opened as a key file ({error.strerror}): no links are followed"
-            ) from None
+            why = "is a symbolic link: name the file itself" if error.errno == errno.ELOOP else f"({error.strerror})"
+            raise ConfigError(f"{path} cannot be opened as a key file: it {why}") from None
         try:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
@@ -155,7 +155,8 @@ class Keyring:
             cluster = bytes.fromhex(content["cluster"])
             keys = tuple(Key(Secret(bytes.fromhex(one["secret"])), str(one["created"])) for one in content["keys"])
         except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
-            raise ConfigError(f"{path} is no keyring of zmesh: import the key again, with --force") from None
+            text = f"{path} is no keyring of zmesh: import the key again, with --force, or remove it for a new mesh"
+            raise ConfigError(text) from None
         return cls(path, cluster, keys)._checked()
 
     def _checked(self) -> "Keyring":

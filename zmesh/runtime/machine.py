@@ -1,6 +1,7 @@
 """What this machine has: CPUs, GPUs, memory. Read once, when a node starts."""
 
 import os
+import re
 import socket
 import sys
 from typing import Any
@@ -11,6 +12,7 @@ UNIT = 10_000
 DEFAULT_PORT = 27700  # P; P + 1 and P + 2 are used too. Source: below ip_local_port_range, so no dial takes it
 PORTS = range(DEFAULT_PORT, DEFAULT_PORT + 1000, 10)  # tried in turn, if none was named: several nodes of one machine
 WILDCARDS = ("0.0.0" + ".0", "::", "*")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 STORE_FRACTION = 0.3  # of physical memory. Source: Ray's default, which users know
 
 
@@ -87,7 +89,7 @@ def total_resources(settings: dict[str, Any]) -> dict[str, int]:
             raise ConfigError(f"the name of a resource must not hold '@', as {name!r} does")
     given.update(settings.get("resources") or {})
     for name, amount in given.items():
-        if not isinstance(amount, int | float) or not 0 <= amount < float("inf"):
+        if not isinstance(amount, int | float) or amount is True or not 0 <= amount < float("inf"):
             raise ConfigError(f"{name} must be a number from 0, not {amount!r}")
     return {name: round(amount * UNIT) for name, amount in given.items() if amount} | _marks(settings)
 
@@ -110,13 +112,32 @@ def listen_address(settings: dict[str, Any]) -> tuple[str, int]:
         port = next((port for port in PORTS if _free(host, port)), DEFAULT_PORT)
     if not isinstance(port, int) or not 1 <= port <= 65533:
         raise ConfigError(f"--port must be from 1 to 65533, as P, P + 1 and P + 2 are used; not {port!r}")
-    if not isinstance(host, str) or len(host) > 255 or "/" in host:
+    if not isinstance(host, str) or not (host in WILDCARDS or _is_host(host)):
         raise ConfigError(f"--host must be an address of this machine, not {host!r}")
     if host in WILDCARDS and not settings.get("advertise"):
         raise ConfigError(
             f"--host {host} listens on every interface: also say --advertise ADDR, by which others find it"
         )
     return host, port
+
+
+def _is_host(text: str) -> bool:
+    """Whether this could be a host: a name, or a numeric address that is whole."""
+    if ":" not in text and text.strip("0123456789."):
+        return bool(_NAME.fullmatch(text))
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text.partition("%")[0])
+    except OSError:
+        return False
+    return True
+
+
+def resolves(host: str) -> bool:
+    """Whether an address is known for a name; asks the name server, which may take seconds."""
+    try:
+        return bool(socket.getaddrinfo(host, None))
+    except OSError:
+        return False
 
 
 def _free(host: str, port: int) -> bool:
@@ -144,7 +165,7 @@ def parse_address(text: str, port: int = DEFAULT_PORT) -> tuple[str, int]:
         number, colon = rest.removeprefix(":"), rest[:1]
     elif not colon or ":" in host:
         host, number, colon = text, "", ""
-    if not host or (colon and not (number.isdigit() and 1 <= int(number) <= 65533)) or "/" in host or len(host) > 255:
+    if not _is_host(host) or (colon and not (number.isdigit() and 1 <= int(number) <= 65533)):
         raise ConfigError(f"{text!r} is no address: use HOST:PORT, e.g. 192.168.1.7:{port} or [fe80::1]:{port}")
     return host, int(number) if colon else port
 
@@ -160,6 +181,8 @@ def store_bytes(settings: dict[str, Any]) -> int:
         return int(memory_bytes() * STORE_FRACTION)
     if not isinstance(given, int) or given < 1 << 20:
         raise ConfigError(f"the object store needs at least {1 << 20} bytes, not {given!r}")
+    if given > memory_bytes():
+        raise ConfigError(f"the object store cannot have {given:,} bytes: this machine has {memory_bytes():,} in all")
     return given
 
 

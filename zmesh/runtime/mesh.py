@@ -276,9 +276,10 @@ class Mesh:
         print(f"zmesh node: dropped what makes no sense: {what}", file=sys.stderr, flush=True)
 
     def describe(self, now: float) -> list[dict[str, Any]]:
-        """Return all members as `zmesh status` shows them, this one first."""
+        """Return members as `zmesh status` shows them, this one first, without the dead that were replaced."""
         membership = self.membership
-        rows = [membership.me, *(m.row for m in membership.members.values() if m.row.node != membership.me.node)]
+        others = [member.row for member in membership.members.values()]
+        rows = [membership.me, *(row for row in others if row.alive or not membership.members.replaced(row))]
         loads = {row.node: membership.members[row.node].load for row in rows[1:]} | {rows[0].node: self._core.load()}
         return [
             {
@@ -290,6 +291,8 @@ class Mesh:
                 "labels": labels(row.meta.get("total", {})),
                 "available": loads[row.node].get("available", {}),
                 "store": loads[row.node].get("store", []),
+                "workers": loads[row.node].get("workers", 0),
+                "backlog": sum(workers for _, workers in loads[row.node].get("backlog", ())),
                 "version": row.meta.get("version", ""),
                 "python": row.meta.get("python", ""),
                 "pid": row.meta.get("pid", 0),

@@ -12,9 +12,10 @@ Source: settings, docs/design.md, "Sockets".
 """
 
 import contextlib
+import errno
 import functools
+import os
 import random
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic, sleep
@@ -27,6 +28,8 @@ from zmesh.core.effects import Address
 from zmesh.core.shortcuts import LINK_NAME, Parcel
 from zmesh.exceptions import ConfigError
 from zmesh.runtime.curve import CurveKeys, Gate, secure_client, secure_server
+from zmesh.runtime.machine import resolves
+from zmesh.runtime.parcels import WORD, ack_head, parcel_head, read_ack, read_parcel
 from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, PeerID
 
 CONTROL_BYTES_MAX = 4 * 1024 * 1024  # of a frame, also before its sender is known; fragments are 1 MiB
@@ -49,43 +52,14 @@ _readable = zmq.backend.zmq_poll  # also takes the edge of the socket's descript
 _MORE = int(zmq.SNDMORE | zmq.DONTWAIT)
 _send = zmq.backend.Socket.send
 _recv = zmq.backend.Socket.recv  # without the checks for draft sockets that zmq.Socket adds
-# What a control message is, in its first frame: kind, epoch, seq, ack, more?
-_PARCEL, _ACK, WORD = b"P", b"A", b"W"
-_HEAD = struct.Struct(">cIQQ?")
 ROUTING_ID = b"\x01"  # before a NodeID: a routing id must not begin with a zero
 GUEST_ID = b"\x02"  # before the token of a guest
 SHORTCUT_ID = LINK_NAME  # before the token of a shortcut; both together are what its link is called
-
-
 _KINDS = (ROUTING_ID, GUEST_ID, SHORTCUT_ID)
-
-
-def parcel_head(epoch: int, seq: int, ack: int, more: bool, ids: bytes) -> bytes:
-    """Return the first frame of a parcel; `ids` are the PeerIDs of sender and receiver."""
-    return _HEAD.pack(_PARCEL, epoch, seq, ack, more) + ids
-
-
-def ack_head(epoch: int, ack: int, missing: bool) -> bytes:
-    """Return the only frame of an acknowledgement."""
-    return _HEAD.pack(_ACK, epoch, 0, ack, missing)
-
-
-def read_ack(frames: list[bytes]) -> tuple[int, int, bool] | None:
-    """Return (epoch, ack, missing) if these frames are an acknowledgement."""
-    if len(frames) != 1 or len(frames[0]) != _HEAD.size or frames[0][:1] != _ACK:
-        return None
-    _, epoch, _, ack, missing = _HEAD.unpack(frames[0])
-    return epoch, ack, missing
-
-
-def read_parcel(frames: list[bytes]) -> Parcel | None:
-    """Return (epoch, seq, ack, more, source, to, frame) if these frames are a parcel."""
-    head = frames[0]
-    if len(frames) != 2 or len(head) != _HEAD.size + 2 * PEER_ID_BYTES or head[:1] != _PARCEL:
-        return None
-    _, epoch, seq, ack, more = _HEAD.unpack_from(head)
-    source, to = head[_HEAD.size : _HEAD.size + PEER_ID_BYTES], head[_HEAD.size + PEER_ID_BYTES :]
-    return epoch, seq, ack, more, source, to, frames[1]
+# Before a NodeID and some bytes by chance: a connection for words of membership only, to an address at which a node may
+# be that we have a connection to already. Under the same id a ROUTER would let it take over, and the other fall silent.
+SEED_ID, SEED_BYTES = b"\x04", 4
+SEEDS_MAX = 64  # such connections; the oldest goes
 
 
 def send(socket: Any, *frames: bytes) -> None:
@@ -109,6 +83,19 @@ def take_edge(socket: Any) -> bool:
 def endpoint(host: str, port: int) -> str:
     """Return the ZeroMQ address of a TCP port; IPv6 in brackets."""
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def cannot_listen(host: str, port: int, error: zmq.ZMQError) -> ConfigError:
+    """Return the error for a port that could not be bound."""
+    if error.errno == errno.EADDRINUSE:
+        why = (
+            f"port {port} is in use: P, P + 1 and P + 2 must be free. Say another --port, or none for the next free one"
+        )
+    elif error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
+        why = "that is no address of this machine. Say one with --host; what others dial, if it differs, is --advertise"
+    else:
+        why = f"port {port}: {os.strerror(error.errno or 0)}. See --host and --port"
+    return ConfigError(f"cannot listen on {host}: {why}")
 
 
 def rebind(bind: Callable[[], None]) -> None:
@@ -257,10 +244,7 @@ class MeshSockets:
         except zmq.ZMQError as error:
             router.close()
             pub.close()
-            ports = f"{self._port}-{self._port + 2}"
-            raise ConfigError(
-                f"cannot listen on {self._host}, ports {ports}: {error.strerror}. Use --port, --host"
-            ) from None
+            raise cannot_listen(self._host, port, error) from None
         self._router, self._pub = router, pub
         self._pub_fd: int = pub.getsockopt(zmq.FD)
         self._router_fd: int = router.getsockopt(zmq.FD)
@@ -288,7 +272,8 @@ class MeshSockets:
     def _dial(self, table: dict[Any, Dialled], key: Any, node: NodeID, address: Address) -> Dialled:
         host, port = address
         socket = tune(self._context.socket(zmq.DEALER), host, CONTROL_BYTES_MAX)
-        socket.routing_id = ROUTING_ID + self._me
+        seed = table is self._seeds
+        socket.routing_id = SEED_ID + self._me + os.urandom(SEED_BYTES) if seed else ROUTING_ID + self._me
         socket.immediate = True
         socket.connect_timeout = HANDSHAKE_MS
         attempt = table[key].attempt + 1 if key in table else 0
@@ -301,6 +286,11 @@ class MeshSockets:
         self._monitored[dialled.monitor.getsockopt(zmq.FD)] = (node, dialled)
         self.changed = True
         return dialled
+
+    def _dial_seed(self, address: Address) -> Dialled:
+        if len(self._seeds) >= SEEDS_MAX:
+            self._hang_up(self._seeds, next(iter(self._seeds)))
+        return self._dial(self._seeds, address, b"", address)
 
     def _hang_up(self, table: dict[Any, Dialled], key: Any) -> None:
         dialled = table.pop(key, None)
@@ -374,7 +364,7 @@ class MeshSockets:
         """Send a word of membership straight to a node, or to whoever is at that address."""
         dialled = self._to(node) if node in self._addresses else None
         if dialled is None:  # a seed, or one that is no member (any more)
-            dialled = self._seeds.get(address) or self._dial(self._seeds, address, b"", address)
+            dialled = self._seeds.get(address) or self._dial_seed(address)
         if not self._send(dialled, (WORD, frame)):
             dialled.later = [*dialled.later[-LATER_MAX + 1 :], frame]
 
@@ -467,6 +457,8 @@ class MeshSockets:
     def _received(self, frames: list[bytes]) -> None:
         sender, *rest = frames
         kind, node = sender[:1], sender[1:]
+        if kind == SEED_ID and len(node) == NODE_ID_BYTES + SEED_BYTES and rest[0] == WORD:
+            kind, node = ROUTING_ID, node[:NODE_ID_BYTES]
         if len(node) != NODE_ID_BYTES or kind not in _KINDS or len(rest) not in (1, 2):
             self._heard.bad(f"{len(frames)} frames from {sender[:20].hex()}")
             return
@@ -568,8 +560,10 @@ class MeshSockets:
                 found.append("connected, but no answer came back")
             elif dialled.failures:
                 found.append("it has another key: copy it with `zmesh key export` and `zmesh key import`")
+            elif dialled.refused:
+                found.append("nobody listens there")
             else:
-                found.append("nobody listens there" if dialled.refused else "no connection")
+                found.append("no connection" if resolves(seed[0]) else f"no address is known for the name {seed[0]!r}")
         return "; ".join(dict.fromkeys(found))
 
     def close(self) -> None:

@@ -38,6 +38,7 @@ READ_BYTES_MAX = 64 * 1024  # of a worker's output at a time
 BOX_SLOTS = 1024
 JOIN_TIMEOUT_S = 10.0
 DRAIN_S = 30.0  # tasks that run for other hosts may take so long to end when this node is told to stop
+EVACUATE_S = 30.0  # then members may take so long to copy what lies only here
 GOODBYE_S = 1.1  # membership says three times that this node has left
 LAG_S = 0.25  # a loop that is so late makes this node doubt itself before it accuses others
 
@@ -210,12 +211,18 @@ class Node:
         self._close()
 
     def _leave(self) -> None:
-        """Finish what runs for other hosts, hand back the rest, and say goodbye; a second signal ends it at once."""
+        """Finish what runs for other hosts, have what lies only here copied, say goodbye; a second signal ends it."""
         if self._mesh is None or not self.core.neighbours.totals:
             return
         self._running = True
         self.core.drain(monotonic())
         self._serve_until(lambda: self.core.drained, DRAIN_S)
+        self.core.evacuation.leave()
+        self._serve_until(lambda: self.core.evacuation.done, EVACUATE_S)
+        farewell = self.core.evacuation.farewell(len(self.core.directory.held_elsewhere()))
+        for note in farewell.notes:
+            print(f"zmesh node: {note}", file=sys.stderr, flush=True)
+        self._run_dir.say_farewell({"moved": farewell.moved, "lost": farewell.lost, "notes": farewell.notes})
         self._mesh.leave(monotonic())
         self._serve_until(lambda: False, GOODBYE_S)
 
@@ -249,6 +256,7 @@ class Node:
         """Once around: deadlines, what came, what is to be done."""
         self._timers.tick(monotonic())
         self._carry_out()
+        self.core.store_report(self._segments.used_bytes, self._segments.capacity_bytes)
         mesh = self._mesh
         more = True
         while more or self._effects:
@@ -381,7 +389,6 @@ class Node:
         if fd not in self._segments.filenos():
             self._unwatch(fd)
         self._watch_segments()
-        self.core.store_report(self._segments.used_bytes, self._segments.capacity_bytes)
         if self._segments.wants_trim:
             self._segments.wants_trim = False
             if self._mesh is not None:
@@ -444,6 +451,7 @@ def _start(settings: dict[str, Any]) -> Node:
         forks = ForkServer.start(boxes, lambda start: run_worker(start, run_dir), [run_dir.lock_fd])
         node = Node(settings, run_dir, forks, boxes, settings["driver"])
         run_dir.write_record(node.record)
+        run_dir.say_farewell({})
     except BaseException:
         run_dir.remove()
         raise

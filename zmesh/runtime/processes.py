@@ -129,22 +129,30 @@ def _read_answer(fd: int, timeout_s: float) -> dict[str, Any] | None:
     return answer
 
 
-def stop_node(record: dict[str, Any], timeout_s: float) -> None:
-    """Stop a node found by rundir.find; kill it after the timeout. Does nothing if it ended since."""
+def stop_node(record: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    """Stop a node found by rundir.find; kill it after the timeout. Does nothing if it ended since.
+
+    Returns its farewell: "moved", "lost" and "notes", if anything of others lay there.
+    """
     pidfd = open_pidfd(record["pid"])
     if pidfd is None:
-        return
+        return {}
+    farewell = rundir.open_farewell(record["path"])
     try:
         # In this order: what runs after the pidfd was opened is what it stands for, not a later owner of the pid.
         now = rundir.running(record["path"])
         if now is None or (now["pid"], now["node"]) != (record["pid"], record["node"]):
-            return
+            return {}
         kill(pidfd, signal.SIGTERM)
         if not wait_exit(pidfd, timeout_s):
             kill(pidfd)
             wait_exit(pidfd, timeout_s)
+        fd, farewell = farewell, None
+        return rundir.read_farewell(fd) if fd is not None else {}
     finally:
         os.close(pidfd)
+        if farewell is not None:
+            os.close(farewell)
 
 
 def reap(pid: int) -> None:

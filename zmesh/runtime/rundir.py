@@ -24,7 +24,7 @@ from zmesh.wire.ids import NODE_ID_BYTES, PeerID
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,32}")
 _SOCKET_PATH_BYTES_MAX = 107  # sun_path, less its final zero
 _PRIVATE = "p-"
-_OURS = ("node.json", "node.json.new", "log")  # besides sockets: nothing else is deleted
+_OURS = ("node.json", "node.json.new", "log", "farewell")  # besides sockets: nothing else is deleted
 _LOCK_WAIT_S = 0.2
 _LOCK_RETRY_S = 0.002
 
@@ -108,6 +108,15 @@ class RunDir:
             born = _born(record["pid"])
             json.dump(record | {"path": self.path, "name": os.path.basename(self.path), "born": born}, file)
         os.rename(path + ".new", path)
+
+    def say_farewell(self, told: dict[str, Any]) -> None:
+        """Write what a node leaves behind for whoever stops it. The file is there, and empty of facts, from the start.
+
+        Whoever opened it before he stopped the node can read it when the directory is gone.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        with open(os.open(os.path.join(self.path, "farewell"), flags, 0o600), "w") as file:
+            json.dump(told, file)
 
     def remove(self) -> None:
         """Delete the directory; the lock goes last, with the descriptor."""
@@ -199,6 +208,12 @@ def running(path: str) -> dict[str, Any] | None:
     return record if record is not None and record.get("born") == _born(record["pid"]) != 0 else None
 
 
+def was_killed(name: str, node: str) -> bool:
+    """Whether a node that has ended left its record: one that ends in good order takes it along."""
+    record = _record(os.path.join(base(), name))
+    return record is not None and record["node"] == node
+
+
 def _born(pid: int) -> int:
     """Return when a process started, in clock ticks since boot; 0 if there is none.
 
@@ -209,6 +224,24 @@ def _born(pid: int) -> int:
             return int(file.read().rpartition(b")")[2].split()[19])
     except OSError:
         return 0
+
+
+def open_farewell(path: str) -> int | None:
+    """Return a descriptor of the farewell of the node whose directory this is, or None if it is gone."""
+    try:
+        return os.open(os.path.join(path, "farewell"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+
+
+def read_farewell(fd: int) -> dict[str, Any]:
+    """Return what a node that has ended said in its farewell, and close the descriptor; {} if it was killed."""
+    try:
+        with open(fd) as file:
+            told: dict[str, Any] = json.load(file)
+            return told
+    except ValueError:
+        return {}
 
 
 def list_running() -> list[dict[str, Any]]:

@@ -343,8 +343,7 @@ class Session(GroupCalls):
 
     def _open(self, entry: Entry, writable: bool) -> Any:
         references, unpinned, nudge = self.core.references, self.reactor.unpinned, self.reactor.nudge
-        if len(self.core.victim.totals) > 1:
-            self._localize([entry])
+        self._localize([entry])
         with self.reactor.lock:
             status, place = references.location(entry)
             if status == STORED:

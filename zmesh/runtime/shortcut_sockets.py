@@ -22,15 +22,12 @@ from zmesh.runtime.mesh_sockets import (
     HANDSHAKE_MS,
     SHORTCUT_ID,
     Dialled,
-    ack_head,
     endpoint,
-    parcel_head,
-    read_ack,
-    read_parcel,
     send,
     take_edge,
     tune,
 )
+from zmesh.runtime.parcels import ack_head, parcel_head, read_ack, read_parcel
 from zmesh.runtime.sockets import ClientSockets
 from zmesh.wire.ids import NodeID
 

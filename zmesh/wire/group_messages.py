@@ -110,3 +110,19 @@ class AskGroup:
 
     group: bytes
     epoch: int
+
+
+GROUP_MESSAGES: tuple[type[Any], ...] = (
+    # A part of MESSAGES: append only there.
+    CreateGroup,
+    RemoveGroup,
+    GroupReply,
+    WatchGroup,
+    GroupState,
+    Reserve,
+    Reserved,
+    Refused,
+    Commit,
+    ReleaseBundles,
+    AskGroup,
+)

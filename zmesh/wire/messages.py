@@ -26,19 +26,7 @@ Amounts of resources are integers, in units of 1/10,000, keyed by name: {"CPU": 
 from dataclasses import dataclass, field
 from typing import Any
 
-from zmesh.wire.group_messages import (
-    AskGroup,
-    Commit,
-    CreateGroup,
-    GroupReply,
-    GroupState,
-    Refused,
-    ReleaseBundles,
-    RemoveGroup,
-    Reserve,
-    Reserved,
-    WatchGroup,
-)
+from zmesh.wire.group_messages import GROUP_MESSAGES
 from zmesh.wire.ids import NodeID, ObjectID, PeerID
 
 PROTOCOL_MAJOR = 1
@@ -517,6 +505,26 @@ class Carry:
     frame: bytes
 
 
+@dataclass(slots=True)
+class Leaving:
+    """A node to members, and each of these to its clients: `node` leaves soon. Copy what you need of it.
+
+    Answered by Evacuated when that is done.
+    """
+
+    node: NodeID
+
+
+@dataclass(slots=True)
+class Evacuated:
+    """The answer to Leaving: so many objects were copied from `node`, and so many could not be, the first for `why`."""
+
+    node: NodeID
+    moved: int
+    lost: int
+    why: str = ""
+
+
 MESSAGES: tuple[type[Any], ...] = (
     # The place in this tuple is the message's code on the wire: append only.
     Hello,
@@ -570,15 +578,7 @@ MESSAGES: tuple[type[Any], ...] = (
     Shortcut,
     Switch,
     Carry,
-    CreateGroup,
-    RemoveGroup,
-    GroupReply,
-    WatchGroup,
-    GroupState,
-    Reserve,
-    Reserved,
-    Refused,
-    Commit,
-    ReleaseBundles,
-    AskGroup,
+    Leaving,
+    Evacuated,
+    *GROUP_MESSAGES,
 )
