@@ -279,28 +279,78 @@ def status() -> dict[str, Any]:
 
 
 def nodes() -> list[dict[str, Any]]:
-    """Return one dict a node: NodeID, Alive, NodePid, Resources."""
-    told = status()
+    """Return one dict for each node the mesh knows, ours first.
+
+    The keys are NodeID, NodeName, Alive, NodeManagerAddress, NodeManagerPort, NodePid, Resources (in all; {} of a dead
+    one) and Labels. A private node has no port: 0.
+    """
     return [
         {
-            "NodeID": told["node"],
-            "Alive": True,
-            "NodeManagerAddress": "127.0.0.1",
-            "NodePid": told["pid"],
-            "Resources": told["resources"]["total"],
-            "Labels": {},
+            "NodeID": member["node"],
+            "NodeName": member["name"],
+            "Alive": _lives(member),
+            "NodeManagerAddress": member["address"].rpartition(":")[0].strip("[]"),
+            "NodeManagerPort": int(member["address"].rpartition(":")[2]),
+            "NodePid": member["pid"],
+            "Resources": dict(member["total"]) if _lives(member) else {},
+            "Labels": dict(member["labels"]),
         }
+        for member in _members()
     ]
 
 
+def _lives(member: dict[str, Any]) -> bool:
+    return member["state"] in ("alive", "suspect", "leaving")
+
+
+def _members() -> list[dict[str, Any]]:
+    """Return what our node knows of each member; of itself alone, if it is a private one."""
+    told = status()
+    resources, store = told["resources"], told.get("store")
+    alone = {"node": told["node"], "name": "", "state": "alive", "address": "127.0.0.1:0", "pid": told["pid"]}
+    alone |= {"labels": {}, "store": [store["used"], store["capacity"]] if store else []}
+    members: list[dict[str, Any]] = told.get("members") or [alone | resources]
+    return members
+
+
 def cluster_resources() -> dict[str, float]:
-    """Return what the mesh has in all, e.g. {"CPU": 8.0}."""
-    return dict(status()["resources"]["total"])
+    """Return what the living nodes of the mesh have in all, e.g. {"CPU": 8.0, "object_store_memory": 1e9}.
+
+    What placement groups hold is part of it.
+    """
+    living = [member for member in _members() if _lives(member)]
+    return _sum([member["total"] | _store(member, 0) for member in living])
 
 
 def available_resources() -> dict[str, float]:
-    """Return what is not booked."""
-    return dict(status()["resources"]["available"])
+    """Return what of that is not booked, neither by tasks nor by placement groups.
+
+    What other nodes say may be a second old.
+    """
+    living = [member for member in _members() if _lives(member)]
+    return _sum([member["available"] | _store(member, 1) for member in living])
+
+
+def _store(member: dict[str, Any], share: int) -> dict[str, float]:
+    """Return the bytes of shared memory of a member, or, for `share` 1, what of it is free; {} if it has not said."""
+    if not member["store"]:
+        return {}
+    used, capacity = member["store"]
+    return {"object_store_memory": float(capacity - share * used)}
+
+
+def _sum(amounts: list[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for one in amounts:
+        for name, amount in one.items():
+            total[name] = total.get(name, 0.0) + amount
+    return total
+
+
+def current_group() -> dict[str, Any] | None:
+    """Return {"id", "bundles", "capture"} of the placement group the running task is in, or None."""
+    running = getattr(getattr(require_running(), "worker", None), "running", None)
+    return None if running is None else running.spec.options.get("group")
 
 
 def get_gpu_ids() -> list[int]:

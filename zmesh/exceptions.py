@@ -1,11 +1,12 @@
 """Every error zmesh raises, in one tree; the text says what happened, to what, and what to do.
 
     MeshError
-      you     ConfigError, NotRunningError, LocalProtocolError, SerializationError, TaskUnschedulableError
+      you     ConfigError, NotRunningError, LocalProtocolError, SerializationError, TaskUnschedulableError,
+              PlacementGroupUnschedulableError
       they    TaskError (also an instance of the user's own class), TaskCancelledError, TaskTimeoutError,
               WorkerDiedError > OutOfMemoryError, NodeDiedError, GetTimeoutError,
               ObjectLostError > OwnerDiedError, StoreFullError, RemoteProtocolError
-              StreamReplayError
+              StreamReplayError, TaskPlacementGroupRemovedError
       us      InternalError
 
     RemoteTraceback is the `__cause__` of a TaskError.
@@ -71,6 +72,10 @@ class TaskUnschedulableError(MeshError, RuntimeError):
     """No node can ever run this task; the text says which resource is missing."""
 
 
+class PlacementGroupUnschedulableError(MeshError, RuntimeError):
+    """No nodes of the mesh could ever hold the bundles of this placement group; the text says what is missing."""
+
+
 # They: the task, a worker, a node or an object failed.
 
 
@@ -99,6 +104,10 @@ class RemoteTraceback(MeshError):
 
 class TaskCancelledError(MeshError):
     """The task was cancelled before it gave a result."""
+
+
+class TaskPlacementGroupRemovedError(MeshError):
+    """The placement group the task was for is no more: it was removed, or its program or its node is gone."""
 
 
 class WorkerDiedError(MeshError):

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
-from zmesh.core.records import Entry, Spec, Task
-from zmesh.exceptions import LocalProtocolError
+from zmesh.core.records import GROUP_ID_BYTES, Entry, Spec, Task
+from zmesh.exceptions import ConfigError, LocalProtocolError
 from zmesh.object_ref import ObjectRef
 from zmesh.options import STREAMING
 from zmesh.runtime import serialization
 from zmesh.runtime.session import build_error
 from zmesh.wire.ids import object_id
-from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING
+from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, UNIT
 
 _ME = b"local".ljust(16, b"\0")
 
@@ -35,6 +35,8 @@ class LocalSession:
     def __init__(self) -> None:
         self.closed = self.lost = False
         self.job = _ME
+        self.group = None
+        self._groups: dict[str, Any] = {}  # {ID: its entry in the table}
         self.dropped = _Sink()
         self.information: dict[str, Any] = {"node": "local", "pid": os.getpid(), "local": True}
         self._seq = 0
@@ -194,10 +196,41 @@ class LocalSession:
         del entry
         return "nothing: a local session runs tasks at once"
 
+    def create_group(self, name: str, strategy: str, bundles: list[dict[str, int]]) -> bytes:
+        """Make a placement group, which is there at once and has no effect."""
+        if name and any(one["name"] == name and one["state"] != "REMOVED" for one in self._groups.values()):
+            raise ConfigError(f"there is a placement group named {name!r} already: remove it, or take another name")
+        group = os.urandom(GROUP_ID_BYTES)
+        specs = {i: {one: amount / UNIT for one, amount in shape.items()} for i, shape in enumerate(bundles)}
+        self._groups[group.hex()] = {
+            "placement_group_id": group.hex(),
+            "name": name,
+            "strategy": strategy,
+            "state": "CREATED",
+            "why": "",
+            "bundles": specs,
+            "bundles_to_node_id": dict.fromkeys(specs, "local"),
+        }
+        return group
+
+    def remove_group(self, group: bytes) -> None:
+        """End a placement group."""
+        if group.hex() in self._groups:
+            self._groups[group.hex()] |= {"state": "REMOVED", "why": "it was removed"}
+
+    def group_ready(self, group: bytes, value: Any) -> "ObjectRef[Any]":
+        """Return a ref of `value`: groups are there at once."""
+        ref = self.put(value)
+        if self._groups.get(group.hex(), {"state": "REMOVED"})["state"] == "REMOVED":
+            text = f"placement group {group.hex()} is no more"
+            ref._entry.status, ref._entry.value = ERROR, ("TaskPlacementGroupRemovedError", text, {})
+        return ref
+
     def status(self) -> dict[str, Any]:
         """Return the keys of a node's status for this process alone."""
         resources = {"total": {"CPU": 1.0}, "available": {"CPU": 1.0}}
-        return {"node": "local", "pid": os.getpid(), "resources": resources, "workers": [], "demands": [], "objects": 0}
+        told = {"node": "local", "pid": os.getpid(), "resources": resources, "placement_groups": self._groups}
+        return told | {"workers": [], "demands": [], "objects": 0}
 
     def shutdown(self) -> None:
         """Nothing to stop."""

@@ -8,6 +8,9 @@ from zmesh.exceptions import ConfigError
 
 UNIT = 10_000  # resources are counted in units of 1/10,000
 STREAMING = -1
+_SHARE_WITHOUT_RESOURCES = (
+    16  # of the 1,000 a bundle has: some 60 tasks without resources at once, as outside of groups
+)
 
 _STRATEGIES = ("DEFAULT", "SPREAD")
 
@@ -82,6 +85,8 @@ def _check(options: TaskOptions) -> None:
     for name, amount in (options.resources or {}).items():
         if isinstance(name, str) and (name == "spread" or name.startswith(("node:", "label:"))):
             raise ConfigError(f"{name!r} is no resource: use scheduling_strategy=")
+        if isinstance(name, str) and "@" in name:
+            raise ConfigError(f"the name of a resource must not hold '@', as {name!r} does")
         if name in ("CPU", "GPU", "memory"):
             option = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}[name]
             raise ConfigError(f"resources must not hold {name!r}: use {option}=")
@@ -116,6 +121,7 @@ def _check_types(options: TaskOptions) -> None:
             raise ConfigError(f"scheduling_strategy must be one of {', '.join(_STRATEGIES)}, not {strategy!r}")
     elif strategy is not None and not hasattr(strategy, "hard_marks"):
         raise ConfigError(f"scheduling_strategy must be a string or a strategy of zmesh.util, not {strategy!r}")
+    placed(options)  # a task that does not fit into its bundle is refused here
 
 
 def shape(options: TaskOptions) -> dict[str, int]:
@@ -125,20 +131,49 @@ def shape(options: TaskOptions) -> dict[str, int]:
     return {name: max(1, round(amount * UNIT)) for name, amount in amounts.items() if amount}
 
 
-def placed(options: TaskOptions) -> tuple[dict[str, int], dict[str, int] | None]:
+def placed(
+    options: TaskOptions, captured: Mapping[str, Any] | None = None
+) -> tuple[dict[str, int], dict[str, int] | None]:
     """Return what a task books, with marks for where it should run, and the same without those that are only wishes.
 
     A mark is a resource of which each node that is meant has plenty: "node:<id>", "label:<key>=<value>", "spread".
+    What a task takes from a bundle of a placement group has names of its own: "CPU@<group>:<index>", "CPU@<group>".
+
+    Args:
+        captured: the placement group whose task this one is submitted from, if that captures its children.
+
+    Raises:
+        ConfigError: it does not fit into its bundle.
     """
     plain = shape(options)
     strategy = options.scheduling_strategy
+    if captured is not None and strategy in (None, "DEFAULT"):
+        return in_bundle(plain, captured["id"], captured["bundles"], -1), None
     if strategy == "SPREAD":
         return plain | {"spread": 1}, None
     if strategy is None or isinstance(strategy, str):
         return plain, None
+    if hasattr(strategy, "within"):
+        plain = strategy.within(plain)
     hard = plain | dict.fromkeys(strategy.hard_marks(), 1)
     full = hard | dict.fromkeys(strategy.soft_marks(), 1)
     return full, hard if full != hard else None
+
+
+def in_bundle(plain: dict[str, int], group: str, bundles: Any, index: int) -> dict[str, int]:
+    """Return a shape as a task of a placement group books it: from bundle `index`, or from any for -1.
+
+    Raises:
+        ConfigError: it does not fit into that bundle, or, for -1, into none.
+    """
+    candidates = bundles if index < 0 else [bundles[index]]
+    if not any(all(amount <= round(one.get(name, 0) * UNIT) for name, amount in plain.items()) for one in candidates):
+        wants = ", ".join(f"{name} {amount / UNIT:g}" for name, amount in plain.items())
+        has = f"bundle {index}, which has {bundles[index]}" if index >= 0 else f"any of the bundles {list(bundles)}"
+        raise ConfigError(f"a task that needs {wants} does not fit into {has}: change num_cpus=, or the bundles")
+    place = group if index < 0 else f"{group}:{index}"
+    share = 1 if plain else _SHARE_WITHOUT_RESOURCES
+    return {f"{name}@{place}": amount for name, amount in plain.items()} | {f"bundle@{place}": share}
 
 
 def key(options: TaskOptions) -> Any:

@@ -32,6 +32,7 @@ class RemoteFunction:
         self._returns = _number_of_returns(function, options)
         self._session: Session | None = None  # the one _spec belongs to
         self._spec: Any = None
+        self._group: Any = None  # the placement group _spec was captured by
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: a remote function runs in a worker."""
@@ -67,7 +68,7 @@ class RemoteFunction:
             TaskUnschedulableError: the strategy names a node that is not there.
         """
         session = self._session
-        if session is None or session.closed:
+        if session is None or session.closed or session.group is not self._group:
             from zmesh import api
 
             session = api.auto_init()
@@ -81,7 +82,8 @@ class RemoteFunction:
 
     def _register(self, session: "Session") -> None:
         options = self._options
-        shape, fallback = opts.placed(options)
+        captured = session.group
+        shape, fallback = opts.placed(options, captured)
         name = options.name or getattr(self._function, "__qualname__", repr(self._function))
         retry = options.retry_exceptions
         sent: dict[str, Any] = {}  # what the worker needs to know
@@ -91,6 +93,11 @@ class RemoteFunction:
             sent["max_calls"] = options.max_calls
         if retry:
             sent["retry"] = True
+        group = options.scheduling_strategy.group if hasattr(options.scheduling_strategy, "group") else None
+        if options.scheduling_strategy in (None, "DEFAULT"):
+            group = captured
+        if group is not None:
+            sent["group"] = group
         self._spec = session.spec(
             self._function,
             name,
@@ -104,9 +111,10 @@ class RemoteFunction:
                 "priority": options.priority,
                 "retry_classes": () if isinstance(retry, bool) else tuple(retry),
             },
-            opts.key(options),
+            (opts.key(options), captured and captured["id"]),
         )
         self._session = session
+        self._group = captured
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteFunction, (self._function, self._options)

@@ -50,11 +50,17 @@ class RuntimeContext:
         worker = self._worker()
         if worker is None:
             return {}
-        return {name: amount / 10_000 for name, amount in worker.core.thief.shape.items()}
+        shape = {name.partition("@")[0]: amount for name, amount in worker.core.thief.shape.items()}
+        return {name: amount / 10_000 for name, amount in shape.items() if name != "bundle"}
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """Return {"GPU": [...]} of the running task."""
         return {"GPU": [str(gpu) for gpu in api.get_gpu_ids()]}
+
+    def get_placement_group_id(self) -> str | None:
+        """Return the ID of the placement group the running task is in, or None."""
+        group = api.current_group()
+        return None if group is None else group["id"]
 
     def get_pid(self) -> int:
         """Return the process ID."""

@@ -13,6 +13,7 @@ from zmesh.core.records import Entry, Inputs, Task
 from zmesh.core.timers import Timers
 from zmesh.wire import messages as m
 from zmesh.wire.codec import encode
+from zmesh.wire.group_messages import GroupState, WatchGroup
 from zmesh.wire.guest import GUEST_CODEC, Knock, Opened
 from zmesh.wire.ids import is_guest, local_peer, node_peer, object_id, store_peer
 
@@ -151,6 +152,22 @@ def test_tasks_go_on_at_the_next_node_and_what_had_started_is_charged() -> None:
     assert all(task.status == m.PENDING for task in (started, queued, once))
     assert all(spec.job == guest.core.me for spec in guest.core.specs)
     guest.core.check()
+
+
+def test_groups_of_the_old_node_are_lost_and_those_of_others_are_watched_under_the_new_name() -> None:
+    guest = Guest()
+    guest.attach()
+    gone, kept = A + b"group...", B + b"group..."
+    entries = [guest.core.put(m.PENDING, None, []) for _ in range(2)]
+    for group, entry in zip((gone, kept), entries, strict=True):
+        guest.core.groups.await_ready(group, entry, b"there", guest.now)
+    guest.core.detached("killed", guest.now)
+    guest.take(fx.Send)
+    guest.attach(B)
+    assert entries[0].value[0] == "TaskPlacementGroupRemovedError"
+    assert (node_peer(B), WatchGroup(kept)) in [(send.to, send.message) for send in guest.take(fx.Send)]
+    guest.hear(node_peer(B), GroupState(kept, "CREATED", "", []))
+    assert entries[1].value == b"there"
 
 
 def test_a_task_that_may_run_only_once_fails_if_it_may_have_started() -> None:

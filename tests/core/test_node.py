@@ -10,6 +10,7 @@ from zmesh.core.matchmaking import Limits
 from zmesh.core.node import Executing, NodeCore
 from zmesh.core.timers import Timers
 from zmesh.wire import messages as m
+from zmesh.wire.group_messages import CreateGroup
 
 NODE = b"n" * 8
 DRIVER, OTHER = NODE + b"driver..", NODE + b"other..."
@@ -334,3 +335,22 @@ def test_no_tasks_go_between_nodes_on_different_pythons(host: Host) -> None:
     assert lease.workers == 3
     host.core.member_down(far, "killed", 0.0)
     host.core.check()
+
+
+def test_room_is_made_by_those_alone_who_have_what_is_lacking() -> None:
+    host = Host(cpus=2)
+    host.driver()
+    host.demand(1, {"GPU": m.UNIT})
+    (spares,) = host.born()
+    host.demand(1)
+    (gives,) = host.born()
+    host.said()
+    for slot in range(2):
+        host.boxes[slot] = Executing(DRIVER, slot + 1, 0, DRIVER)
+    host.pass_time(0.1)
+    group = NODE + b"group..."
+    host.core.receive(DRIVER, CreateGroup(1, group, DRIVER, "", "PACK", [{"CPU": 2 * m.UNIT}]), host.now)
+    host.pass_time(0.0)
+    asked = [effect.to for effect in host.effects if isinstance(effect, Send) and isinstance(effect.message, m.Detach)]
+    assert asked == [gives]
+    assert spares in host.core.matchmaking.workers

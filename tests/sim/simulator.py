@@ -82,15 +82,9 @@ class Simulation(UserCode):
     """
 
     def __init__(
-        self,
-        seed: int,
-        cpus: int = 2,
-        *,
-        hosts: int = 1,
-        lossy: bool = True,
-        shortcuts: bool = True,
+        self, seed: int, cpus: int = 2, *, hosts: int = 1, lossy: bool = True, shortcuts: bool = True,
         limits: Limits | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.seed = seed
         self.shortcuts = shortcuts
         self.rng = random.Random(seed)
@@ -261,7 +255,7 @@ class Simulation(UserCode):
         if process.alive and self.now >= process.stopped_until:
             inbox, process.inbox = process.inbox, []
             for peer, message in inbox:
-                self._receive(process, peer, message)
+                process.core.receive(peer, message, self.now)
             self.settle(process)
 
     # The shell.
@@ -406,7 +400,7 @@ class Simulation(UserCode):
         def receive() -> None:
             message = decode(frame)
             self._note(f"{self.processes[source].name} -> {target.name} {message}")
-            self._receive(target, source, message)
+            target.core.receive(source, message, self.now)
 
         self._carry(process, target, receive, (source, frame))
 
@@ -419,7 +413,7 @@ class Simulation(UserCode):
         process.sent.append(delivery)
 
         def deliver() -> None:
-            process.sent.remove(delivery)
+            process.sent = [other for other in process.sent if other is not delivery]  # equal ones are many
             if delivery or not target.alive:
                 return
             if self.now < target.stopped_until and late is not None:
@@ -502,9 +496,6 @@ class Simulation(UserCode):
             host.copies[effect.oid] = segment
             host.core.fetched(effect.oid, (segment, effect.nbytes, host.process.peer), "", self.now)
         self.settle(host.process)
-
-    def _receive(self, target: Process, peer: bytes, message: Any) -> None:
-        target.core.receive(peer, message, self.now)
 
     def _note(self, line: str) -> None:
         self.trace.append(f"{self.now:.6f} {line[:220]}")

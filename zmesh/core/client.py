@@ -9,14 +9,30 @@ from typing import Any
 
 from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, Warn
 from zmesh.core.evacuation import Rescue
+from zmesh.core.group_watch import GroupWatch
 from zmesh.core.links import Links
 from zmesh.core.pulls import Pulls
-from zmesh.core.records import LEASED, QUEUED, RESOLVED, Entry, Inputs, Queue, Spec, Task, Thief, shape_key
+from zmesh.core.records import (
+    LEASED,
+    QUEUED,
+    RESOLVED,
+    Entry,
+    Inputs,
+    Queue,
+    ShapeKey,
+    Spec,
+    Task,
+    Thief,
+    group_of,
+    in_group,
+    shape_key,
+)
 from zmesh.core.references import References
 from zmesh.core.shortcuts import Shortcuts
 from zmesh.core.tasks import Tasks
 from zmesh.core.timers import Timers
 from zmesh.core.victim import Victim
+from zmesh.wire.group_messages import GroupReply, GroupState
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
 from zmesh.wire.messages import (
     ERROR,
@@ -81,7 +97,7 @@ class ClientCore:
         self._describe_status = describe_status
         self._seq = 0
         self._waited: list[Entry] = []
-        self._impossible: dict[Any, str] = {}  # {shape key: why no node can run it}
+        self._impossible: dict[ShapeKey, tuple[str, str]] = {}  # {shape that cannot run: (class, text) of the error}
         self.pulls = Pulls(self.node, effects)
         self.shortcuts = Shortcuts(me, effects, Links(effects, timers))
         self.references = References(me, self.node, effects, self.pulls)
@@ -99,6 +115,14 @@ class ClientCore:
             inside=self.references.inside,
             waited=self._waited,
         )
+        self.groups = GroupWatch(
+            effects,
+            timers,
+            self.victim.groups,
+            self.references,
+            settle=self._settle,
+            fail=self._group_changed,
+        )
         self._inputs: dict[type[Any], Callable[[PeerID, Any, float], None]] = {
             Done: self._done,
             Steal: self._steal,
@@ -115,6 +139,8 @@ class ClientCore:
             Pulled: lambda _, message, now: self.pulls.pulled(message.objects),
             Mesh: self._mesh,
             NodeGone: self._node_gone,
+            GroupState: lambda _, message, now: self.groups.heard(message, now),
+            GroupReply: lambda _, message, now: self.groups.replied(message),
             Shortcut: self.shortcuts.offered,
             Switch: self.shortcuts.switched,
             Carry: self.shortcuts.carried,
@@ -162,6 +188,9 @@ class ClientCore:
         """Register one function with one set of options."""
         spec = Spec(len(self.specs), job, name, shape, **options)
         self.specs.append(spec)
+        failure = self.groups.need(shape, spec.shape_key)
+        if failure is not None:
+            self._impossible[spec.shape_key] = failure
         return spec
 
     def cancel(self, task: Task, now: float, *, force: bool = False, recursive: bool = True) -> None:
@@ -225,14 +254,17 @@ class ClientCore:
         for entry in self.references.lose_node(self.lost):
             self.tasks.entry_resolved(entry, now)
         self.pulls.lose_node(self.lost)
+        self.groups.lose(self.lost, now)
         self._flush()
 
     # How the machines meet.
 
     def _push(self, task: Task, now: float, front: bool) -> None:
         self.victim.push(task, now, front=front)
-        if task.spec.shape_key in self._impossible:
-            self.timers.set(now + INFEASIBLE_GRACE_S, self._fail_impossible)
+        key = task.spec.shape_key
+        if key in self._impossible:
+            grace_s = 0.0 if group_of(task.spec.shape) else INFEASIBLE_GRACE_S
+            self.timers.set(now + grace_s, lambda then: self._fail_impossible(key, then))
 
     def _limit_time(self, task: Task, now: float) -> None:
         self.tasks.limit_time(task, now)
@@ -266,15 +298,40 @@ class ClientCore:
         """Members came or went: what was impossible may be possible now, and more workers may be of use."""
         del peer
         self.victim.totals = [dict(total) for total in message.totals]
-        self._impossible.clear()
+        self._forget_impossible()
         for queue in self.victim.queues.values():
             if queue.count:
                 queue.told = 0
                 self.victim.ask(queue, now)
 
+    def _forget_impossible(self) -> None:
+        """There are other nodes now. What became of groups does not change with that."""
+        for key in [key for key in self._impossible if not any(in_group(name) for name, _ in key)]:
+            del self._impossible[key]
+
+    def _group_changed(self, key: ShapeKey, failure: tuple[str, str] | None, now: float) -> None:
+        """Tasks of this shape are for a group that they cannot run in, or, without a failure, will."""
+        self._impossible.pop(key, None)
+        queue = self.victim.queues.get(key)
+        if failure is not None:
+            self._impossible[key] = failure
+            self._fail_impossible(key, now)
+        elif queue is not None and queue.count:
+            self.victim.ask(queue, now)  # only now is it known how many workers could be of use
+
+    def _settle(self, entry: Entry, status: int, value: Any, now: float) -> None:
+        """Give an own entry that no task makes its value or error."""
+        entry.status, entry.value = status, value
+        if entry.waiter is not None:
+            self._waited.append(entry)
+        self.references.resolved(entry)
+        self.tasks.entry_resolved(entry, now)
+        self._flush()
+
     def _node_gone(self, peer: PeerID, message: NodeGone, now: float) -> None:
         """A member is gone: what it had of ours runs elsewhere, what it had for us is lost."""
         del peer
+        self.groups.node_gone(message.node, message.why, now)
         self.shortcuts.node_gone(message.node)
         self._rescue.node_gone(message.node)
         gone = [thief for thief in self.victim.thieves.values() if thief.peer[:NODE_ID_BYTES] == message.node]
@@ -426,24 +483,25 @@ class ClientCore:
     def _infeasible(self, peer: PeerID, message: Infeasible, now: float) -> None:
         del peer
         key = shape_key(message.shape)
-        self._impossible[key] = message.text
-        self.timers.set(now + INFEASIBLE_GRACE_S, self._fail_impossible)
+        self._impossible[key] = ("TaskUnschedulableError", message.text)
+        self.timers.set(now + INFEASIBLE_GRACE_S, lambda then: self._fail_impossible(key, then))
 
-    def _fail_impossible(self, now: float) -> None:
-        for key, text in self._impossible.items():
-            queue = self.victim.queues.get(key)
-            if queue is None:
+    def _fail_impossible(self, key: ShapeKey, now: float) -> None:
+        """Fail what is queued for a shape that cannot run, if that still is so."""
+        failure, queue = self._impossible.get(key), self.victim.queues.get(key)
+        if failure is None or queue is None:
+            return
+        name, text = failure
+        tasks = [task for level in queue.levels.values() for task in level if task.state == QUEUED]
+        for level in queue.levels.values():
+            level.clear()
+        queue.count = 0
+        for task in tasks:
+            if self._fall_back(task.spec, key):
+                self._push(task, now, False)
                 continue
-            tasks = [task for level in queue.levels.values() for task in level if task.state == QUEUED]
-            for level in queue.levels.values():
-                level.clear()
-            queue.count = 0
-            for task in tasks:
-                if self._fall_back(task.spec, key):
-                    self._push(task, now, False)
-                    continue
-                self.tasks.resolve(task, ERROR, ("TaskUnschedulableError", f"{task.spec.name}: {text}", {}))
-                self.tasks.entry_resolved(task, now)
+            self.tasks.resolve(task, ERROR, (name, f"{task.spec.name}: {text}", {}))
+            self.tasks.entry_resolved(task, now)
         self.victim.serve(now)
         self._flush()
 
@@ -467,7 +525,7 @@ class ClientCore:
         """Say why an entry has no value yet."""
         task = self.tasks.maker_of(entry)
         if task is None:
-            return "the object belongs to another process, which has not made it yet"
+            return self.groups.waits_for(entry) or "the object belongs to another process, which has not made it yet"
         text = self.tasks.waits_for(task)
         if task.state == QUEUED:
             queue = self.victim.queues[task.spec.shape_key]
@@ -475,7 +533,9 @@ class ClientCore:
             text += f" behind {queue.count - 1} others for {Victim.describe(queue.shape)}"
             text += f"; {len(queue.thieves)} workers are attached for that"
             if impossible:
-                text += f"; {impossible}"
+                text += f"; {impossible[1]}"
+            elif group_of(queue.shape):
+                text += f"; {self.groups.describe(group_of(queue.shape))}"
         return text
 
     def check(self) -> None:

@@ -199,8 +199,10 @@ class GuestCore(ClientCore):
         self.pulls.rehome(name_before, self.node, error)
         for spec in self.specs:
             spec.job = self.me
-        self._impossible.clear()
+        self._forget_impossible()
         if not first:
+            self.groups.node_gone(before, self.why, now)
+            self.groups.rewatch()
             thieves = list(self.victim.thieves.values())
             for thief in thieves:
                 self.victim.close(thief)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Effect, Send
-from zmesh.core.records import SPREAD, ShapeKey, shape_key
+from zmesh.core.records import SPREAD, ShapeKey, in_group, shape_key
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
 from zmesh.wire.messages import Lease, LeaseBack, Shape, Spare
 
@@ -155,15 +155,20 @@ class Lending:
         for victim, told in self._parked.items():
             if told != free:
                 self._park(victim, free)
-        if free and len(self._parked) < PARKED_AT_MAX:
-            served = [
-                victim
-                for victim, backlog in self._backlogs.items()
-                if victim not in self._parked and any(self._fits(dict(shape), free) for shape, _ in backlog)
-            ]
-            self._rng.shuffle(served)
-            for victim in served[: PARKED_AT_MAX - len(self._parked)]:
-                self._park(victim, free)
+        served: list[NodeID] = []
+        bound: list[NodeID] = []  # victims of whose backlog some can run in bundles of ours only
+        for victim, backlog in self._backlogs.items() if free else ():
+            shapes = [shape for shape, _ in backlog if self._fits(dict(shape), free)]
+            if shapes and victim not in self._parked:
+                (bound if any(in_group(name) for shape in shapes for name in shape) else served).append(victim)
+        self._rng.shuffle(served)
+        busy = sum(victim in self._backlogs for victim in self._parked)
+        for victim in [*bound, *served[: max(0, PARKED_AT_MAX - busy - len(bound))]]:
+            idle = [one for one in self._parked if one not in self._backlogs]
+            if len(self._parked) >= PARKED_AT_MAX and idle:
+                self._park(idle[0], {})
+                del self._parked[idle[0]]
+            self._park(victim, free)
 
     def _park(self, victim: NodeID, free: Shape) -> None:
         self._parked[victim] = dict(free)

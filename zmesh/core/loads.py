@@ -47,8 +47,10 @@ class Loads:
     def set(self, load: dict[str, Any], now: float, *, urgent: bool) -> None:
         """Take our own load; too large a one is cut down to what others act on."""
         limits = self._limits
-        if packed_bytes(load) > limits.load_bytes_max:
-            load = load | {"backlog": list(load.get("backlog", ()))[:1]}
+        backlog = list(load.get("backlog", ()))
+        while backlog and packed_bytes(load) > limits.load_bytes_max:
+            backlog.pop()
+            load = load | {"backlog": list(backlog)}
         if packed_bytes(load) > limits.load_bytes_max:
             load = {}
         self.own = load

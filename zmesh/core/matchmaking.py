@@ -79,6 +79,7 @@ class Demanded:
     number: int = 0  # of that lease
     lent: int = 0  # workers of other nodes that may serve it, by our leave
     overflow: int = 0  # workers it lacks and this node cannot give now
+    grant: Callable[[float], None] | None = None  # of bundles to be reserved: called when they fit, instead of workers
 
     @property
     def lacks(self) -> int:
@@ -169,6 +170,15 @@ class Matchmaking:
             self._effects.append(Send(client, Infeasible(dict(shape), missing)))
         self._forget_empty(found)
         self._watch_surplus(found, now)
+        self.match(now)
+
+    def reserve(self, group: bytes, shape: Shape, grant: Callable[[float], None], now: float) -> None:
+        """Call `grant` once when a shape is free, for which workers make way as for a demand of one worker."""
+        key = shape_key(shape)
+        self._orders += 1
+        self.demands[group, key] = Demanded(
+            group, group, dict(shape), key, self._orders, workers=1, born_s=now, grant=grant
+        )
         self.match(now)
 
     def _forget_empty(self, demand: Demanded) -> None:
@@ -269,6 +279,11 @@ class Matchmaking:
             self._forget_empty(demand)
         return [worker for worker in self.workers.values() if worker.victim == client]
 
+    def recall(self, worker: Worker) -> None:
+        """Detach a worker from its client, whoever may want it."""
+        if worker.state == ATTACHED:
+            self._detach(worker, None)
+
     def leave(self, worker: Worker) -> None:
         """Detach a worker from a client that is dead."""
         worker.state = DETACHING
@@ -300,8 +315,7 @@ class Matchmaking:
         for demand in [demand for demand in self.demands.values() if demand.far]:
             demand.overflow = demand.workers
             for worker in list(demand.attached.values()):
-                if worker.state == ATTACHED:
-                    self._detach(worker, None)
+                self.recall(worker)
 
     def spare(self) -> Shape:
         """Return what is free and promised to nobody; {} if that is of no use to others."""
@@ -311,7 +325,7 @@ class Matchmaking:
 
     def own(self) -> list[Demanded]:
         """Return the demands of this host's clients."""
-        return [demand for demand in self.demands.values() if not demand.far]
+        return [demand for demand in self.demands.values() if not demand.far and demand.grant is None]
 
     def executes(self, worker: Worker) -> bool:
         """Whether user code runs in a worker now."""
@@ -335,6 +349,10 @@ class Matchmaking:
             elsewhere = max(0, lacks - self._here(demand, now))
             lacks -= elsewhere
             while lacks > 0 and self._resources.fits(demand.shape, reserved):
+                if demand.grant is not None:
+                    demand.workers, demand.claiming = 0, False
+                    demand.grant(now)
+                    return True
                 worker = self._idle_for(demand.job)
                 if worker is not None:
                     self._attach(worker, demand, now)
@@ -447,7 +465,7 @@ class Matchmaking:
         for worker in [*self._needless(demand, now), *self._unfair(demand, now)]:
             if self._fits_with(demand.shape, coming):
                 break
-            if worker not in chosen:
+            if worker not in chosen and self._gives(worker, demand.shape, coming):
                 chosen.append(worker)
                 _add(coming, worker.booking.shape)
         if not chosen or not self._fits_with(demand.shape, coming):
@@ -460,6 +478,13 @@ class Matchmaking:
     def _fits_with(self, shape: Shape, coming: Shape) -> bool:
         available = self._resources.available
         return all(amount <= available.get(name, 0) + coming.get(name, 0) for name, amount in shape.items())
+
+    def _gives(self, worker: Worker, shape: Shape, coming: Shape) -> bool:
+        """Whether a worker has booked something of what a shape still lacks."""
+        available, booked = self._resources.available, worker.booking.shape
+        return any(
+            booked.get(name) and amount > available.get(name, 0) + coming.get(name, 0) for name, amount in shape.items()
+        )
 
     def _detachable(self, demand: Demanded) -> list[Worker]:
         """Return the workers whose taking would give the demand something."""
@@ -491,7 +516,9 @@ class Matchmaking:
                 groups.setdefault((worker.job, worker.demand.key), []).append(worker)
         mine = len(groups.pop((demand.job, demand.key), ()))
         largest = max(groups.values(), key=len, default=[])
-        if len(largest) < mine + 2 and (mine or not largest):
+        if demand.grant is not None:
+            largest = [worker for group in groups.values() for worker in group]  # bundles may need a whole node
+        elif len(largest) < mine + 2 and (mine or not largest):
             return []
         found = []
         for worker in largest:

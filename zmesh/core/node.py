@@ -12,12 +12,13 @@ from zmesh.core.copies import Copies
 from zmesh.core.directory import Directory
 from zmesh.core.effects import Address, DropSegments, DropUnused, Effect, KillProcess, Send, Warn
 from zmesh.core.evacuation import Evacuation
+from zmesh.core.groups import Groups
 from zmesh.core.guests import Guests
 from zmesh.core.lending import Lending, lease_key
 from zmesh.core.links import Links
 from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, Limits, Matchmaking
 from zmesh.core.neighbours import Neighbours
-from zmesh.core.records import MARK_PLENTY, SPREAD
+from zmesh.core.records import MARK_PLENTY, SPREAD, Executing
 from zmesh.core.resources import Resources
 from zmesh.core.shortcuts import Openings
 from zmesh.core.status import load, status
@@ -64,17 +65,6 @@ from zmesh.wire.messages import (
 __all__ = ["Executing", "Limits", "NodeCore"]
 
 MESH_WINDOW_S = 0.05  # clients hear of members that come within this time in one message
-
-
-@dataclass(slots=True)
-class Executing:
-    """What a worker's black box names: the task it executes, or, if `over`, the last it did."""
-
-    owner: PeerID
-    seq: int
-    attempt: int
-    job: PeerID
-    over: bool = False
 
 
 @dataclass(slots=True)
@@ -149,31 +139,26 @@ class NodeCore:
         self._mourners: dict[PeerID, dict[PeerID, bool]] = {}  # {dead worker: clients that have not buried it}
         self.resources = Resources(total)
         self.matchmaking = Matchmaking(
-            node,
-            rng,
-            effects,
-            timers,
-            limits,
+            node, rng, effects, timers, limits,
             resources=self.resources,
             executing=self._executing,
             config_of=self._config_of,
             elsewhere=self.neighbours.elsewhere,
             members=lambda: 1 + len(self.neighbours.totals),
             matched=self._matched,
-        )
+        )  # fmt: skip
+        self.groups = Groups(
+            node, rng, effects, timers, self.resources, self.matchmaking, self.neighbours, self._alive,
+            draining=lambda: self._draining,
+        )  # fmt: skip
         self.lending = Lending(
-            rng,
-            effects,
-            demands=self.matchmaking.own,
-            fits=Resources.count,
-            congested=self.links.congested,
-            config_of=self._config_of,
-            members=lambda: 1 + len(self.neighbours.totals),
-        )
+            rng, effects, demands=self.matchmaking.own, fits=Resources.count, congested=self.links.congested,
+            config_of=self._config_of, members=lambda: 1 + len(self.neighbours.totals),
+        )  # fmt: skip
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
         self.directory = Directory(node, effects, self.evacuation, alive=self._alive, reserve=reserve, release=release)
-        self._inputs = self._words_of_clients()
-        self._between_nodes = self._words_of_nodes()
+        self._inputs = self._words_of_clients() | self.groups.of_clients
+        self._between_nodes = self._words_of_nodes() | self.groups.of_nodes
 
     def _words_of_nodes(self) -> dict[type[Any], Callable[[NodeID, Any, float], None]]:
         return {
@@ -349,6 +334,7 @@ class NodeCore:
         notice.over = box is not None and box.over
         self._effects += [Send(victim, notice) for victim in mourners]
         self._client_died(peer, mourners)
+        self.groups.client_gone(peer, now)
         self.matchmaking.match(now)
 
     def _buried(self, peer: PeerID, message: Buried, now: float) -> None:
@@ -370,6 +356,7 @@ class NodeCore:
         self._client_died(peer, {})
         self.copies.client_gone(peer, now)
         self._job_ended(peer)
+        self.groups.client_gone(peer, now)
         self._effects.append(DropUnused([peer]))
         self.matchmaking.match(now)
 
@@ -452,6 +439,7 @@ class NodeCore:
                 self._effects.append(Send(node_peer(node), Watch([])))
             if not self._mesh_timer:
                 self._mesh_timer = self._timers.set(now + MESH_WINDOW_S, self._tell_mesh)
+            self.groups.placement.news(now)
 
     def member_down(self, node: NodeID, why: str, now: float) -> None:
         """A member is dead or has left: so are its clients, and our link to it."""
@@ -469,7 +457,8 @@ class NodeCore:
 
     def _forget_member(self, node: NodeID, why: str, now: float) -> None:
         for peer in self.neighbours.down(node):
-            self._far_client_gone(peer)
+            self._far_client_gone(peer, now)
+        self.groups.node_gone(node, now)
         for dead in [dead for dead, left in self._mourners.items() if any(p[:NODE_ID_BYTES] == node for p in left)]:
             for peer in [peer for peer in self._mourners.get(dead, {}) if peer[:NODE_ID_BYTES] == node]:
                 self._buried(peer, Buried(dead), now)
@@ -486,14 +475,15 @@ class NodeCore:
         self._tell_mesh(now)
         self.matchmaking.match(now)
 
-    def _far_client_gone(self, peer: PeerID) -> None:
+    def _far_client_gone(self, peer: PeerID, now: float) -> None:
         self._client_died(peer, {})
         self._job_ended(peer)
+        self.groups.client_gone(peer, now)
 
     def _peers_gone(self, node: NodeID, message: PeersGone, now: float) -> None:
         del node
         for peer in self.neighbours.forget(message.peers):
-            self._far_client_gone(peer)
+            self._far_client_gone(peer, now)
         self.matchmaking.match(now)
 
     def _mesh(self) -> Mesh:
@@ -508,10 +498,10 @@ class NodeCore:
 
     def heard_load(self, node: NodeID, load: dict[str, Any], now: float) -> None:
         """Gossip says how busy a member is."""
-        del now
         backlog = load.get("backlog", ())
         sane = [(shape, workers) for shape, workers in backlog if isinstance(shape, dict)]
         if node in self.neighbours.totals and node not in self.neighbours.foreign:
+            self.groups.heard(node, load, now)
             self.lending.backlog(node, sane, {} if self._draining else self.matchmaking.spare())
 
     def drain(self, now: float) -> None:
@@ -586,6 +576,7 @@ class NodeCore:
             "store": {"used": self._store[0], "capacity": self._store[1]},
             "objects": len(self.directory),
             "copies": len(self.copies),
+            "placement_groups": self.groups.placement.describe(),
             "members": self._members(),
         }
 
@@ -593,6 +584,7 @@ class NodeCore:
         """Verify the tables; for tests and the simulator."""
         self.resources.check()
         self.matchmaking.check()
+        self.groups.check()
         self.directory.check()
         self.copies.check()
         self.evacuation.check()

@@ -25,12 +25,69 @@ def is_mark(name: str) -> bool:
     return name == SPREAD or name.startswith(("node:", "label:"))
 
 
+# Bundles: "CPU@<group>:<index>" is what one bundle holds, "CPU@<group>" what all bundles of the group on a node do.
+BUNDLE = "bundle"  # what each task of a group books besides, so that one without resources runs there too
+BUNDLE_TASKS_MAX = 1000  # at once in one bundle
+GROUP_ID_BYTES = 16  # NodeID of the coordinator, then 8 by chance
+
+
+def in_group(name: str) -> bool:
+    """Whether the name in a shape is of a placement group."""
+    return "@" in name
+
+
+def group_of(shape: Shape) -> bytes:
+    """Return the ID of the group whose bundles a shape is for, b"" if none."""
+    for name in shape:
+        if in_group(name):
+            try:
+                group = bytes.fromhex(name.partition("@")[2].partition(":")[0])
+            except ValueError:
+                return b""
+            return group if len(group) == GROUP_ID_BYTES else b""
+    return b""
+
+
+def is_bundle(shape: Any) -> bool:
+    """Whether what came over the wire may be what a bundle holds."""
+    return (
+        isinstance(shape, dict)
+        and bool(shape)
+        and all(
+            isinstance(name, str) and not in_group(name) and not is_mark(name) and type(amount) is int and amount > 0
+            for name, amount in shape.items()
+        )
+    )
+
+
+def outside_group(shape: Shape) -> Shape:
+    """Return a shape under the names that it would have without its group."""
+    bases = {name.partition("@")[0]: amount for name, amount in shape.items()}
+    return {base: amount for base, amount in bases.items() if base != BUNDLE}
+
+
+def bundle_names(group: bytes, index: int, base: str) -> tuple[str, str]:
+    """Return the names of a resource in one bundle, and in any of the group."""
+    return f"{base}@{group.hex()}:{index}", f"{base}@{group.hex()}"
+
+
 ShapeKey = tuple[tuple[str, int], ...]
 
 
 def shape_key(shape: Shape) -> ShapeKey:
     """Return the shape as a key: sorted, without zeros."""
     return tuple(sorted((name, amount) for name, amount in shape.items() if amount))
+
+
+@dataclass(slots=True)
+class Executing:
+    """What a worker's black box names: the task it executes, or, if `over`, the last it did."""
+
+    owner: PeerID
+    seq: int
+    attempt: int
+    job: PeerID
+    over: bool = False
 
 
 class Spec:

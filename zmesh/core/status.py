@@ -2,18 +2,28 @@
 
 from typing import Any
 
-from zmesh.core.records import is_mark
+from zmesh.core.records import BUNDLE, group_of, in_group, is_mark, outside_group
 from zmesh.wire.messages import UNIT, Shape
 
 BACKLOG_SHAPES_MAX = 16  # told by gossip
 
 
 def load(resources: Any, matchmaking: Any, store: tuple[int, int], objects: int) -> dict[str, Any]:
-    """Return what gossip tells: the largest overflows first."""
-    lacking = sorted((d for d in matchmaking.own() if d.overflow > 0), key=lambda d: -d.overflow)
+    """Return what gossip tells: overflows of groups first, as few nodes can serve them, then the largest."""
+    groups: dict[bytes, int] = {}
+    others = []
+    for demand in matchmaking.own():
+        group = group_of(demand.shape)
+        if demand.overflow > 0 and group:
+            groups[group] = groups.get(group, 0) + demand.overflow
+        elif demand.overflow > 0:
+            others.append((dict(demand.shape), demand.overflow))
+    backlog = [({f"{BUNDLE}@{group.hex()}": 1}, overflow) for group, overflow in groups.items()]
+    backlog += sorted(others, key=lambda pair: -pair[1])
     return {
-        "backlog": [(dict(demand.shape), demand.overflow) for demand in lacking[:BACKLOG_SHAPES_MAX]],
+        "backlog": backlog[:BACKLOG_SHAPES_MAX],
         "available": natural(resources.available),
+        "held": natural(resources.held),
         "workers": len(matchmaking.workers),
         "store": list(store),
         "objects": objects,
@@ -45,7 +55,8 @@ def _demand(demand: Any) -> dict[str, Any]:
     return {
         "client": demand.client.hex(),
         "job": demand.job.hex(),
-        "shape": natural(demand.shape),
+        "shape": natural(outside_group(demand.shape)),
+        "placement_group": group_of(demand.shape).hex(),
         "workers": demand.workers,
         "attached": len(demand.attached),
         "depth": demand.depth,
@@ -55,5 +66,11 @@ def _demand(demand: Any) -> dict[str, Any]:
 
 
 def natural(shape: Shape) -> dict[str, float]:
-    """Return amounts as users give them, without marks."""
-    return {name: amount / UNIT for name, amount in shape.items() if not is_mark(name)}
+    """Return amounts as users give them, without marks and what bundles have."""
+    return {name: amount / UNIT for name, amount in shape.items() if not is_mark(name) and not in_group(name)}
+
+
+def labels(shape: Shape) -> dict[str, str]:
+    """Return the labels of a node, {key: value}, whose marks are among its resources."""
+    pairs = [name.removeprefix("label:").partition("=") for name in shape if name.startswith("label:")]
+    return {key: value for key, equals, value in pairs if equals}

@@ -271,6 +271,9 @@ class Tasks:
         """
         if task.cancelled:
             self._cancelled(task)
+        elif reason == "group":
+            text = f"{task.spec.name} was ended, as its placement group was removed"
+            self.resolve(task, ERROR, ("TaskPlacementGroupRemovedError", text, {}))
         elif self._may_retry(task):
             self._retry(task, now)
             return

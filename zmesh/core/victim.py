@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Effect, Send
-from zmesh.core.records import LEASED, QUEUED, Queue, ShapeKey, Spec, Task, Thief
+from zmesh.core.records import LEASED, QUEUED, Queue, ShapeKey, Spec, Task, Thief, group_of, outside_group
 from zmesh.core.timers import Timers
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID
 from zmesh.wire.messages import STORED, UNIT, Demand, Shape, Work
@@ -50,6 +50,7 @@ class Victim:
         self._arguments = arguments
         self._leased = leased
         self.totals: list[Shape] = []  # of each member of the mesh, once our node said so
+        self.groups: dict[bytes, Shape] = {}  # {placement group: what its bundles have, by their names}
         self.queues: dict[ShapeKey, Queue] = {}
         self.thieves: dict[PeerID, Thief] = {}
 
@@ -283,7 +284,8 @@ class Victim:
         """How many workers of this shape the mesh can have at once: no use in asking for more."""
         if not self.totals or not queue.key:
             return 64
-        return max(1, sum(min(total.get(name, 0) // amount for name, amount in queue.key) for total in self.totals))
+        totals = [*self.totals, *self.groups.values()]
+        return max(1, sum(min(total.get(name, 0) // amount for name, amount in queue.key) for total in totals))
 
     def _tell(self, queue: Queue, workers: int) -> None:
         queue.told = workers
@@ -328,7 +330,10 @@ class Victim:
     @staticmethod
     def describe(shape: Shape) -> str:
         """Return a shape as users write it: `CPU 0.5, GPU 1`."""
-        return ", ".join(f"{name} {amount / UNIT:g}" for name, amount in shape.items() if amount) or "no resources"
+        plain = outside_group(shape)
+        text = ", ".join(f"{name} {amount / UNIT:g}" for name, amount in plain.items() if amount) or "no resources"
+        group = group_of(shape)
+        return f"{text} in placement group {group.hex()}" if group else text
 
 
 def _bytes_on(task: Task, node: NodeID | None) -> int:

@@ -85,6 +85,8 @@ def total_resources(settings: dict[str, Any]) -> dict[str, int]:
             raise ConfigError(f"resources must not hold {name!r}: it has an option of its own")
         if name == "spread" or name.startswith(("node:", "label:")):
             raise ConfigError(f"{name!r} is no resource: use --label KEY=VALUE")
+        if "@" in name:
+            raise ConfigError(f"the name of a resource must not hold '@', as {name!r} does")
     given.update(settings.get("resources") or {})
     for name, amount in given.items():
         if not isinstance(amount, int | float) or amount is True or not 0 <= amount < float("inf"):

@@ -17,7 +17,7 @@ from zmesh.core.effects import Address
 from zmesh.core.membership import Membership
 from zmesh.core.node import NodeCore
 from zmesh.core.shortcuts import LINK_NAME_BYTES, Parcel
-from zmesh.core.status import natural
+from zmesh.core.status import labels, natural
 from zmesh.core.timers import Timers
 from zmesh.exceptions import ConfigError, RemoteProtocolError
 from zmesh.runtime import machine
@@ -288,6 +288,7 @@ class Mesh:
                 "state": STATES[row.state],
                 "address": f"[{row.host}]:{row.port}" if ":" in row.host else f"{row.host}:{row.port}",
                 "total": natural(row.meta.get("total", {})),
+                "labels": labels(row.meta.get("total", {})),
                 "available": loads[row.node].get("available", {}),
                 "store": loads[row.node].get("store", []),
                 "workers": loads[row.node].get("workers", 0),

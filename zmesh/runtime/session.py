@@ -25,6 +25,7 @@ from zmesh.exceptions import (
 )
 from zmesh.object_ref import ObjectRef
 from zmesh.runtime import calls, serialization
+from zmesh.runtime.group_calls import GroupCalls
 from zmesh.runtime.reactor import LOOK_S, Reactor, Waiter, listen, unlisten
 from zmesh.runtime.store import Store
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID
@@ -33,7 +34,7 @@ from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, UNIT
 INLINE_BYTES_MAX = 64 * 1024  # larger values go to shared memory: Source: perf/arrays.py, a put costs about 20 us
 
 
-class Session:
+class Session(GroupCalls):
     """A client of a mesh.
 
     Args:
@@ -50,6 +51,7 @@ class Session:
         self.job = job
         self.information: dict[str, Any] = {"node": core.node[:NODE_ID_BYTES].hex(), "pid": 0}
         self.depth = 0  # of the tasks this process submits now
+        self.group: Any = None  # the placement group of the task this process runs: see zmesh/options.py
         self.dropped = reactor.dropped
         self.nudge = reactor.nudge
         self._specs: dict[Any, Spec] = {}  # {(digest, options key): spec}

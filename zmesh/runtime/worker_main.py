@@ -16,6 +16,7 @@ from typing import Any
 
 from zmesh.core import effects as fx
 from zmesh.core.logs import LABEL
+from zmesh.core.records import outside_group
 from zmesh.core.thief import Running, WorkSpec
 from zmesh.core.timers import Timers
 from zmesh.core.worker import WorkerCore
@@ -151,6 +152,8 @@ class Worker:
         self.running = running
         self._name = spec.name
         self.session.depth = running.depth + 1
+        group = spec.options.get("group")
+        self.session.group = group if group is not None and group["capture"] else None
         self._enter(running.victim, running.seq, running.attempt, spec.job, running.started)
         try:
             try:
@@ -313,7 +316,7 @@ class Worker:
             known = dict.fromkeys(sys.path)
             sys.path[:] = [*config["sys_path"], *(path for path in known if path not in config["sys_path"])]
         self.session.job = message.job
-        cpus = max(1, message.shape.get("CPU", 0) // UNIT)
+        cpus = max(1, outside_group(message.shape).get("CPU", 0) // UNIT)
         if "ZMESH_KEEP_THREADS" not in os.environ:
             os.environ["OMP_NUM_THREADS"] = str(cpus)
         visible = self._visible_gpus

@@ -1,9 +1,12 @@
-"""Where a task should run, for scheduling_strategy=: on one node, or on nodes with certain labels."""
+"""Where a task should run, for scheduling_strategy=: on one node, on labelled nodes, in a placement group."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from zmesh import options
 from zmesh.exceptions import ConfigError
+from zmesh.util.placement_group import PlacementGroup
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,62 @@ class NodeLabelSchedulingStrategy:
     def soft_marks(self) -> tuple[str, ...]:
         """Return the marks a node should have, if there is one."""
         return _marks(self.soft)
+
+
+@dataclass(frozen=True)
+class PlacementGroupSchedulingStrategy:
+    """Run in a bundle of a placement group.
+
+    Args:
+        placement_group: the group; None: in none, though the task that submits is in one that captures its children.
+        placement_group_bundle_index: which bundle; -1: any in which there is room.
+        placement_group_capture_child_tasks: tasks that this one submits run in the group too, unless they say where.
+
+    Raises:
+        ConfigError: that is no group, or it has no such bundle.
+    """
+
+    placement_group: PlacementGroup | None
+    placement_group_bundle_index: int = -1
+    placement_group_capture_child_tasks: bool | None = False
+
+    def __post_init__(self) -> None:
+        group, index = self.placement_group, self.placement_group_bundle_index
+        if group is not None and not isinstance(group, PlacementGroup):
+            raise ConfigError(f"placement_group must be what placement_group() returned, or None, not {group!r}")
+        count = group.bundle_count if group is not None else 0
+        if type(index) is not int or not -1 <= index < max(1, count):
+            raise ConfigError(
+                f"placement_group_bundle_index must be from 0 to {count - 1}, or -1 for any bundle, not {index!r}"
+            )
+
+    @property
+    def group(self) -> dict[str, Any] | None:
+        """What the task is to know of its group."""
+        group = self.placement_group
+        if group is None:
+            return None
+        capture = bool(self.placement_group_capture_child_tasks)
+        return {"id": group.id.hex(), "bundles": group.bundle_specs, "capture": capture}
+
+    def within(self, plain: dict[str, int]) -> dict[str, int]:
+        """Return a shape as it is booked from the bundle.
+
+        Raises:
+            ConfigError: it does not fit.
+        """
+        group = self.placement_group
+        if group is None:
+            return plain
+        return options.in_bundle(plain, group.id.hex(), group.bundle_specs, self.placement_group_bundle_index)
+
+    def hard_marks(self) -> tuple[str, ...]:
+        """Return the marks a node must have: none, as only nodes with the bundle have what it holds."""
+        return ()
+
+    def soft_marks(self) -> tuple[str, ...]:
+        """Return the marks a node should have."""
+        return ()
 
 
 def _marks(wanted: Mapping[str, In | Exists | str]) -> tuple[str, ...]:

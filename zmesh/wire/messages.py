@@ -26,6 +26,7 @@ Amounts of resources are integers, in units of 1/10,000, keyed by name: {"CPU": 
 from dataclasses import dataclass, field
 from typing import Any
 
+from zmesh.wire.group_messages import GROUP_MESSAGES
 from zmesh.wire.ids import NodeID, ObjectID, PeerID
 
 PROTOCOL_MAJOR = 1
@@ -143,7 +144,8 @@ class Kill:
 class WorkerDied:
     """Node to every client the worker ever served: it is gone.
 
-    `owner`, `seq`, `attempt` name the task it was executing (seq 0: none); `reason` is "", "timeout", "cancel", "oom".
+    `owner`, `seq`, `attempt` name the task it was executing (seq 0: none); `reason` is "", "timeout", "cancel", "oom"
+    or "group" (its placement group was removed).
     `over` says that it had finished that task, but may not have sent its result. `status` is what waitpid gave.
     """
 
@@ -578,4 +580,5 @@ MESSAGES: tuple[type[Any], ...] = (
     Carry,
     Leaving,
     Evacuated,
+    *GROUP_MESSAGES,
 )
