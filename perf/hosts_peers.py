@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from tests.hosts.cluster import Cluster
 
 DASK = """
-import json, sys, time
+import json, os, sys, time
 import numpy as np
 from distributed import Client
 def nothing(): pass
-def ends(array): return float(array[0]) + float(array[-1])
+def ends(array): return int(array[0]) + int(array[-1])
 client = Client(sys.argv[1])
 client.wait_for_workers(1)
 (worker,) = client.scheduler_info(n_workers=-1)["workers"]
@@ -32,16 +32,17 @@ start = time.perf_counter(); client.gather([client.submit(nothing, pure=False) f
 rate = 3000 / (time.perf_counter() - start)
 taken = []
 for turn in range(2):
-    array = np.full(1 << 27, float(turn))
+    array = np.tile(np.frombuffer(os.urandom(1 << 24), np.uint8), 64)
+    both = ends(array)
     start = time.perf_counter()
     future = client.scatter(array, workers=[worker], direct=True, hash=False)
-    assert client.submit(ends, future).result() == 2.0 * turn
+    assert client.submit(ends, future).result() == both
     taken.append(time.perf_counter() - start)
     del future, array
 print(json.dumps([sorted(times)[150], rate, (1 << 30) / taken[1]]))
 """
 RAY = """
-import json, logging, sys, time
+import json, logging, os, sys, time
 import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -50,7 +51,7 @@ ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
 @ray.remote(scheduling_strategy=NodeAffinitySchedulingStrategy(there, soft=False))
 def nothing(): pass
 @ray.remote(scheduling_strategy=NodeAffinitySchedulingStrategy(there, soft=False))
-def ends(array): return float(array[0]) + float(array[-1])
+def ends(array): return int(array[0]) + int(array[-1])
 for _ in range(50): ray.get(nothing.remote())
 times = []
 for _ in range(300):
@@ -59,9 +60,10 @@ start = time.perf_counter(); ray.get([nothing.remote() for _ in range(3000)])
 rate = 3000 / (time.perf_counter() - start)
 taken = []
 for turn in range(2):
-    ref = ray.put(np.full(1 << 27, float(turn)))
+    array = np.tile(np.frombuffer(os.urandom(1 << 24), np.uint8), 64)
+    both, ref = int(array[0]) + int(array[-1]), ray.put(array)
     start = time.perf_counter()
-    assert ray.get(ends.remote(ref)) == 2.0 * turn
+    assert ray.get(ends.remote(ref)) == both
     taken.append(time.perf_counter() - start)
     del ref
 print(json.dumps([sorted(times)[150], rate, (1 << 30) / taken[1]]))

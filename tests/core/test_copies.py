@@ -64,6 +64,20 @@ def test_a_copy_without_users_stays_for_the_next_and_goes_when_it_is_old() -> No
     assert desk.said() == [DropCopies([OID], clean=True)]
 
 
+def test_a_copy_that_was_used_again_goes_as_soon_as_it_is_old() -> None:
+    desk = Desk()
+    desk.copies.pull(A, [(OID, *PLACE)], 0.0)
+    desk.copies.fetched(OID, COPY, "", 0.0)
+    desk.copies.let_go(A, [(OID, True)], 1.0)
+    desk.copies.pull(A, [(OID, *PLACE)], 2.0)
+    desk.copies.let_go(A, [(OID, True)], 3.0)
+    desk.said()
+    desk.timers.tick(1.0 + UNUSED_S)
+    assert desk.said() == []
+    desk.timers.tick(3.0 + UNUSED_S)
+    assert desk.said() == [DropCopies([OID], clean=True)]
+
+
 def test_a_dead_reader_makes_a_copy_unclean_and_a_full_store_takes_the_unused() -> None:
     desk = Desk()
     desk.copies.pull(A, [(OID, *PLACE)], 0.0)

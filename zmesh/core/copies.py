@@ -156,8 +156,9 @@ class Copies:
         self._drop([oid for oid, copy in self._copies.items() if not copy.users and copy.status != PENDING])
 
     def _watch(self, now: float) -> None:
-        if not self._timer and any(not copy.users for copy in self._copies.values()):
-            self._timer = self._timers.set(now + UNUSED_S, self._look)
+        since = [copy.unused_s for copy in self._copies.values() if not copy.users and copy.status != PENDING]
+        if since and not self._timer:
+            self._timer = self._timers.set(max(now, min(since) + UNUSED_S), self._look)
 
     def _look(self, now: float) -> None:
         self._timer = 0
