@@ -71,6 +71,9 @@ def _label(text: str) -> tuple[str, str]:
 @click.option("--num-gpus", type=click.IntRange(min=0), help="GPUs it has; all by default.")
 @click.option("--resources", default="{}", metavar="JSON", help="Custom resources, e.g. '{\"disk\": 2}'.")
 @click.option("--store-memory", metavar="SIZE", help="Shared memory for objects, e.g. 2G; 30 % of memory by default.")
+@click.option("--spill-dir", metavar="DIR", help="Where cold objects go when that is full; in ~/.cache by default.")
+@click.option("--spill-max", metavar="SIZE", help="How much may lie there; 0: nothing is spilled.")
+@click.option("--spill-compression", type=click.Choice(["none", "lz4"]), default="none", show_default=True)
 @click.option("--foreground", is_flag=True, help="Stay in the foreground, until Ctrl-C.")
 def up(
     host: str | None,
@@ -84,6 +87,9 @@ def up(
     num_gpus: int | None,
     resources: str,
     store_memory: str | None,
+    spill_dir: str | None,
+    spill_max: str | None,
+    spill_compression: str,
     foreground: bool,
 ) -> None:
     """Start this host's node: a mesh of one, or, with --join, a member of one that is there."""
@@ -106,6 +112,9 @@ def up(
         "num_gpus": num_gpus,
         "resources": custom,
         "store_bytes": _size(store_memory),
+        "spill_directory": spill_dir,
+        "spill_bytes_max": _size(spill_max),
+        "spill_compression": spill_compression,
     }
 
     def announce(node: lifecycle.RunningNode) -> None:

@@ -65,7 +65,7 @@ HOMES = {  # {foreign module: the files that know it}
         "zmesh.runtime.bulk",
     ),
     "mmap": ("zmesh.runtime.store", "zmesh.runtime.guest_store", "zmesh.runtime.blackbox", "zmesh.runtime.bulk"),
-    "lz4": ("zmesh.runtime.bulk",),
+    "lz4": ("zmesh.runtime.bulk", "zmesh.runtime.spill_files"),
     "pickle": ("zmesh.runtime.serialization",),
     "cloudpickle": ("zmesh.runtime.serialization",),
     "numpy": ("zmesh.runtime.serialization", "zmesh.runtime.store", "zmesh.runtime.guest_store"),

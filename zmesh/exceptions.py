@@ -4,7 +4,7 @@
       you     ConfigError, NotRunningError, LocalProtocolError, SerializationError, TaskUnschedulableError
       they    TaskError (also an instance of the user's own class), TaskCancelledError, TaskTimeoutError,
               WorkerDiedError > OutOfMemoryError, NodeDiedError, GetTimeoutError,
-              ObjectLostError > OwnerDiedError, StoreFullError, RemoteProtocolError
+              ObjectLostError > OwnerDiedError, StoreFullError > SpillError, RemoteProtocolError
               StreamReplayError
       us      InternalError
 
@@ -24,11 +24,11 @@ class MeshError(Exception):
 
 
 def bare(cls: type["MeshError"]) -> "MeshError":
-    """Make an error without running its __init__, by the __new__ of the built-in exception it derives from."""
-    builtin: type = cls
+    """Make an error without running its __init__, by the __new__ of the built-in exception whose layout it has."""
+    builtin: Any = cls
     while builtin.__module__ != "builtins":
-        builtin = next(base for base in builtin.__mro__ if base.__module__ == "builtins")
-    made: MeshError = builtin.__new__(cls)  # type: ignore[call-overload]  # it is an exception's, not type's
+        builtin = builtin.__base__
+    made: MeshError = builtin.__new__(cls)
     return made
 
 
@@ -155,6 +155,10 @@ class OwnerDiedError(ObjectLostError):
 
 class StoreFullError(MeshError, MemoryError):
     """Shared memory is used up; the text has the numbers."""
+
+
+class SpillError(StoreFullError):
+    """Shared memory is used up, and what lies there cannot be written to disk: that is full, or its quota is used."""
 
 
 class RemoteProtocolError(MeshError):

@@ -7,7 +7,7 @@ releases it. Holds no rule of its own beyond which machine hears of what.
 from collections.abc import Callable
 from typing import Any
 
-from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, Warn
+from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, UnmapSegments, Warn
 from zmesh.core.pulls import Pulls
 from zmesh.core.records import LEASED, QUEUED, RESOLVED, Entry, Inputs, Queue, Spec, Task, Thief, shape_key
 from zmesh.core.references import References
@@ -36,6 +36,7 @@ from zmesh.wire.messages import (
     StatusRequest,
     Steal,
     Trim,
+    Unmap,
     Unpin,
     Unsteal,
     Unstolen,
@@ -108,6 +109,7 @@ class ClientCore:
             NodeGone: self._node_gone,
             RecycleSegments: lambda _, message, now: self.effects.append(Recycle(list(message.segments))),
             Trim: lambda _, message, now: self.effects.append(Recycle([])),
+            Unmap: lambda _, message, now: self.effects.append(UnmapSegments(list(message.segments))),
         }
 
     # Inputs from the user's threads.

@@ -129,7 +129,7 @@ class NodeCore:
         self._effects = effects
         self._black_box = black_box
         self._clients: dict[PeerID, Client] = {}
-        self._store = (0, 0)
+        self._store = (0, 0, 0)
         self._mourners: dict[PeerID, dict[PeerID, bool]] = {}  # {dead worker: clients that have not buried it}
         self.resources = Resources(total)
         self.matchmaking = Matchmaking(
@@ -395,9 +395,9 @@ class NodeCore:
         if worker is not None and worker.job and self._alive(worker.job):
             self._effects.append(Send(worker.job, Log(worker.pid, name, stream, text)))
 
-    def store_report(self, used: int, capacity: int) -> None:
-        """Note how full the store is, in bytes, for the status."""
-        self._store = (used, capacity)
+    def store_report(self, used: int, capacity: int, spilled: int) -> None:
+        """Note how full the store is and how much lies on disk, in bytes, for the status."""
+        self._store = (used, capacity, spilled)
 
     def segments_in_use(self) -> list[int]:
         """Return the segments that shared objects lie in."""
@@ -534,7 +534,7 @@ class NodeCore:
 
     def load(self) -> dict[str, Any]:
         """Return what gossip tells all members of this one."""
-        return load(self.resources, self.matchmaking, self._store, len(self.directory))
+        return load(self.resources, self.matchmaking, self._store[:2], len(self.directory))
 
     def status(self, now: float) -> dict[str, Any]:
         """Return what StatusReply carries; amounts in natural units."""
@@ -544,7 +544,7 @@ class NodeCore:
             "clients": [
                 {"peer": peer.hex(), "kind": client.kind, "pid": client.pid} for peer, client in self._clients.items()
             ],
-            "store": {"used": self._store[0], "capacity": self._store[1]},
+            "store": {"used": self._store[0], "capacity": self._store[1], "spilled": self._store[2]},
             "objects": len(self.directory),
             "copies": len(self.copies),
             "members": self._members(),

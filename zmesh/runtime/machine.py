@@ -2,6 +2,8 @@
 
 import os
 import socket
+import stat
+from dataclasses import dataclass
 from typing import Any
 
 from zmesh.exceptions import ConfigError
@@ -10,6 +12,8 @@ UNIT = 10_000
 DEFAULT_PORT = 27700  # P; P + 1 and P + 2 are used too. Source: below ip_local_port_range, so no dial takes it
 PORTS = range(DEFAULT_PORT, DEFAULT_PORT + 1000, 10)  # tried in turn, if none was named: several nodes of one machine
 WILDCARDS = ("0.0.0" + ".0", "::", "*")
+COMPRESSIONS = ("none", "lz4")
+SPILL_BYTES_MAX = 1 << 62  # by default only the disk itself is the limit
 STORE_FRACTION = 0.3  # of physical memory. Source: Ray's default, which users know
 
 
@@ -144,6 +148,61 @@ def store_bytes(settings: dict[str, Any]) -> int:
     if not isinstance(given, int) or given < 1 << 20:
         raise ConfigError(f"the object store needs at least {1 << 20} bytes, not {given!r}")
     return given
+
+
+@dataclass(frozen=True)
+class SpillSettings:
+    """Where cold objects go when the store is full."""
+
+    directory: str
+    bytes_max: int  # 0: nowhere
+    compression: str
+
+
+def spill_settings(settings: dict[str, Any]) -> SpillSettings:
+    """Return where objects are spilled to, and how much; the directory is made if need be.
+
+    Raises:
+        ConfigError: the directory cannot be written, or a value makes no sense.
+    """
+    compression = settings.get("spill_compression") or "none"
+    if compression not in COMPRESSIONS:
+        raise ConfigError(f"spill_compression must be one of {', '.join(COMPRESSIONS)}, not {compression!r}")
+    bytes_max = settings.get("spill_bytes_max")
+    if bytes_max is not None and (not isinstance(bytes_max, int) or bytes_max < 0):
+        raise ConfigError(f"spill_bytes_max must be bytes from 0 (nothing is spilled), or None, not {bytes_max!r}")
+    if bytes_max is None:
+        bytes_max = SPILL_BYTES_MAX
+    given = settings.get("spill_directory")
+    if given:
+        if bytes_max and not _usable(given):
+            raise ConfigError(f"spill_directory {given!r} must be a directory that this user may write to")
+        return SpillSettings(given, bytes_max, compression)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    usable = [path for path in (f"{cache}/zmesh", f"/var/tmp/zmesh-{os.getuid()}") if _usable(path)]
+    found = next((path for path in usable if not _in_memory(path)), next(iter(usable), ""))
+    return SpillSettings(found, bytes_max if found else 0, compression)
+
+
+def _usable(path: str) -> bool:
+    """Whether that is a directory of ours for files, made if need be."""
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+        return stat.S_ISDIR(os.stat(path).st_mode) and os.access(path, os.W_OK | os.X_OK)
+    except OSError:
+        return False
+
+
+def _in_memory(path: str) -> bool:
+    """Whether files there take memory: what is spilled would gain nothing."""
+    device = os.stat(path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo") as file:
+            mounts = [line.split(" - ") for line in file]
+    except OSError:
+        return False
+    return any(left.split()[2] == number and right.split()[0] in ("tmpfs", "ramfs") for left, right in mounts)
 
 
 def oom_kills() -> int:

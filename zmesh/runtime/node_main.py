@@ -29,10 +29,11 @@ from zmesh.runtime.forkserver import Ended, ForkServer, Started
 from zmesh.runtime.processes import open_pidfd, raise_fd_limit
 from zmesh.runtime.rundir import RunDir
 from zmesh.runtime.segments import SegmentServer
+from zmesh.runtime.spill_files import SpillDisk
 from zmesh.runtime.worker_main import run_worker
 from zmesh.wire.codec import decode, encode
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID, is_guest, node_peer
-from zmesh.wire.messages import Trim
+from zmesh.wire.messages import Trim, Unmap
 
 READ_BYTES_MAX = 64 * 1024  # of a worker's output at a time
 BOX_SLOTS = 1024
@@ -73,9 +74,8 @@ class Node:
         # Closing the last descriptor of 1 GB takes 180 ms, in which the loop must not stand still.
         self._closing: queue.SimpleQueue[int] = queue.SimpleQueue()
         threading.Thread(target=_close_all, args=(self._closing,), name="zmesh-close", daemon=True).start()
-        self._segments = SegmentServer(
-            run_dir.segments_socket(), machine.store_bytes(settings), close=self._closing.put
-        )
+        self._segments = self._make_store(settings)
+        self._store_timer = 0
         self.core = NodeCore(
             self.node_id,
             os.getpid(),
@@ -104,6 +104,8 @@ class Node:
         if not driver:
             self._open_to_others(settings)
         self._watch(self._socket.fileno(), lambda fd: None)
+        for disk in self._segments.disk_filenos():
+            self._watch(disk, lambda fd: self._segments.disk_done())
         self._watch(forks.fileno(), self._on_reports)
         self._wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -117,6 +119,17 @@ class Node:
                 raise ConfigError(f"the program with pid {driver}, which this private node is for, is gone")
             self._driver_fd = fd
             self._watch(fd, lambda fd: self._stop())
+
+    def _make_store(self, settings: dict[str, Any]) -> SegmentServer:
+        spill = machine.spill_settings(settings)
+        return SegmentServer(
+            self._run_dir.segments_socket(),
+            machine.store_bytes(settings),
+            close=self._closing.put,
+            disk=SpillDisk(spill.directory, spill.compression) if spill.bytes_max else None,
+            disk_bytes_max=spill.bytes_max,
+            unmap=self._unmap,
+        )
 
     def _handlers_of_effects(self) -> dict[type[Any], Callable[[Any], None]]:
         return {
@@ -253,6 +266,7 @@ class Node:
             if self._mesh is not None:
                 more = self._mesh.drain(monotonic()) or more
             self._carry_out()
+        self._look_at_store()
         if self._mesh is not None and self._mesh.changed:
             self._watch_mesh()
 
@@ -378,13 +392,33 @@ class Node:
         self._segments.handle(fd)
         if fd not in self._segments.filenos():
             self._unwatch(fd)
-        self.core.store_report(self._segments.used_bytes, self._segments.capacity_bytes)
-        if self._segments.wants_trim:
-            self._segments.wants_trim = False
+
+    def _look_at_store(self) -> None:
+        """Have others make room for who waits, and come back in time if nobody does."""
+        segments, ledger = self._segments, self._segments.ledger
+        self.core.store_report(ledger.used_bytes, ledger.capacity_bytes, ledger.disk_bytes)
+        if ledger.wants_trim:
+            ledger.wants_trim = False
             if self._mesh is not None:
                 self._mesh.trim()
             for peer in (*self._pidfds, *self._slots):
                 self._socket.send(peer, encode(Trim()))
+            self._carry_out()
+        due = segments.due()
+        if due is not None and not self._store_timer:
+            self._store_timer = self._timers.set(due, self._look_later)
+
+    def _look_later(self, now: float) -> None:
+        del now
+        self._store_timer = 0
+        self._segments.look()
+
+    def _unmap(self, peer: PeerID, segments: list[int]) -> None:
+        """Ask a process, or our own bulk thread, to let go of segments."""
+        if peer != self._me:
+            self._socket.send(peer, encode(Unmap(segments)))
+        elif self._mesh is not None:
+            self._mesh.unmap(segments)
 
     def _watch_mesh(self) -> None:
         """Sleep on the sockets towards other hosts, as they are now."""
@@ -427,6 +461,7 @@ def _start(settings: dict[str, Any]) -> Node:
     """Take the lock, fork the forkserver, and only then open sockets."""
     machine.total_resources(settings)  # a setting that makes no sense is refused before anything is made
     machine.store_bytes(settings)
+    machine.spill_settings(settings)
     raise_fd_limit()
     run_dir = RunDir.create(settings["name"])
     try:

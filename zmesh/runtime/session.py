@@ -491,6 +491,10 @@ class Session:
         if not effect.segments:
             self.store.trim()
 
+    def unmap(self, effect: fx.UnmapSegments) -> None:
+        """Let go of the mappings of segments that nobody here uses. Under the lock."""
+        self.store.unmap(effect.segments)
+
     def in_task_thread(self) -> None:
         """This thread runs tasks: its waits give the CPU back."""
         self._task_thread = threading.get_ident()

@@ -473,6 +473,13 @@ class LetGo:
     objects: list[Any]
 
 
+@dataclass(slots=True)
+class Unmap:
+    """Node to client: I want to write these segments to disk. Unmap those nobody uses; answer over the channel."""
+
+    segments: list[int]
+
+
 MESSAGES: tuple[type[Any], ...] = (
     # The place in this tuple is the message's code on the wire: append only.
     Hello,
@@ -523,4 +530,5 @@ MESSAGES: tuple[type[Any], ...] = (
     Pull,
     Pulled,
     LetGo,
+    Unmap,
 )
