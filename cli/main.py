@@ -74,6 +74,7 @@ def _label(text: str) -> tuple[str, str]:
 @click.option("--spill-dir", metavar="DIR", help="Where cold objects go when that is full; in ~/.cache by default.")
 @click.option("--spill-max", metavar="SIZE", help="How much may lie there; 0: nothing is spilled.")
 @click.option("--spill-compression", type=click.Choice(["none", "lz4"]), default="none", show_default=True)
+@click.option("--memory-limit", metavar="SIZE", help="Memory its tasks may use together; what there is by default.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground, until Ctrl-C.")
 def up(
     host: str | None,
@@ -90,6 +91,7 @@ def up(
     spill_dir: str | None,
     spill_max: str | None,
     spill_compression: str,
+    memory_limit: str | None,
     foreground: bool,
 ) -> None:
     """Start this host's node: a mesh of one, or, with --join, a member of one that is there."""
@@ -115,6 +117,7 @@ def up(
         "spill_directory": spill_dir,
         "spill_bytes_max": _size(spill_max),
         "spill_compression": spill_compression,
+        "memory_limit": _size(memory_limit),
     }
 
     def announce(node: lifecycle.RunningNode) -> None:

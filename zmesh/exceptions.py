@@ -130,7 +130,7 @@ class WorkerDiedError(MeshError):
 
 
 class OutOfMemoryError(WorkerDiedError):
-    """The kernel killed the worker for want of memory."""
+    """Memory ran out, and the task's worker was killed, by its node or by the kernel; the text says who used what."""
 
 
 class TaskTimeoutError(WorkerDiedError, TimeoutError):

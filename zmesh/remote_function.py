@@ -91,6 +91,8 @@ class RemoteFunction:
             sent["max_calls"] = options.max_calls
         if retry:
             sent["retry"] = True
+        if not options.max_retries or not options.oom_retries:
+            sent["once"] = True
         self._spec = session.spec(
             self._function,
             name,
@@ -100,6 +102,7 @@ class RemoteFunction:
                 "fallback": fallback,
                 "options": sent,
                 "max_retries": options.max_retries,
+                "oom_retries": options.oom_retries,
                 "timeout_s": options.timeout,
                 "priority": options.priority,
                 "retry_classes": () if isinstance(retry, bool) else tuple(retry),

@@ -400,7 +400,7 @@ class ClientCore:
         if charged is not None:
             self.victim.returned(thief, charged)
             how = self._describe_status(message.status)
-            self.tasks.worker_died(charged, message.pid, how, message.reason, message.tail, now)
+            self.tasks.worker_died(charged, message.pid, how, message.reason, message.tail, now, detail=message.detail)
         self.victim.gone(thief, now)
         self.victim.serve(now)
         self._flush()

@@ -16,6 +16,7 @@ from zmesh.core.lending import Lending, lease_key
 from zmesh.core.links import Links
 from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, Limits, Matchmaking
 from zmesh.core.neighbours import Neighbours
+from zmesh.core.pressure import Pressure
 from zmesh.core.records import MARK_PLENTY, SPREAD
 from zmesh.core.resources import Resources
 from zmesh.core.status import load, status
@@ -69,6 +70,7 @@ class Executing:
     attempt: int
     job: PeerID
     over: bool = False
+    start_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -105,6 +107,7 @@ class NodeCore:
         black_box: Callable[[int], Executing | None],
         limits: Limits,
         *,
+        pressure: Pressure | None = None,
         reserve: Callable[[int], bool] = lambda nbytes: True,
         release: Callable[[int], None] = lambda nbytes: None,
         announce: Callable[[dict[str, Any], float, bool], None] = lambda load, now, urgent: None,
@@ -130,6 +133,7 @@ class NodeCore:
         self._black_box = black_box
         self._clients: dict[PeerID, Client] = {}
         self._store = (0, 0, 0)
+        self.pressure = pressure or Pressure()
         self._mourners: dict[PeerID, dict[PeerID, bool]] = {}  # {dead worker: clients that have not buried it}
         self.resources = Resources(total)
         self.matchmaking = Matchmaking(
@@ -144,6 +148,7 @@ class NodeCore:
             elsewhere=self.neighbours.elsewhere,
             members=lambda: 1 + len(self.neighbours.totals),
             matched=self._matched,
+            short=lambda: self.pressure.short,
         )
         self.lending = Lending(
             rng,
@@ -314,6 +319,7 @@ class NodeCore:
         mourners = {victim: True for victim in worker.victims if self._alive(victim)}
         notice = WorkerDied(peer, worker.pid, status, owner, seq, attempt, worker.reason or reason, tail)
         notice.over = box is not None and box.over
+        notice.detail = worker.detail
         self._effects += [Send(victim, notice) for victim in mourners]
         self._client_died(peer, mourners)
         self.matchmaking.match(now)
@@ -476,7 +482,7 @@ class NodeCore:
         backlog = load.get("backlog", ())
         sane = [(shape, workers) for shape, workers in backlog if isinstance(shape, dict)]
         if node in self.neighbours.totals:
-            self.lending.backlog(node, sane, {} if self._draining else self.matchmaking.spare())
+            self.lending.backlog(node, sane, self._spare_now())
 
     def drain(self, now: float) -> None:
         """Take no more work of other hosts, and give back what has not started."""
@@ -522,13 +528,24 @@ class NodeCore:
         self.lending.lend()
         for demand in [demand for demand in self.matchmaking.demands.values() if demand.far and demand.overflow > 0]:
             self.lending.hand_back(demand)
-        if not self._draining:
-            self.lending.offer(self.matchmaking.spare())
+        self.lending.offer(self._spare_now())
         shapes = [demand.key for demand in self.matchmaking.own() if demand.overflow > 0]
         urgent = any(shape not in self._told_shapes for shape in shapes)
         if urgent or (self._told_shapes and not shapes):
             self._told_shapes = shapes
             self._announce(self.load(), now, urgent)
+
+    def _spare_now(self) -> Shape:
+        """Return what other nodes may use here."""
+        return {} if self._draining or self.pressure.short else self.matchmaking.spare()
+
+    def memory(self, used: float, told: Callable[[int, int], tuple[int, str, bool]], now: float) -> None:
+        """So much of the memory is in use, 0 to 1. `told` tells of (pid, slot) what Pressure.victim wants to know."""
+        if self.pressure.sample(used):
+            self.matchmaking.match(now)
+        victim = self.pressure.victim(list(self.matchmaking.workers.values()), self._executing, told, now)
+        if victim is not None:
+            self._effects.append(KillProcess(victim))
 
     # Outputs.
 
@@ -545,6 +562,7 @@ class NodeCore:
                 {"peer": peer.hex(), "kind": client.kind, "pid": client.pid} for peer, client in self._clients.items()
             ],
             "store": {"used": self._store[0], "capacity": self._store[1], "spilled": self._store[2]},
+            "memory_used": round(self.pressure.used, 3),
             "objects": len(self.directory),
             "copies": len(self.copies),
             "members": self._members(),

@@ -50,6 +50,7 @@ class Spec:
         "max_retries",
         "name",
         "num_returns",
+        "oom_retries",
         "options",
         "peak_s",
         "priority",
@@ -70,6 +71,7 @@ class Spec:
         digest: bytes = b"",
         blob: bytes = b"",
         max_retries: int = 3,
+        oom_retries: int = 1,
         timeout_s: float | None = None,
         priority: int = 0,
         held: tuple[Any, ...] = (),
@@ -85,6 +87,7 @@ class Spec:
         self.shape = shape
         self.shape_key = shape_key(shape)
         self.max_retries = max_retries
+        self.oom_retries = oom_retries
         self.timeout_s = timeout_s
         self.priority = priority
         self.alone = max_retries == 0 or timeout_s is not None

@@ -81,6 +81,7 @@ class Tasks:
         self._dependents: dict[int, list[Task]] = {}  # {id() of a pending entry: tasks that wait for it}
         self.retried: dict[int, Task] = {}  # {seq: task} charged at least once and unresolved
         self.parents: dict[Any, list[Task]] = {}  # {parent task: its unresolved children}, in a worker
+        self._oom_kills: dict[int, int] = {}  # {seq of one in `retried`: how often memory ran out while it ran}
         self.many: dict[int, Task] = {}  # {seq: unresolved task with other than one result}
         self.open = 0  # unresolved tasks
 
@@ -216,6 +217,7 @@ class Tasks:
         task.args = None
         if task.attempt:
             self.retried.pop(task.seq, None)
+            self._oom_kills.pop(task.seq, None)
         if task.timer:
             self._timers.cancel(task.timer)
         if task.parent is not None:
@@ -250,7 +252,15 @@ class Tasks:
     # Retries, deaths, time limits.
 
     def _may_retry(self, task: Task) -> bool:
-        return task.spec.max_retries < 0 or task.attempt < task.spec.max_retries
+        # What memory cost has a count of its own.
+        return task.spec.max_retries < 0 or task.attempt - self._oom_kills.get(task.seq, 0) < task.spec.max_retries
+
+    def _may_retry_for_memory(self, task: Task) -> bool:
+        kills = self._oom_kills.get(task.seq, 0)
+        if not task.spec.max_retries or 0 <= task.spec.oom_retries <= kills:
+            return False
+        self._oom_kills[task.seq] = kills + 1
+        return True
 
     def _retry(self, task: Task, now: float) -> None:
         if task.timer:
@@ -261,17 +271,26 @@ class Tasks:
         self._push(task, now, True)
 
     def worker_died(
-        self, task: Task, pid: int, how: tuple[int | None, str | None, str], reason: str, tail: str, now: float
+        self,
+        task: Task,
+        pid: int,
+        how: tuple[int | None, str | None, str],
+        reason: str,
+        tail: str,
+        now: float,
+        *,
+        detail: str = "",
     ) -> None:
         """The worker died while it executed this task: charge it, and retry or fail it.
 
         Args:
             how: (exit code, signal name, text).
             reason: why the node killed it, "" if it did not.
+            detail: the same at length.
         """
         if task.cancelled:
             self._cancelled(task)
-        elif self._may_retry(task):
+        elif self._may_retry_for_memory(task) if reason == "oom" else self._may_retry(task):
             self._retry(task, now)
             return
         else:
@@ -283,7 +302,7 @@ class Tasks:
                 text = f"was killed, as the task ran longer than timeout={task.spec.timeout_s:g} s"
             elif reason == "oom":
                 name = "OutOfMemoryError"
-                text = "was killed by the kernel for want of memory"
+                text = detail or "was killed by the kernel for want of memory"
             attributes = {
                 "exit_code": exit_code,
                 "signal_name": signal_name,

@@ -6,6 +6,7 @@ import stat
 from dataclasses import dataclass
 from typing import Any
 
+from zmesh.core.pressure import KILL_AT, STEADY_AT
 from zmesh.exceptions import ConfigError
 
 UNIT = 10_000
@@ -203,6 +204,30 @@ def _in_memory(path: str) -> bool:
     except OSError:
         return False
     return any(left.split()[2] == number and right.split()[0] in ("tmpfs", "ramfs") for left, right in mounts)
+
+
+def memory_limit(settings: dict[str, Any]) -> int:
+    """Return how much memory the workers of a node may use together, in bytes; 0: all there is.
+
+    Raises:
+        ConfigError: it is no number of bytes.
+    """
+    given = settings.get("memory_limit") or 0
+    if not isinstance(given, int) or given < 0:
+        raise ConfigError(f"memory_limit must be bytes, not {given!r}")
+    return given
+
+
+def memory_shares(settings: dict[str, Any]) -> tuple[float, float]:
+    """Return from which share of the memory on a node takes no more work, and from which on it kills tasks.
+
+    Raises:
+        ConfigError: they are no shares, or not in this order.
+    """
+    steady, kill = settings.get("memory_steady_at", STEADY_AT), settings.get("memory_kill_at", KILL_AT)
+    if not (isinstance(steady, int | float) and isinstance(kill, int | float) and 0 < steady <= kill):
+        raise ConfigError(f"0 < memory_steady_at <= memory_kill_at must hold, not {steady!r} and {kill!r}")
+    return steady, kill
 
 
 def oom_kills() -> int:

@@ -21,11 +21,13 @@ from zmesh._version import __version__
 from zmesh.core import effects as fx
 from zmesh.core.logs import LogStream
 from zmesh.core.node import Executing, Limits, NodeCore
+from zmesh.core.pressure import Pressure
 from zmesh.core.timers import Timers
 from zmesh.exceptions import ConfigError, RemoteProtocolError
 from zmesh.runtime import machine
 from zmesh.runtime.blackbox import BlackBoxes
 from zmesh.runtime.forkserver import Ended, ForkServer, Started
+from zmesh.runtime.memory import MemoryGauge, anonymous_bytes
 from zmesh.runtime.processes import open_pidfd, raise_fd_limit
 from zmesh.runtime.rundir import RunDir
 from zmesh.runtime.segments import SegmentServer
@@ -37,6 +39,7 @@ from zmesh.wire.messages import Trim, Unmap
 
 READ_BYTES_MAX = 64 * 1024  # of a worker's output at a time
 BOX_SLOTS = 1024
+MEMORY_LOOK_S = 0.5
 JOIN_TIMEOUT_S = 10.0
 DRAIN_S = 30.0  # tasks that run for other hosts may take so long to end when this node is told to stop
 GOODBYE_S = 1.1  # membership says three times that this node has left
@@ -69,6 +72,8 @@ class Node:
         self._forks = forks
         self._boxes = boxes
         self._timers = Timers()
+        self._gauge = MemoryGauge(machine.memory_limit(settings))
+        self._memory_timer = 0
         self._effects: list[fx.Effect] = []
         total = machine.total_resources(settings)
         # Closing the last descriptor of 1 GB takes 180 ms, in which the loop must not stand still.
@@ -85,6 +90,7 @@ class Node:
             self._timers,
             self._black_box,
             Limits(workers_max=BOX_SLOTS),
+            pressure=Pressure(*machine.memory_shares(settings)),
             reserve=self._segments.reserve,
             release=self._segments.release,
             announce=self._announce,
@@ -309,11 +315,26 @@ class Node:
 
     def _black_box(self, slot: int) -> Executing | None:
         found = self._boxes.read(slot)
-        return None if found is None else Executing(found.owner, found.seq, found.attempt, found.job, found.over)
+        if found is None:
+            return None
+        return Executing(found.owner, found.seq, found.attempt, found.job, found.over, found.start_s)
+
+    # Memory. Looked at while there are workers: only they can be told to use less.
+
+    def _look_at_memory(self, now: float) -> None:
+        pids = [worker.pid for worker in self.core.matchmaking.workers.values() if worker.pid]
+        anonymous = sum(map(anonymous_bytes, pids)) if self._gauge.limit_bytes else 0
+        self.core.memory(self._gauge.read(anonymous), self._usage, now)
+        self._memory_timer = self._timers.set(now + MEMORY_LOOK_S, self._look_at_memory) if self._slots else 0
+
+    def _usage(self, pid: int, slot: int) -> tuple[int, str, bool]:
+        return anonymous_bytes(pid), *self._boxes.label(slot)
 
     # Workers.
 
     def _spawn(self, effect: fx.Spawn) -> None:
+        if not self._memory_timer:
+            self._memory_timer = self._timers.set(monotonic() + MEMORY_LOOK_S, self._look_at_memory)
         self._boxes.clear(effect.slot)
         self._slots[effect.peer] = effect.slot
         out, err = self._forks.spawn(effect.peer, effect.slot)

@@ -75,6 +75,8 @@ class Worker:
         self._name = ""
         self._enter = start.boxes.entering(start.slot)
         self._leave = start.boxes.leaving(start.slot)
+        self._label = start.boxes.labelling(start.slot)
+        self._labelled_spec: WorkSpec | None = None  # what the black box says we run
         node = node_peer(start.peer[:8])
         self.core = WorkerCore(start.peer, [], Timers(), describe_status, self._attached)
         self.sockets = ClientSockets(start.peer, node, run_dir.socket_of)
@@ -152,6 +154,9 @@ class Worker:
         self.running = running
         self._name = spec.name
         self.session.depth = running.depth + 1
+        if spec is not self._labelled_spec:
+            self._labelled_spec = spec
+            self._label(spec.name, not spec.options.get("once"))
         self._enter(running.victim, running.seq, running.attempt, spec.job, running.started)
         try:
             try:

@@ -145,6 +145,7 @@ class WorkerDied:
 
     `owner`, `seq`, `attempt` name the task it was executing (seq 0: none); `reason` is "", "timeout", "cancel", "oom".
     `over` says that it had finished that task, but may not have sent its result. `status` is what waitpid gave.
+    `detail` says at length why the node killed it.
     """
 
     worker: PeerID
@@ -156,6 +157,7 @@ class WorkerDied:
     reason: str
     tail: str
     over: bool = False
+    detail: str = ""
 
 
 @dataclass(slots=True)
