@@ -168,6 +168,19 @@ def status(name: str, as_json: bool) -> None:
 
 @main.command()
 @click.option("--node", "--name", "name", default="default", show_default=True, envvar="ZMESH_NODE", help="Which node.")
+@click.option("--json", "as_json", is_flag=True, help="Print all that is known, as JSON.")
+def objects(name: str, as_json: bool) -> None:
+    """List what takes memory: objects of the mesh, who owns and reads them, and the line that made them."""
+    from zmesh import lifecycle
+
+    from .report import list_objects
+
+    rows = lifecycle.objects(name)
+    click.echo(json.dumps(rows, indent=2) if as_json else list_objects(rows))
+
+
+@main.command()
+@click.option("--node", "--name", "name", default="default", show_default=True, envvar="ZMESH_NODE", help="Which node.")
 def doctor(name: str) -> None:
     """Say which members of the mesh reach each other, and why the others do not. Exit code 1 if any do not."""
     from zmesh import lifecycle

@@ -293,6 +293,13 @@ def status() -> dict[str, Any]:
     return auto_init().status()
 
 
+def objects() -> list[dict[str, Any]]:
+    """Return one dict an object that takes memory of the mesh, the largest first; see zmesh.util.state.list_objects."""
+    from zmesh.runtime import listing
+
+    return listing.list_objects(auto_init())
+
+
 def nodes() -> list[dict[str, Any]]:
     """Return one dict a node: NodeID, Alive, NodePid, Resources."""
     told = status()

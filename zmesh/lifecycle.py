@@ -90,6 +90,21 @@ def status(name: str) -> dict[str, Any]:
         session.shutdown()
 
 
+def objects(name: str) -> list[dict[str, Any]]:
+    """Return the objects of the mesh of a node; see zmesh.util.state.list_objects.
+
+    Raises:
+        NotRunningError: there is no node of that name.
+    """
+    from zmesh.runtime import connect, listing
+
+    session = connect.observe(name)
+    try:
+        return listing.list_objects(session)
+    finally:
+        session.shutdown()
+
+
 def ask_all(name: str, timeout: float) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
     """Return, for each member, its row in a node's status and its own status, None if it did not answer.
 

@@ -7,6 +7,7 @@ releases it. Holds no rule of its own beyond which machine hears of what.
 from collections.abc import Callable
 from typing import Any
 
+from zmesh.core.catalog import Catalog
 from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, UnmapSegments, Warn
 from zmesh.core.pulls import Pulls
 from zmesh.core.records import LEASED, QUEUED, RESOLVED, Entry, Inputs, Queue, Spec, Task, Thief, shape_key
@@ -27,9 +28,11 @@ from zmesh.wire.messages import (
     Fetched,
     GiveBack,
     Infeasible,
+    ListObjects,
     Log,
     Mesh,
     NodeGone,
+    Objects,
     Pulled,
     RecycleSegments,
     StatusReply,
@@ -77,7 +80,7 @@ class ClientCore:
         self._waited: list[Entry] = []
         self._impossible: dict[Any, str] = {}  # {shape key: why no node can run it}
         self.pulls = Pulls(self.node, effects)
-        self.references = References(me, self.node, effects, self.pulls)
+        self.references = References(me, self.node, effects, self.pulls, Catalog())
         self.victim = Victim(self.node, effects, timers, self._arguments, self._limit_time)
         self.tasks = Tasks(
             effects,
@@ -109,6 +112,10 @@ class ClientCore:
             NodeGone: self._node_gone,
             RecycleSegments: lambda _, message, now: self.effects.append(Recycle(list(message.segments))),
             Trim: lambda _, message, now: self.effects.append(Recycle([])),
+            ListObjects: lambda peer, m, now: self.effects.append(
+                Send(peer, Objects(m.request, self.references.listed()))
+            ),
+            Objects: lambda _, message, now: self.references.answered(message.request, INLINE, message.objects),
             Unmap: lambda _, message, now: self.effects.append(UnmapSegments(list(message.segments))),
         }
 
@@ -137,10 +144,13 @@ class ClientCore:
         self._flush()
         return task
 
-    def put(self, status: int, value: Any, inside: list[Entry]) -> Entry:
+    def put(self, status: int, value: Any, inside: list[Entry], made_at: str = "") -> Entry:
         """Own a value the user put; `inside` are the references in it, promoted before."""
         self._seq += 1
         entry = Entry(self._seq, 0, status, value)
+        if status == STORED:
+            self.references.share(entry).made_at = made_at
+            self.references.catalog.add(entry, None)
         if inside:
             for inner in inside:
                 inner.refs += 1

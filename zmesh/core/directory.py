@@ -234,6 +234,10 @@ class Directory:
             if not record.holders:
                 self._free(oid)
 
+    def counted(self) -> list[tuple[ObjectID, int, Any, int]]:
+        """Return (object, status, value, number of holders) of all."""
+        return [(oid, one.status, one.value, len(one.holders)) for oid, one in self._records.items()]
+
     def segments_in_use(self) -> list[int]:
         """Return the segments that records name."""
         return [record.value[0] for record in self._records.values() if record.status == STORED]

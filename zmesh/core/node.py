@@ -5,7 +5,6 @@ Every input carries the time; what to send, fork, kill or forget comes out as ef
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from zmesh.core.copies import Copies
@@ -14,10 +13,11 @@ from zmesh.core.effects import Address, DropSegments, DropUnused, Effect, KillPr
 from zmesh.core.guests import Guests
 from zmesh.core.lending import Lending, lease_key
 from zmesh.core.links import Links
+from zmesh.core.listing import Listing
 from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, Limits, Matchmaking
 from zmesh.core.neighbours import Neighbours
 from zmesh.core.pressure import Pressure
-from zmesh.core.records import MARK_PLENTY, SPREAD
+from zmesh.core.records import MARK_PLENTY, SPREAD, Client, Executing
 from zmesh.core.resources import Resources
 from zmesh.core.status import load, status
 from zmesh.core.timers import Timers
@@ -38,9 +38,11 @@ from zmesh.wire.messages import (
     Lease,
     LeaseBack,
     LetGo,
+    ListObjects,
     Log,
     Mesh,
     NodeGone,
+    Objects,
     PeersGone,
     Promote,
     Pull,
@@ -61,27 +63,6 @@ __all__ = ["Executing", "Limits", "NodeCore"]
 MESH_WINDOW_S = 0.05  # clients hear of members that come within this time in one message
 
 
-@dataclass(slots=True)
-class Executing:
-    """What a worker's black box names: the task it executes, or, if `over`, the last it did."""
-
-    owner: PeerID
-    seq: int
-    attempt: int
-    job: PeerID
-    over: bool = False
-    start_s: float = 0.0
-
-
-@dataclass(slots=True)
-class Client:
-    """A process that said Hello and is alive."""
-
-    kind: str
-    pid: int
-    config: dict[str, Any] = field(default_factory=dict)
-
-
 class NodeCore:
     """The state of one node and all its inputs.
 
@@ -91,6 +72,7 @@ class NodeCore:
         rng: the only source of chance.
         black_box: reads the black box in a slot; None if no user code ever ran there.
         reserve, release: book and free bytes of the store for inline values.
+        segment_state: where the bytes of a segment are; see core/spilling.py.
         announce: has gossip carry a load to all members: (load, now, urgent).
         members: describes all members for the status.
         addresses: where the other living members are.
@@ -110,6 +92,7 @@ class NodeCore:
         pressure: Pressure | None = None,
         reserve: Callable[[int], bool] = lambda nbytes: True,
         release: Callable[[int], None] = lambda nbytes: None,
+        segment_state: Callable[[int], str] = lambda segment: "resident",
         announce: Callable[[dict[str, Any], float, bool], None] = lambda load, now, urgent: None,
         members: Callable[[], list[Any]] = list,
         addresses: Callable[[], list[Address]] = list,
@@ -161,8 +144,20 @@ class NodeCore:
         )
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
         self.directory = Directory(node, effects, alive=self._alive, reserve=reserve, release=release)
+        self.listing = self._make_listing(effects, timers, segment_state)
         self._inputs = self._words_of_clients()
         self._between_nodes = self._words_of_nodes()
+
+    def _make_listing(self, effects: list[Effect], timers: Timers, state: Callable[[int], str]) -> Listing:
+        return Listing(
+            self.node,
+            effects,
+            timers,
+            clients=lambda: {peer: one.pid for peer, one in self._clients.items() if one.kind != "observer"},
+            shared=self.directory.counted,
+            copies=self.copies.here,
+            state=state,
+        )
 
     def _words_of_nodes(self) -> dict[type[Any], Callable[[NodeID, Any, float], None]]:
         return {
@@ -185,6 +180,8 @@ class NodeCore:
             Unblocked: self._unblocked,
             Kill: self._kill,
             StatusRequest: self._status_request,
+            ListObjects: self.listing.asked,
+            Objects: self.listing.told,
             Promote: lambda peer, m, now: directory.promote(peer, m.request, m.objects),
             Resolve: lambda peer, m, now: directory.resolve(m.objects),
             Hold: lambda peer, m, now: directory.hold(peer, m.request, m.holders),
@@ -556,17 +553,17 @@ class NodeCore:
     def status(self, now: float) -> dict[str, Any]:
         """Return what StatusReply carries; amounts in natural units."""
         del now
-        told = {"node": self.node.hex(), "pid": self._pid} | status(self.resources, self.matchmaking)
-        return told | {
-            "clients": [
-                {"peer": peer.hex(), "kind": client.kind, "pid": client.pid} for peer, client in self._clients.items()
-            ],
-            "store": {"used": self._store[0], "capacity": self._store[1], "spilled": self._store[2]},
-            "memory_used": round(self.pressure.used, 3),
-            "objects": len(self.directory),
-            "copies": len(self.copies),
-            "members": self._members(),
-        }
+        told = {"node": self.node.hex(), "pid": self._pid}
+        return (
+            told
+            | status(self.resources, self.matchmaking, self._clients, self._store)
+            | {
+                "memory_used": round(self.pressure.used, 3),
+                "objects": len(self.directory),
+                "copies": len(self.copies),
+                "members": self._members(),
+            }
+        )
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""

@@ -48,7 +48,7 @@ class Tasks:
         forget: a queued task was cancelled.
         drop: lets go of one reference to an entry.
         fetch: asks for the value of a borrowed entry.
-        settled: an own entry got its value.
+        settled: an own entry got its value, from a task of that spec.
         free: frees the segment of a result nobody accepts.
         inside: notes the references inside a value that arrived.
         waited: collects resolved entries that somebody waits for.
@@ -63,7 +63,7 @@ class Tasks:
         forget: Callable[[Task], None],
         drop: Callable[[Entry], None],
         fetch: Callable[[Entry], None],
-        settled: Callable[[Entry], None],
+        settled: Callable[[Entry, Spec], None],
         free: Callable[[Any], None],
         inside: Callable[[Entry, list[bytes]], None],
         waited: list[Entry],
@@ -170,7 +170,7 @@ class Tasks:
         for output, (status, value, inside) in zip(task.outputs, values, strict=True):
             if inside:
                 self._inside(output, inside)
-            self._set(output, status, value)
+            self._set(output, status, value, task.spec)
         self.resolve(task, INLINE, None)
 
     def item(self, task: Task, item: Any) -> None:
@@ -188,7 +188,7 @@ class Tasks:
         task.outputs.append(output)
         if not task.refs:
             output.refs = 0  # the generator is gone: nobody will take it
-        self._set(output, status, value)
+        self._set(output, status, value, task.spec)
         if task.waiter is not None:
             self._waited.append(task)
 
@@ -200,12 +200,12 @@ class Tasks:
         else:
             self.resolve(task, INLINE, None)
 
-    def _set(self, entry: Entry, status: int, value: Any) -> None:
+    def _set(self, entry: Entry, status: int, value: Any, maker: Spec) -> None:
         entry.status = status
         entry.value = value
         if entry.waiter is not None:
             self._waited.append(entry)
-        self._settled(entry)
+        self._settled(entry, maker)
 
     def resolve(self, task: Task, status: int, value: Any) -> None:
         """Give the task its one outcome; an error also goes to each of its outputs that has none."""
@@ -231,8 +231,8 @@ class Tasks:
                 self._fail_outputs(task, status, value)
         if task.waiter is not None:
             self._waited.append(task)
-        if task.share is not None or (status == STORED and not task.refs):
-            self._settled(task)
+        if task.share is not None or status == STORED:
+            self._settled(task, task.spec)
         inputs = task.inputs
         if inputs is not None:
             task.inputs = None
@@ -247,7 +247,7 @@ class Tasks:
             task.outputs.append(Entry(task.seq, len(task.outputs), refs=1 if task.refs else 0))
         for output in task.outputs:
             if output.status == PENDING:
-                self._set(output, status, value)
+                self._set(output, status, value, task.spec)
 
     # Retries, deaths, time limits.
 

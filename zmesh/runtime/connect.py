@@ -54,7 +54,7 @@ class DriverSession(Session):
         sockets = ClientSockets(me, node_peer(node_id), run_dir.socket_of)
         handlers: dict[type[Any], Callable[[Any], None]] = {
             fx.Recycle: self.recycle,
-            fx.UnmapSegments: self.unmap,
+            fx.UnmapSegments: lambda effect: self.store.unmap(effect.segments),
             fx.Show: show if log_to_driver else lambda effect: None,
             fx.Warn: lambda effect: _log.warning("%s", effect.text),
         }

@@ -93,6 +93,7 @@ class Node:
             pressure=Pressure(*machine.memory_shares(settings)),
             reserve=self._segments.reserve,
             release=self._segments.release,
+            segment_state=self._segments.ledger.state,
             announce=self._announce,
             members=lambda: self._mesh.describe(monotonic()) if self._mesh is not None else [],
             addresses=lambda: self._mesh.addresses(),

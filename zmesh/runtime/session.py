@@ -83,6 +83,7 @@ class Session:
                     shape,
                     num_returns=num_returns,
                     digest=digest,
+                    made_at=calls.call_site(),
                     blob=blob,
                     held=tuple(held),
                     **options,
@@ -105,6 +106,8 @@ class Session:
             reactor.holder = threading.get_ident()
             now = monotonic()
             task = self.core.submit(spec, payload, inputs, self.depth, now)
+            if spec.stores:
+                self.core.references.share(task).made_at = calls.call_site()
             if now - reactor.last_pump > LOOK_S:
                 reactor.pump(now)
             elif self.core.effects:
@@ -137,9 +140,9 @@ class Session:
         if packed.nbytes <= INLINE_BYTES_MAX:
             payload = serialization.to_inline(packed)
         else:
-            location = self._store(packed)
+            location, site = self._store(packed), calls.call_site()
             with self.reactor.lock:
-                entry = self.core.put(STORED, location, [])
+                entry = self.core.put(STORED, location, [], site)
                 entry.refs = 0  # the task alone holds it
             held.append(entry)
             payload = (*location, entry.seq)
@@ -175,8 +178,9 @@ class Session:
             raise LocalProtocolError("put() of an ObjectRef: wrap it in a list if you want to pass the ref itself")
         self.reactor.check_usable()
         status, packed, inside, _ = self.pack_value(value, "value of put()")
+        site = calls.call_site() if status == STORED else ""
         with self.reactor.lock:
-            entry = self.core.put(status, packed, inside)
+            entry = self.core.put(status, packed, inside, site)
         return ObjectRef(entry, self)
 
     def _promote(self, entries: list[Entry]) -> None:
@@ -185,9 +189,10 @@ class Session:
             return
         with self.reactor.lock:
             ticket = self.core.references.promote(entries)
-        self._redeem(ticket)
+        self.redeem(ticket)
 
-    def _redeem(self, ticket: Entry | None, timeout: float | None = None) -> Any:
+    def redeem(self, ticket: Entry | None, timeout: float | None = None) -> Any:
+        """Wait for the answer to a request to a node, and return it."""
         if ticket is None:
             return None
         self._wait_entries([ticket], 1, timeout)
@@ -445,7 +450,7 @@ class Session:
             raise build_error(self.core.lost)
         with self.reactor.lock:
             ticket = self.core.ask_status(bytes.fromhex(node) if node else None)
-        answer: dict[str, Any] = self._redeem(ticket, timeout)
+        answer: dict[str, Any] = self.redeem(ticket, timeout)
         return answer
 
     def total_cpus(self) -> float:
@@ -490,10 +495,6 @@ class Session:
             self.store.recycle(segment)
         if not effect.segments:
             self.store.trim()
-
-    def unmap(self, effect: fx.UnmapSegments) -> None:
-        """Let go of the mappings of segments that nobody here uses. Under the lock."""
-        self.store.unmap(effect.segments)
 
     def in_task_thread(self) -> None:
         """This thread runs tasks: its waits give the CPU back."""

@@ -83,7 +83,7 @@ class Worker:
         self.store = Store(run_dir.segments_socket(), start.peer)
         handlers: dict[type[Any], Callable[[Any], None]] = {
             fx.Recycle: lambda effect: self.session.recycle(effect),
-            fx.UnmapSegments: lambda effect: self.session.unmap(effect),
+            fx.UnmapSegments: lambda effect: self.store.unmap(effect.segments),
             fx.Interrupt: self._interrupt_task,
             fx.Exit: self._exit,
             fx.Show: lambda effect: None,

@@ -482,6 +482,25 @@ class Unmap:
     segments: list[int]
 
 
+@dataclass(slots=True)
+class ListObjects:
+    """Client to node: tell me of all objects of your host. Node to client: of those you own. Answered by Objects."""
+
+    request: int
+
+
+@dataclass(slots=True)
+class Objects:
+    """The answer to ListObjects.
+
+    Of a client: `[ObjectID, status, nbytes, segment, refs, views?, readers, function, file:line]` each. Of a node: what
+    zmesh.util.state.list_objects returns, and last `{"copies": [ObjectID in hexadecimal, ...]}`.
+    """
+
+    request: int
+    objects: list[Any]
+
+
 MESSAGES: tuple[type[Any], ...] = (
     # The place in this tuple is the message's code on the wire: append only.
     Hello,
@@ -533,4 +552,6 @@ MESSAGES: tuple[type[Any], ...] = (
     Pulled,
     LetGo,
     Unmap,
+    ListObjects,
+    Objects,
 )
