@@ -25,9 +25,7 @@ def through_the_store(store_bytes: int, directory: str, compression: str) -> tup
     """Return seconds for the puts and for the gets."""
     count = SHARE * store_bytes // ARRAY_BYTES
     source = numpy.random.default_rng(1).integers(0, 1 << 62, ARRAY_BYTES // 8)
-    with zmesh.init(
-        "local", object_store_memory=store_bytes, spill_directory=directory, spill_compression=compression
-    ):
+    with zmesh.init("local", object_store_memory=store_bytes, spill_directory=directory, spill_compression=compression):
         begun = perf_counter()
         refs = []
         for number in range(count):

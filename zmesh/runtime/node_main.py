@@ -40,6 +40,7 @@ from zmesh.wire.messages import Trim, Unmap
 READ_BYTES_MAX = 64 * 1024  # of a worker's output at a time
 BOX_SLOTS = 1024
 MEMORY_LOOK_S = 0.5
+MEMORY_IDLE_LOOK_S = 2.0  # while no task runs
 JOIN_TIMEOUT_S = 10.0
 DRAIN_S = 30.0  # tasks that run for other hosts may take so long to end when this node is told to stop
 GOODBYE_S = 1.1  # membership says three times that this node has left
@@ -326,7 +327,9 @@ class Node:
         pids = [worker.pid for worker in self.core.matchmaking.workers.values() if worker.pid]
         anonymous = sum(map(anonymous_bytes, pids)) if self._gauge.limit_bytes else 0
         self.core.memory(self._gauge.read(anonymous), self._usage, now)
-        self._memory_timer = self._timers.set(now + MEMORY_LOOK_S, self._look_at_memory) if self._slots else 0
+        workers = self.core.matchmaking.workers.values()
+        wait_s = MEMORY_LOOK_S if any(map(self.core.matchmaking.executes, workers)) else MEMORY_IDLE_LOOK_S
+        self._memory_timer = self._timers.set(now + wait_s, self._look_at_memory) if self._slots else 0
 
     def _usage(self, pid: int, slot: int) -> tuple[int, str, bool]:
         return anonymous_bytes(pid), *self._boxes.label(slot)
