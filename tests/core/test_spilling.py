@@ -165,18 +165,36 @@ def test_one_that_is_read_is_asked_for_ever_more_rarely() -> None:
     assert 8 <= len(asked) <= 12
 
 
-def test_whoever_does_not_answer_keeps_his_mapping() -> None:
+def test_while_somebody_waits_it_is_asked_for_again_and_again() -> None:
+    desk = Desk()
+    desk.put(1, 40)
+    desk.put(2, 40)
+    asked = 0
+    for tick in range(100):
+        now = tick * 0.05
+        if tick % 10 == 0:
+            desk.ask("new", 60, now)
+        desk.store.look(now)
+        for order in desk.said():
+            asked += len(order.segments)
+            for segment in order.segments:
+                desk.store.busy(A, segment, now)
+    assert asked >= 2 * 15
+
+
+def test_whoever_does_not_answer_is_not_waited_for() -> None:
     desk = full()
     desk.ask("new", 20 + 1)
     assert desk.said() == [AskUnmap(A, [1])]
     desk.store.look(ASK_S / 2)
     assert desk.said() == []
-    assert desk.told == [("new", FULL, "")]
-    desk.ask("again", 21, ASK_S)
     desk.store.look(ASK_S)
     assert desk.said() == [AskUnmap(A, [2])]
     desk.store.closed(A, 1, 0, ASK_S)  # late, and still true
+    desk.store.busy(A, 2, ASK_S)
     assert desk.said() == []
+    desk.store.look(ASK_S + BUSY_S)
+    assert desk.said() == [WriteOut(1, 40)]
 
 
 def test_who_waits_in_vain_is_refused() -> None:
@@ -255,6 +273,20 @@ def test_one_that_comes_back_waits_for_room_like_all_others() -> None:
     assert desk.said() == [WriteOut(2, 40)]
     desk.store.wrote(2, 40, "", 0.0)
     assert desk.said() == [Evict(2), ReadBack(1, 40)]
+
+
+def test_one_of_which_a_guest_reads_pieces_stays_for_the_next() -> None:
+    desk = one_on_disk()
+    desk.store.drop(2, 0.0)
+    desk.store.drop(3, 0.0)
+    desk.open(1, peer=b"")
+    desk.said()
+    desk.store.restored(1, "", 0.0)
+    desk.store.reserve(60, 0.0)
+    assert desk.said() == []
+    assert desk.store.due(0.0) == BUSY_S
+    desk.store.look(BUSY_S)
+    assert desk.said() == [Evict(1)]
 
 
 def test_one_that_came_back_goes_again_without_being_written() -> None:

@@ -317,6 +317,29 @@ def test_a_kill_while_it_spills_leaves_nothing(tmp_path: pathlib.Path, victim: s
     assert os.listdir(tmp_path) == []
 
 
+@zmesh.remote(max_retries=20)
+def total(ref: Any, number: int) -> Any:
+    return numpy.full(ITEMS, int(ref[0]) + number, numpy.int64)
+
+
+def test_workers_that_die_while_they_spill_cost_no_value(start: Any) -> None:
+    """Their slabs and mappings go with them; what they made is made again, or is still there."""
+    start(num_cpus=3)
+    first = [array.options(max_retries=20).remote(number) for number in range(60)]
+    second = [total.remote(ref, number) for number, ref in enumerate(first)]
+    deadline = time.monotonic() + 60
+    for _ in range(6):
+        running = [worker["pid"] for worker in zmesh.status()["workers"] if worker["executing"]]
+        for pid in running[:1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        zmesh.wait(second, num_returns=len(second), timeout=0.2)
+        assert time.monotonic() < deadline
+    for number, (one, two) in enumerate(zip(first, second, strict=True)):
+        intact(one, number)
+        intact(two, 2 * number)
+
+
 def test_what_a_dead_driver_put_goes_from_memory_and_disk(nodes: Nodes) -> None:  # noqa: F811
     node = nodes.start(store_bytes=STORE_BYTES)
     with running_program(node.name, {}):

@@ -18,8 +18,8 @@ from zmesh.wire.ids import PeerID
 
 SPILL_ABOVE = 0.8  # of the store: from here on cold segments go, so that the next request finds room
 FULL_WAIT_S = 1.0  # a request that does not fit is refused when nothing has been freed for so long
-ASK_S = 2.0  # a process that does not answer for so long keeps its mapping
-BUSY_S = 0.25  # a segment somebody reads is asked for again after this time, then after twice as long, ...
+ASK_S = 0.3  # a process that does not answer for so long is not waited for; its answer counts whenever it comes
+BUSY_S = 0.25  # a segment in use is asked for again after this time; if nobody waits for room, ever more rarely
 BUSY_MAX_S = 60.0
 TROUBLE_S = 0.5  # after an error of the disk nothing is written for so long
 LOOK_S = 0.05
@@ -288,7 +288,8 @@ class Spilling:
             self._freed(cell.size, now)
         elif not error:
             cell.state = RESIDENT
-            cell.busy_until = now + BUSY_S  # whoever waited for it shall get to read it
+            if not all(peer for peer, _ in cell.opens):
+                cell.asked_s, cell.busy_until = now, now + BUSY_S  # who only reads it will ask for the next piece
             if self._trouble:
                 self._drop_file(segment, cell)
             self._warm[segment] = cell
@@ -309,6 +310,7 @@ class Spilling:
         cell = self._cells.get(segment)
         if cell is not None:
             cell.mappers.pop(peer, None)
+            cell.busy_s = BUSY_S
             if 0 < nbytes <= cell.size:
                 cell.nbytes = nbytes
             self._go(segment, cell, now)
@@ -322,7 +324,7 @@ class Spilling:
 
     def _put_off(self, segment: int, cell: Cell, now: float) -> None:
         self._keep(segment, cell)
-        cell.busy_until = now + cell.busy_s
+        cell.asked_s, cell.busy_until = now, now + cell.busy_s
         cell.busy_s = min(2 * cell.busy_s, BUSY_MAX_S)
 
     def gone(self, peer: PeerID, now: float) -> None:
@@ -383,8 +385,9 @@ class Spilling:
         for segment, cell in self._warm.items():
             if cell.wanted or cell.held:
                 continue
-            if now < cell.busy_until:
-                self._again_s = min(self._again_s or cell.busy_until, cell.busy_until)
+            again_s = min(cell.busy_until, cell.asked_s + BUSY_S) if waiting else cell.busy_until
+            if now < again_s:
+                self._again_s = again_s if self._again_s is None else min(self._again_s, again_s)
                 continue
             if not cell.on_disk and not self._book_disk(cell):
                 break

@@ -44,6 +44,7 @@ MEMORY_IDLE_LOOK_S = 2.0  # while no task runs
 JOIN_TIMEOUT_S = 10.0
 DRAIN_S = 30.0  # tasks that run for other hosts may take so long to end when this node is told to stop
 GOODBYE_S = 1.1  # membership says three times that this node has left
+TRIM_S = 0.1  # between two calls to give back what is kept for later
 LAG_S = 0.25  # a loop that is so late makes this node doubt itself before it accuses others
 
 
@@ -82,6 +83,7 @@ class Node:
         threading.Thread(target=_close_all, args=(self._closing,), name="zmesh-close", daemon=True).start()
         self._segments = self._make_store(settings)
         self._store_timer = 0
+        self._trimmed_s = 0.0
         self.core = NodeCore(
             self.node_id,
             os.getpid(),
@@ -422,8 +424,9 @@ class Node:
         """Have others make room for who waits, and come back in time if nobody does."""
         segments, ledger = self._segments, self._segments.ledger
         self.core.store_report(ledger.used_bytes, ledger.capacity_bytes, ledger.disk_bytes)
-        if ledger.wants_trim:
+        if ledger.wants_trim and monotonic() - self._trimmed_s >= TRIM_S:
             ledger.wants_trim = False
+            self._trimmed_s = monotonic()
             if self._mesh is not None:
                 self._mesh.trim()
             for peer in (*self._pidfds, *self._slots):

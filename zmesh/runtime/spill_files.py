@@ -136,22 +136,16 @@ class SpillDisk:
 
     def _read(self, file: SpillFile, fd: int, done: Callable[[str, bool], None]) -> None:
         error, damaged = "", False
-        try:
-            for start in range(0, file.nbytes, STEP_BYTES):
-                os.posix_fallocate(fd, start, min(STEP_BYTES, file.nbytes - start))
+        try:  # Every byte that holds something is written, so nothing need be allocated first.
+            if file.packed:
+                _unpack(file, fd)
+            elif _move(fd, file.fd, file.nbytes) != file.nbytes:
+                raise DamagedError(errno.EIO, "it is too short")
         except OSError as problem:
-            error = f"this host has no memory left ({problem.strerror})"
-        if not error:
-            try:
-                if file.packed:
-                    _unpack(file, fd)
-                else:
-                    os.lseek(fd, 0, os.SEEK_SET)
-                    if _move(fd, file.fd, file.nbytes) != file.nbytes:
-                        raise DamagedError(errno.EIO, "it is too short")
-            except OSError as problem:
-                damaged = problem.errno not in _NO_MEMORY
-                error = f"its spill file in {self.directory} cannot be read: {problem.strerror}"
+            damaged = problem.errno not in _NO_MEMORY
+            error = f"its spill file in {self.directory} cannot be read: {problem.strerror}"
+            if not damaged:
+                error = f"this host has no memory left ({problem.strerror})"
         self._answers.put(lambda: done(error, damaged))
 
 
