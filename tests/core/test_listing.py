@@ -29,6 +29,7 @@ def test_the_node_asks_all_clients_and_answers_when_all_have() -> None:
     host = host_with(DRIVER, OTHER)
     host.core.receive(OTHER, m.ListObjects(4), 0.0)
     (asked,) = [effect.message for effect in host.effects if effect.to == DRIVER]  # type: ignore[union-attr]
+    host.core.receive(DRIVER, m.Promote(1, [(OID, m.STORED, (5, 1000, DRIVER), [])]), 0.0)
     host.said()
     host.core.receive(DRIVER, m.Objects(asked.request, [ROW]), 0.0)
     assert host.said() == []
@@ -46,7 +47,7 @@ def test_the_node_asks_all_clients_and_answers_when_all_have() -> None:
         "made_at": "/x.py:1",
         "refs": 2,
         "readers": 4,
-        "holders": 0,
+        "holders": 1,
     }
     host.core.receive(OTHER, m.Objects(asked.request, [ROW]), 0.0)
     assert host.said() == [], "an answer that comes too late is ignored"
@@ -100,8 +101,9 @@ def test_a_client_lists_what_is_stored_while_it_is() -> None:
 
 def test_a_client_lists_what_it_shares() -> None:
     driver = Driver()
-    entry = driver.core.put(m.INLINE, b"small", [])
+    entry, lent = driver.core.put(m.INLINE, b"small", []), driver.core.put(m.INLINE, b"other", [])
     driver.core.references.promote([entry])
+    driver.core.references.lend(lent)
     assert rows_of(driver) == [(object_id(D, entry.seq, 0), m.INLINE, 5, 0, 1, 0, 0, "put", "")]
 
 

@@ -282,6 +282,7 @@ def test_one_of_which_a_guest_reads_pieces_stays_for_the_next() -> None:
     desk.open(1, peer=b"")
     desk.said()
     desk.store.restored(1, "", 0.0)
+    desk.open(1, peer=b"")
     desk.store.reserve(60, 0.0)
     assert desk.said() == []
     assert desk.store.due(0.0) == BUSY_S

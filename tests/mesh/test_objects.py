@@ -96,6 +96,17 @@ def test_what_lies_on_disk_is_said(mesh: None) -> None:
     assert states.count("disk") >= 10
 
 
+def test_a_guest_sees_the_objects_of_all_hosts(nodes: Nodes) -> None:  # noqa: F811
+    a, b = nodes.start(), nodes.start()
+    nodes.await_members(a, 2)
+    zmesh.init(a.address)
+    made, put = zeros.options(**on(b)).remote(), zmesh.put(numpy.zeros(2 * ITEMS))
+    zmesh.wait([made])
+    first, second = list_objects()
+    assert (first["object_id"], first["state"], first["made_at"]) == (put.hex(), "memory", f"{__file__}:{here(-3)}")
+    assert (second["object_id"], second["state"]) == (made.hex(), "elsewhere")
+
+
 def test_copies_on_other_hosts_are_counted(nodes: Nodes) -> None:  # noqa: F811
     a, b = nodes.start(), nodes.start()
     nodes.await_members(a, 2)

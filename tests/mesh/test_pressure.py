@@ -47,6 +47,7 @@ def test_a_task_that_uses_too_much_is_retried_once_and_fails_with_a_table(small:
     assert zmesh.get(pid.remote())
 
 
+@pytest.mark.slow
 def test_two_that_do_not_fit_together_run_one_after_the_other(small: Any) -> None:
     both = [use.options(oom_retries=-1).remote(300, 3.0) for _ in range(2)]
     assert zmesh.get(both, timeout=60) == [300 * MB // 8] * 2

@@ -322,6 +322,7 @@ def total(ref: Any, number: int) -> Any:
     return numpy.full(ITEMS, int(ref[0]) + number, numpy.int64)
 
 
+@pytest.mark.slow
 def test_workers_that_die_while_they_spill_cost_no_value(start: Any) -> None:
     """Their slabs and mappings go with them; what they made is made again, or is still there."""
     start(num_cpus=3)
@@ -338,6 +339,25 @@ def test_workers_that_die_while_they_spill_cost_no_value(start: Any) -> None:
     for number, (one, two) in enumerate(zip(first, second, strict=True)):
         intact(one, number)
         intact(two, 2 * number)
+
+
+def test_a_process_that_stands_still_holds_up_nobody(start: Any) -> None:
+    start()
+    refs = [put(number) for number in range(10)]
+    pid, _ = zmesh.get(look_at.remote(refs))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        refs += [put(10 + number) for number in range(50)]
+        for number, ref in enumerate(refs):
+            intact(ref, number)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@zmesh.remote
+def look_at(refs: list[Any]) -> tuple[int, int]:
+    """Map them all, and go; the mappings stay for a while."""
+    return os.getpid(), sum(int(zmesh.get(ref)[0]) for ref in refs)
 
 
 def test_what_a_dead_driver_put_goes_from_memory_and_disk(nodes: Nodes) -> None:  # noqa: F811

@@ -15,6 +15,8 @@ TIMEOUT_S = 5.0
 def list_objects(session: Session) -> list[dict[str, Any]]:
     """Return one dict an object, the largest first; see zmesh.util.state. Blocks for a second if a process is busy."""
     told = session.status()
+    if "store" not in told:
+        return []  # local mode: nothing is shared
     members = [member for member in told["members"] if member["state"] in ("alive", "suspect")]
     nodes = [member["node"] for member in members] or [told["node"]]
     rows: list[dict[str, Any]] = []

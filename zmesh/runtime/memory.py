@@ -1,4 +1,4 @@
-"""How much memory is in use: of this host, of the cgroup this process is in, and by single processes."""
+"""How much memory is in use: of this host, of the cgroups this process is in, and by single processes."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ class MemoryGauge:
 
     def __init__(self, limit_bytes: int = 0) -> None:
         self.limit_bytes = limit_bytes
-        self._cgroup = _cgroup_directory()
+        self._cgroups = _limited_cgroups()
 
     def read(self, anonymous_bytes: int) -> float:
         """Return the largest of the shares in use: of the limit, of the cgroup, of the host.
@@ -24,39 +24,39 @@ class MemoryGauge:
         Args:
             anonymous_bytes: what the workers use.
         """
-        shares = [_host_share(), self._cgroup_share()]
+        shares = [_host_share(), *map(_cgroup_share, self._cgroups)]
         if self.limit_bytes:
             shares.append(anonymous_bytes / self.limit_bytes)
         return max(shares)
 
-    def _cgroup_share(self) -> float:
-        """Return the share of the cgroup's limit in use, without pages of files that can be dropped."""
-        with contextlib.suppress(OSError, ValueError):
-            with open(f"{self._cgroup}/memory.max") as file:
-                limit = file.read().strip()
-            if limit != "max":
-                with open(f"{self._cgroup}/memory.current") as file:
-                    current = int(file.read())
-                return max(0, current - self._droppable()) / int(limit)
-        return 0.0
 
-    def _droppable(self) -> int:
-        with open(f"{self._cgroup}/memory.stat") as file:
-            for line in file:
-                if line.startswith("inactive_file "):
-                    return int(line.split()[1])
-        return 0
-
-
-def _cgroup_directory() -> str:
-    """Return the directory of this process's cgroup (version 2)."""
+def _limited_cgroups() -> list[str]:
+    """Return the directories of this process's cgroup (version 2) and those around it that have a limit."""
+    path = ""
     with contextlib.suppress(OSError), open("/proc/self/cgroup") as file:
-        for line in file:
-            if line.startswith("0::"):
-                path = _CGROUP + line[3:].strip().rstrip("/")
-                if os.path.exists(f"{path}/memory.max"):
-                    return path
-    return _CGROUP
+        path = next((line[3:].strip().strip("/") for line in file if line.startswith("0::")), "")
+    found = []
+    while True:
+        directory = f"{_CGROUP}/{path}".rstrip("/")
+        with contextlib.suppress(OSError), open(f"{directory}/memory.max") as file:
+            if file.read().strip() != "max":
+                found.append(directory)
+        if not path:
+            return found
+        path = os.path.dirname(path)
+
+
+def _cgroup_share(directory: str) -> float:
+    """Return the share of a cgroup's limit in use, without pages of files that can be dropped."""
+    with contextlib.suppress(OSError, ValueError):
+        with open(f"{directory}/memory.max") as file:
+            limit = file.read().strip()
+        with open(f"{directory}/memory.current") as file:
+            used = int(file.read())
+        with open(f"{directory}/memory.stat") as file:
+            used -= next((int(line.split()[1]) for line in file if line.startswith("inactive_file ")), 0)
+        return 0.0 if limit == "max" else max(0, used) / int(limit)
+    return 0.0
 
 
 def _host_share() -> float:
