@@ -196,8 +196,9 @@ class Worker:
             if plain is not None and len(plain) <= INLINE_BYTES_MAX:
                 return INLINE, plain, [], len(plain)
             status, packed, inside, size = self.session.pack_value(value, f"result of {spec.name}")
-            del value
-            return status, packed, self._give(inside), size
+            oids = self._give(inside)
+            del value  # only now: it may have the last ref, and the background thread lets go of what nobody holds
+            return status, packed, oids, size
         return self._many(running, spec, value)
 
     def _resolve_arguments(self, running: Running) -> tuple[tuple[Any, ...], dict[str, Any]]:
