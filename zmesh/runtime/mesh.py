@@ -80,7 +80,7 @@ class Mesh:
         self._versions: dict[str, bool] = {}  # of Python, that were warned of
         self._copies: dict[ObjectID, tuple[int, int, int]] = {}  # {object: (segment, bytes of it, nbytes)}
         self._crowded: dict[ObjectID, bool] = {}  # {object that found no room before others were dropped: True}
-        self._spare: dict[int, list[int]] = {}  # {bytes: segments of dropped copies}
+        self._spare: dict[int, int] = {}  # {segment of a dropped copy: its bytes}
         self._spare_bytes = 0
         host, port = settings["host"], settings["port"]
         self.address = machine.parse_address(settings["advertise"], port) if settings.get("advertise") else (host, port)
@@ -345,9 +345,9 @@ class Mesh:
 
     def _fetch_copy(self, effect: fx.FetchCopy) -> None:
         size = class_bytes(effect.nbytes)
-        spare = self._spare.get(size)
-        if spare:
-            segment = spare.pop()
+        segment = next((segment for segment, spare in self._spare.items() if spare == size), 0)
+        if segment:
+            del self._spare[segment]
             self._spare_bytes -= size
             self._fill(effect, size, segment, self._segments.reuse(segment))
             return
@@ -394,7 +394,7 @@ class Mesh:
             self._bulk.drop(oid)
             fits = self._spare_bytes + size <= self._segments.ledger.capacity_bytes // SPARE_BYTES_SHARE
             if effect.clean and fits and self._segments.ledger.reusable(segment, self._me):
-                self._spare.setdefault(size, []).append(segment)
+                self._spare[segment] = size
                 self._spare_bytes += size
             else:
                 self._drop_segment(segment)
@@ -403,29 +403,21 @@ class Mesh:
         self._bulk.forget(segment)
         self._segments.drop([segment])
 
-    def _trim_spare(self, bytes_max: int) -> None:
-        while self._spare_bytes > bytes_max:
-            size, segments = next(iter(self._spare.items()))
-            self._drop_segment(segments.pop())
-            self._spare_bytes -= size
-            if not segments:
-                del self._spare[size]
+    def _drop_spare(self, segment: int) -> None:
+        self._spare_bytes -= self._spare.pop(segment)
+        self._drop_segment(segment)
 
     def trim(self) -> None:
         """The store is full: give back what is kept for later."""
         self._core.copies.make_room()
-        self._trim_spare(0)
+        while self._spare:
+            self._drop_spare(next(iter(self._spare)))
 
     def unmap(self, segments: list[int]) -> None:
         """The store wants to write these to disk: the bulk thread lets go of those it does not use."""
-        for size, kept in list(self._spare.items()):
-            for segment in [segment for segment in kept if segment in segments]:
-                kept.remove(segment)
-                self._spare_bytes -= size
-                segments = [one for one in segments if one != segment]
-                self._drop_segment(segment)
-            if not kept:
-                del self._spare[size]
+        for segment in [segment for segment in segments if segment in self._spare]:
+            segments.remove(segment)
+            self._drop_spare(segment)
         if segments:
             self._bulk.unmap(segments, lambda closed, busy: self._segments.closed(self._me, closed, busy))
 
