@@ -360,6 +360,25 @@ def look_at(refs: list[Any]) -> tuple[int, int]:
     return os.getpid(), sum(int(zmesh.get(ref)[0]) for ref in refs)
 
 
+def test_a_host_that_dies_takes_only_its_own_objects(nodes: Nodes, tmp_path: pathlib.Path) -> None:  # noqa: F811
+    directory = tmp_path / "spill"
+    directory.mkdir()
+    settings = {"store_bytes": STORE_BYTES, "spill_directory": str(directory)}
+    a, b = nodes.start(**settings), nodes.start(**settings)
+    nodes.await_members(a, 2)
+    zmesh.init(a.name)
+    theirs = [array.options(**on(b)).remote(number) for number in range(50)]
+    ours = [put(number) for number in range(50)]
+    zmesh.wait(theirs, num_returns=50, timeout=60)
+    intact(theirs[0], 0)
+    os.kill(b.pid, signal.SIGKILL)
+    with pytest.raises(ObjectLostError):
+        zmesh.get(theirs[1:], timeout=30)
+    for number, ref in enumerate(ours):
+        intact(ref, number)
+    assert os.listdir(directory) == []
+
+
 def test_what_a_dead_driver_put_goes_from_memory_and_disk(nodes: Nodes) -> None:  # noqa: F811
     node = nodes.start(store_bytes=STORE_BYTES)
     with running_program(node.name, {}):
