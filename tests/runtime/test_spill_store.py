@@ -239,6 +239,8 @@ def test_one_that_comes_from_disk_holds_up_no_other_request(slow: tuple[Node, Sl
     for thread in threads:
         thread.start()
     wait_until(lambda: node.state(places[0]) == "reading")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
+        stranger.connect(node.path)
     assert get(alice, places[-1])[0] == 39
     put(alice, np.arange(100_000))
     assert found == []
@@ -267,6 +269,21 @@ def test_one_that_is_dropped_while_it_comes_back_is_lost(slow: tuple[Node, SlowD
     assert "let go of it" in str(failed[0])
     disk.go.set()
     wait_until(lambda: not node.state(places[0]))
+
+
+def test_a_stranger_that_goes_takes_nobodys_place_in_the_queue(node: Node, alice: Store) -> None:
+    places = put_many(alice, 40)
+    held = [get(alice, where) for where in places[-12:]]
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(get(alice, places[0])[0]))
+    thread.start()
+    wait_until(lambda: node.state(places[0]) == "reading")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
+        stranger.connect(node.path)
+    wait_until(lambda: len(node.server.filenos()) == 2)
+    held.clear()
+    thread.join(5)
+    assert found == [0]
 
 
 def test_a_client_that_goes_while_it_waits_for_room_leaves_nothing(node: Node, alice: Store) -> None:

@@ -204,7 +204,8 @@ class SegmentServer:
         return list(self._produced.get(peer, ()))
 
     def drop_unused_of(self, peer: PeerID, used: Collection[int]) -> None:
-        """A producer died: drop what it kept for later, which is all that no object lies in."""
+        """A producer died: drop what it kept for later, which is all that no object lies in, and what it waits for."""
+        self.ledger.gone(peer, monotonic())
         self.drop([segment for segment in self.segments_of(peer) if segment not in used])
 
     # The disk.
@@ -361,7 +362,8 @@ class SegmentServer:
             for passed in fds:
                 os.close(passed)
         self._connections.pop(fd).socket.close()
-        self._gone(connection.peer)
+        if connection.peer:
+            self._gone(connection.peer)
         return [("closed", fd)]
 
     def _gone(self, peer: PeerID) -> None:
