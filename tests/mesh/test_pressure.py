@@ -54,7 +54,7 @@ def test_two_that_do_not_fit_together_run_one_after_the_other(small: Any) -> Non
 
 
 def test_one_that_uses_more_than_it_asked_for_goes_first(small: Any) -> None:
-    honest = use.options(memory=300 * MB, oom_retries=0).remote(250, 3.0)
+    honest = use.options(memory=400 * MB, oom_retries=0).remote(250, 5.0)
     glutton = use.options(memory=100 * MB, oom_retries=0).remote(300, 30.0)
     with pytest.raises(OutOfMemoryError):
         zmesh.get(glutton)
