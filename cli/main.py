@@ -71,6 +71,10 @@ def _label(text: str) -> tuple[str, str]:
 @click.option("--num-gpus", type=click.IntRange(min=0), help="GPUs it has; all by default.")
 @click.option("--resources", default="{}", metavar="JSON", help="Custom resources, e.g. '{\"disk\": 2}'.")
 @click.option("--store-memory", metavar="SIZE", help="Shared memory for objects, e.g. 2G; 30 % of memory by default.")
+@click.option("--spill-dir", metavar="DIR", help="Where cold objects go when that is full; in ~/.cache by default.")
+@click.option("--spill-max", metavar="SIZE", help="How much may lie there; 0: nothing is spilled.")
+@click.option("--spill-compression", type=click.Choice(["none", "lz4"]), default="none", show_default=True)
+@click.option("--memory-limit", metavar="SIZE", help="Memory its tasks may use together; what there is by default.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground, until Ctrl-C.")
 def up(
     host: str | None,
@@ -84,6 +88,10 @@ def up(
     num_gpus: int | None,
     resources: str,
     store_memory: str | None,
+    spill_dir: str | None,
+    spill_max: str | None,
+    spill_compression: str,
+    memory_limit: str | None,
     foreground: bool,
 ) -> None:
     """Start this host's node: a mesh of one, or, with --join, a member of one that is there."""
@@ -106,6 +114,10 @@ def up(
         "num_gpus": num_gpus,
         "resources": custom,
         "store_bytes": _size(store_memory),
+        "spill_directory": spill_dir,
+        "spill_bytes_max": _size(spill_max),
+        "spill_compression": spill_compression,
+        "memory_limit": _size(memory_limit),
     }
 
     def announce(node: lifecycle.RunningNode) -> None:
@@ -163,6 +175,19 @@ def status(name: str, as_json: bool) -> None:
     from .report import describe
 
     click.echo(describe(name, told))
+
+
+@main.command()
+@click.option("--node", "--name", "name", default="default", show_default=True, envvar="ZMESH_NODE", help="Which node.")
+@click.option("--json", "as_json", is_flag=True, help="Print all that is known, as JSON.")
+def objects(name: str, as_json: bool) -> None:
+    """List what takes memory: objects of the mesh, who owns and reads them, and the line that made them."""
+    from zmesh import lifecycle
+
+    from .report import list_objects
+
+    rows = lifecycle.objects(name)
+    click.echo(json.dumps(rows, indent=2) if as_json else list_objects(rows))
 
 
 @main.command()

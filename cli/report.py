@@ -26,7 +26,8 @@ def describe(name: str, told: dict[str, Any]) -> str:
             lines.append(f"  {resource:10} {used:g} of {amount:g} booked")
     store = told.get("store") or {}
     if store:
-        lines.append(f"  {'store':10} {size(store.get('used', 0))} of {size(store.get('capacity', 0))} used")
+        spilled = f", {size(store['spilled'])} on disk" if store.get("spilled") else ""
+        lines.append(f"  {'store':10} {size(store.get('used', 0))} of {size(store.get('capacity', 0))} used{spilled}")
     states: dict[str, int] = {}
     for worker in told["workers"]:
         states[worker["state"]] = states.get(worker["state"], 0) + 1
@@ -60,6 +61,18 @@ def _member(member: dict[str, Any]) -> str:
     store = f"store {size(member['store'][0])}" if member["store"] else ""
     name = member["name"] or "-"
     return f"    {name:12} {member['state']:8} {member['address']:22} {member['node']}  {booked:14} {store}".rstrip()
+
+
+def list_objects(rows: list[dict[str, Any]]) -> str:
+    """Return the text of `zmesh objects`: a line each, the largest first, and the sum."""
+    lines = [f"{'size':>9} {'state':9} {'copies':>6} {'holders':>7} {'readers':>7} {'owner':>8}  made by"]
+    for row in rows:
+        made = f"{row['function']} at {row['made_at']}" if row["made_at"] else row["function"] or "-"
+        lines.append(
+            f"{size(row['size']):>9} {row['state']:9} {row['copies']:>6} {row['holders']:>7} {row['readers']:>7} "
+            f"{row['owner_pid'] or '-':>8}  {made}"
+        )
+    return "\n".join([*lines, f"{len(rows)} object(s), {size(sum(row['size'] for row in rows))}"])
 
 
 def diagnose(found: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> tuple[str, bool]:

@@ -29,6 +29,7 @@ FACE = (
 PURE = ("zmesh.core.effects", "zmesh.core.timers", "zmesh.core.records")
 _PARTS = ("gossip_limits", "members", "rumours", "view", "repair", "loads", "joiner")
 GOSSIP = tuple(f"zmesh.core.{name}" for name in _PARTS)
+_STARTERS = ("connect", "processes", "rundir", "listing")
 MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match counts, ".*" is the whole room
     "zmesh.exceptions": (),
     "zmesh.wire": ("zmesh.wire.*", "zmesh.exceptions"),
@@ -50,8 +51,8 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     "zmesh.core.repair": (*PURE, *GOSSIP, "zmesh.wire.*"),
     # A ref is what user code holds and what runtime unpacks: the one piece of the face that runtime knows.
     "zmesh.runtime": ("zmesh.runtime.*", "zmesh.core.*", "zmesh.wire.*", "zmesh.object_ref", "zmesh", *LEAVES),
-    "zmesh": (*FACE, *(f"zmesh.runtime.{name}" for name in ("connect", "session", "processes", "rundir"))),
-    "zmesh.lifecycle": (*FACE, *(f"zmesh.runtime.{name}" for name in ("connect", "processes", "rundir", "machine"))),
+    "zmesh": (*FACE, *(f"zmesh.runtime.{name}" for name in (*_STARTERS, "session"))),
+    "zmesh.lifecycle": (*FACE, *(f"zmesh.runtime.{name}" for name in (*_STARTERS, "machine"))),
     "zmesh.keys": (*FACE, "zmesh.runtime.keyring"),
     "zmesh.local_mode": (*FACE, "zmesh.runtime.serialization", "zmesh.runtime.session", *PURE, "zmesh.wire.*"),
     "zmesh.util": (*FACE, "zmesh.util.*"),
@@ -68,7 +69,7 @@ HOMES = {  # {foreign module: the files that know it}
         "zmesh.runtime.bulk",
     ),
     "mmap": ("zmesh.runtime.store", "zmesh.runtime.guest_store", "zmesh.runtime.blackbox", "zmesh.runtime.bulk"),
-    "lz4": ("zmesh.runtime.bulk",),
+    "lz4": ("zmesh.runtime.bulk", "zmesh.runtime.spill_files"),
     "pickle": ("zmesh.runtime.serialization",),
     "cloudpickle": ("zmesh.runtime.serialization",),
     "numpy": ("zmesh.runtime.serialization", "zmesh.runtime.store", "zmesh.runtime.guest_store"),

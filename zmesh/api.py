@@ -49,6 +49,9 @@ def init(
     log_to_driver: bool = True,
     local: bool = False,
     key_file: str | None = None,
+    spill_directory: str | None = None,
+    spill_bytes_max: int | None = None,
+    spill_compression: str = "none",
 ) -> Context:
     """Connect this program to a mesh.
 
@@ -63,6 +66,10 @@ def init(
         resources: {name: amount} of custom resources of a private node.
         memory: bytes that tasks may book on a private node; physical memory by default.
         object_store_memory: bytes of shared memory a private node may use; 30 % of physical memory by default.
+        spill_directory: where a private node writes cold objects when its store is full; a directory of the user's
+            cache, or of /var/tmp, by default.
+        spill_bytes_max: bytes it may write there; until 5 % of the disk are left by default; 0: it never spills.
+        spill_compression: "none" or "lz4".
         ignore_reinit_error: a second call is no error.
         log_to_driver: print what tasks print.
         local: run every task inline in this process, at `.remote()`, so that breakpoints and profilers work.
@@ -89,18 +96,26 @@ def init(
             "resources": dict(resources or {}),
             "memory": memory,
             "store_bytes": object_store_memory,
+            "spill_directory": spill_directory,
+            "spill_bytes_max": spill_bytes_max,
+            "spill_compression": spill_compression,
         }
-        if local:
-            from zmesh.local_mode import LocalSession
-
-            _session = LocalSession()  # type: ignore[assignment]  # the same methods, inline
-        else:
-            from zmesh.runtime import connect
-
-            name = address if address is not None else os.environ.get("ZMESH_NODE")
-            _session = connect.connect(name, settings, key_file=key_file, log_to_driver=log_to_driver)
+        _session = _connect(address, settings, key_file, log_to_driver=log_to_driver, local=local)
         _pid = os.getpid()
         return Context(_information())
+
+
+def _connect(
+    address: str | None, settings: dict[str, Any], key_file: str | None, *, log_to_driver: bool, local: bool
+) -> "Session":
+    if local:
+        from zmesh.local_mode import LocalSession
+
+        return LocalSession()  # type: ignore[return-value]  # the same methods, inline
+    from zmesh.runtime import connect
+
+    name = address if address is not None else os.environ.get("ZMESH_NODE")
+    return connect.connect(name, settings, key_file=key_file, log_to_driver=log_to_driver)
 
 
 def _information() -> dict[str, Any]:
@@ -276,6 +291,13 @@ def explain(ref: "ObjectRef[Any]") -> str:
 def status() -> dict[str, Any]:
     """Return what the node knows: node, resources, workers, demands, store. docs/api.md lists the keys."""
     return auto_init().status()
+
+
+def objects() -> list[dict[str, Any]]:
+    """Return one dict an object that takes memory of the mesh, the largest first; see zmesh.util.state.list_objects."""
+    from zmesh.runtime import listing
+
+    return listing.list_objects(auto_init())
 
 
 def nodes() -> list[dict[str, Any]]:

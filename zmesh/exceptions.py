@@ -5,7 +5,7 @@
               PlacementGroupUnschedulableError
       they    TaskError (also an instance of the user's own class), TaskCancelledError, TaskTimeoutError,
               WorkerDiedError > OutOfMemoryError, NodeDiedError, GetTimeoutError,
-              ObjectLostError > OwnerDiedError, StoreFullError, RemoteProtocolError
+              ObjectLostError > OwnerDiedError, StoreFullError > SpillError, RemoteProtocolError
               StreamReplayError, TaskPlacementGroupRemovedError
       us      InternalError
 
@@ -25,11 +25,11 @@ class MeshError(Exception):
 
 
 def bare(cls: type["MeshError"]) -> "MeshError":
-    """Make an error without running its __init__, by the __new__ of the built-in exception it derives from."""
-    builtin: type = cls
+    """Make an error without running its __init__, by the __new__ of the built-in exception whose layout it has."""
+    builtin: Any = cls
     while builtin.__module__ != "builtins":
-        builtin = next(base for base in builtin.__mro__ if base.__module__ == "builtins")
-    made: MeshError = builtin.__new__(cls)  # type: ignore[call-overload]  # it is an exception's, not type's
+        builtin = builtin.__base__
+    made: MeshError = builtin.__new__(cls)
     return made
 
 
@@ -139,7 +139,7 @@ class WorkerDiedError(MeshError):
 
 
 class OutOfMemoryError(WorkerDiedError):
-    """The kernel killed the worker for want of memory."""
+    """Memory ran out, and the task's worker was killed, by its node or by the kernel; the text says who used what."""
 
 
 class TaskTimeoutError(WorkerDiedError, TimeoutError):
@@ -164,6 +164,10 @@ class OwnerDiedError(ObjectLostError):
 
 class StoreFullError(MeshError, MemoryError):
     """Shared memory is used up; the text has the numbers."""
+
+
+class SpillError(StoreFullError):
+    """Shared memory is used up, and what lies there cannot be written to disk: that is full, or its quota is used."""
 
 
 class RemoteProtocolError(MeshError):

@@ -37,7 +37,10 @@ def start(name: str, settings: dict[str, Any]) -> RunningNode:
 
     Args:
         settings: as the options of `zmesh up`: "host", "port", "advertise", "join" (pairs of host and port),
-            "key_file", "labels", "num_cpus", "num_gpus", "resources", "store_bytes"; all may be missing.
+            "key_file", "labels", "num_cpus", "num_gpus", "resources", "store_bytes", "spill_directory",
+            "spill_bytes_max", "spill_compression", "memory_limit" (bytes its workers may use together); all may be
+            missing. "memory_steady_at" and "memory_kill_at" are the shares of memory, 0.8 and 0.92, from which on it
+            takes no more work, and kills tasks.
 
     Raises:
         ConfigError: one of that name runs already, or a setting makes no sense.
@@ -95,6 +98,21 @@ def status(name: str) -> dict[str, Any]:
     session = connect.observe(name)
     try:
         return session.status()
+    finally:
+        session.shutdown()
+
+
+def objects(name: str) -> list[dict[str, Any]]:
+    """Return the objects of the mesh of a node; see zmesh.util.state.list_objects.
+
+    Raises:
+        NotRunningError: there is no node of that name.
+    """
+    from zmesh.runtime import connect, listing
+
+    session = connect.observe(name)
+    try:
+        return listing.list_objects(session)
     finally:
         session.shutdown()
 

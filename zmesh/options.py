@@ -24,9 +24,11 @@ class TaskOptions:
             streaming if the function is a generator.
         num_cpus: CPUs the task books while it runs; fractions of 1/10,000; 0: no limit. 1 by default.
         num_gpus: GPUs it books; CUDA_VISIBLE_DEVICES names them. Above 1 only whole ones.
-        memory: bytes it books; never enforced.
+        memory: bytes it books. If memory runs out, tasks that use more than that are killed first.
         resources: {name: amount} of custom resources.
         max_retries: how often it is run again if its worker dies; -1: without end.
+        oom_retries: how often it is run again if it is killed for want of memory; -1: without end. With max_retries=0
+            it is not.
         retry_exceptions: True, or a list of exception classes: it is also run again when it raises (one of) them.
         max_calls: the worker ends after so many calls of the function; 0: never.
         name: what logs and errors call it.
@@ -42,6 +44,7 @@ class TaskOptions:
     memory: int = 0
     resources: Mapping[str, float] | None = None
     max_retries: int = 3
+    oom_retries: int = 1
     retry_exceptions: bool | list[type[BaseException]] | tuple[type[BaseException], ...] = False
     max_calls: int = 0
     name: str = ""
@@ -94,6 +97,8 @@ def _check(options: TaskOptions) -> None:
             raise ConfigError(f"resources must map names to numbers from 0, not {name!r} to {amount!r}")
     if type(options.max_retries) is not int or options.max_retries < -1:
         raise ConfigError(f"max_retries must be a whole number from -1 (without end), not {options.max_retries!r}")
+    if type(options.oom_retries) is not int or options.oom_retries < -1:
+        raise ConfigError(f"oom_retries must be a whole number from -1 (without end), not {options.oom_retries!r}")
     if type(options.max_calls) is not int or options.max_calls < 0:
         raise ConfigError(f"max_calls must be a whole number from 0, not {options.max_calls!r}")
     if type(options.priority) is not int:

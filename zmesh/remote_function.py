@@ -98,6 +98,8 @@ class RemoteFunction:
             group = captured
         if group is not None:
             sent["group"] = group
+        if not options.max_retries or not options.oom_retries:
+            sent["once"] = True
         self._spec = session.spec(
             self._function,
             name,
@@ -107,6 +109,7 @@ class RemoteFunction:
                 "fallback": fallback,
                 "options": sent,
                 "max_retries": options.max_retries,
+                "oom_retries": options.oom_retries,
                 "timeout_s": options.timeout,
                 "priority": options.priority,
                 "retry_classes": () if isinstance(retry, bool) else tuple(retry),

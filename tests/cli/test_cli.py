@@ -217,3 +217,27 @@ def test_wrong_words_are_answered_in_one_line_that_says_what_to_do(words: list[s
     assert done.returncode == code, done.stderr
     assert text in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_objects_are_listed_as_a_table_and_as_json(tmp_path: pathlib.Path) -> None:
+    zmesh("up", "--num-cpus", "1", "--store-memory", "64M", "--spill-dir", str(tmp_path), "--spill-compression", "lz4")
+    program = (
+        "import zmesh, time; zmesh.init('auto'); ref = zmesh.put(bytes(1_000_000)); print(1, flush=True)\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        driver.stdout.readline()
+        table, rows = zmesh("objects"), json.loads(zmesh("objects", "--json").stdout)
+        driver.kill()
+    assert [(row["function"], row["made_at"], row["owner_pid"]) for row in rows] == [("put", "<string>:1", driver.pid)]
+    lines = table.stdout.splitlines()
+    assert lines[1].split()[-4:] == [str(driver.pid), "put", "at", "<string>:1"]
+    assert lines[-1].startswith("1 object(s), 977 KiB")
+
+
+def test_a_spill_directory_that_cannot_be_used_is_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").touch()
+    done = zmesh("up", "--spill-dir", str(tmp_path / "file"))
+    assert done.returncode == 2
+    assert "spill_directory" in done.stderr

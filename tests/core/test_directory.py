@@ -56,6 +56,14 @@ class Desk:
         return found
 
 
+def test_what_was_not_booked_is_not_given_back() -> None:
+    desk = Desk(capacity=5)
+    desk.directory.promote(A, 7, [(OID, PENDING, None, [])])
+    desk.directory.resolve([(OID, INLINE, b"too long", [])])
+    desk.directory.release(A, [(OID, 1, True)])
+    assert desk.free == 5
+
+
 @pytest.fixture
 def desk() -> Desk:
     return Desk()

@@ -192,12 +192,12 @@ def test_an_infeasible_demand_is_told_at_once_and_never_served(host: Host) -> No
 
 def test_the_status_names_workers_demands_and_the_store(host: Host) -> None:
     attached(host)
-    host.core.store_report(10, 100)
+    host.core.store_report(10, 100, 0)
     host.core.receive(DRIVER, m.StatusRequest(4), 0.0)
     (reply,) = host.said(DRIVER)
     assert reply.request == 4
     assert reply.status["resources"]["available"]["CPU"] == 1.0
-    assert reply.status["store"] == {"used": 10, "capacity": 100}
+    assert reply.status["store"] == {"used": 10, "capacity": 100, "spilled": 0}
     assert reply.status["demands"][0]["attached"] == 1
     assert host.core.segments_in_use() == []
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from zmesh.runtime.blackbox import BlackBoxes
+from zmesh.runtime.blackbox import LABEL_BYTES, BlackBoxes
 
 OWNER = b"o" * 16
 JOB = b"j" * 16
@@ -111,3 +111,14 @@ def test_enter_and_leave_take_less_than_a_microsecond() -> None:
             leave()
         best = min(best, (time.perf_counter() - start) / 20_000)
     assert best < 1e-6
+
+
+def test_a_label_names_the_function_and_whether_it_may_be_retried() -> None:
+    boxes = BlackBoxes(2)
+    assert boxes.label(1) == ("", False)
+    label = boxes.labelling(1)
+    label("räume", True)
+    assert boxes.label(1) == ("räume", True)
+    label("x" * 1000, False)
+    assert boxes.label(1) == ("x" * (LABEL_BYTES - 2), False)
+    assert boxes.label(0) == ("", False)

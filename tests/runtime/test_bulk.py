@@ -39,9 +39,10 @@ class Side:
         self.port = next(port for port in Side.ports if _free("127.0.0.1", port))
         self.bulk = Bulk(self.me, "127.0.0.1", self.port + 2, [keys], {keys.client_raw: keys.id}, self._open, self._end)
 
-    def _open(self, oid: bytes, segment: int) -> int | None:
+    def _open(self, oid: bytes, segment: int, then: Callable[[int, int], None]) -> None:
+        place = self.copies.get(oid, segment)
         fd = self.copies.get(oid, self.segments.get(segment, -1))
-        return os.dup(fd) if fd >= 0 else None
+        then(os.dup(fd) if fd >= 0 else -1, place)
 
     def _end(self, oid: bytes, error: str) -> None:
         self.ended.append((oid, error))

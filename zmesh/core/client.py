@@ -7,7 +7,8 @@ releases it. Holds no rule of its own beyond which machine hears of what.
 from collections.abc import Callable
 from typing import Any
 
-from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, Warn
+from zmesh.core.catalog import Catalog
+from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, UnmapSegments, Warn
 from zmesh.core.evacuation import Rescue
 from zmesh.core.group_watch import GroupWatch
 from zmesh.core.links import Links
@@ -65,6 +66,7 @@ from zmesh.wire.messages import (
     Welcome,
     WorkerDied,
 )
+from zmesh.wire.store_messages import ListObjects, Objects, Unmap
 
 DRAIN_S = 0.05  # after a worker's death, what it had sent may still arrive for so long
 INFEASIBLE_GRACE_S = 1.0  # work that no node can run fails after this time, so that one may still join
@@ -100,7 +102,7 @@ class ClientCore:
         self._impossible: dict[ShapeKey, tuple[str, str]] = {}  # {shape that cannot run: (class, text) of the error}
         self.pulls = Pulls(self.node, effects)
         self.shortcuts = Shortcuts(me, effects, Links(effects, timers))
-        self.references = References(me, self.node, effects, self.pulls)
+        self.references = References(me, self.node, effects, self.pulls, Catalog())
         self._rescue = Rescue(effects, node=lambda: self.node, references=self.references, hears=self.shortcuts.heard)
         self.victim = Victim(self.node, effects, timers, self._arguments, self._limit_time)
         self.tasks = Tasks(
@@ -147,6 +149,11 @@ class ClientCore:
             Leaving: lambda peer, message, now: self._rescue.leaving(peer, message.node),
             RecycleSegments: lambda _, message, now: self.effects.append(Recycle(list(message.segments))),
             Trim: lambda _, message, now: self.effects.append(Recycle([])),
+            ListObjects: lambda peer, m, now: self.effects.append(
+                Send(peer, Objects(m.request, self.references.listed()))
+            ),
+            Objects: lambda _, message, now: self.references.answered(message.request, INLINE, message.objects),
+            Unmap: lambda _, message, now: self.effects.append(UnmapSegments(list(message.segments))),
         }
 
     # Inputs from the user's threads.
@@ -174,10 +181,13 @@ class ClientCore:
         self._flush()
         return task
 
-    def put(self, status: int, value: Any, inside: list[Entry]) -> Entry:
+    def put(self, status: int, value: Any, inside: list[Entry], made_at: str = "") -> Entry:
         """Own a value the user put; `inside` are the references in it, promoted before."""
         self._seq += 1
         entry = Entry(self._seq, 0, status, value)
+        if status == STORED:
+            self.references.share(entry).made_at = made_at
+            self.references.catalog.add(entry, None)
         if inside:
             for inner in inside:
                 inner.refs += 1
@@ -470,7 +480,7 @@ class ClientCore:
         if charged is not None:
             self.victim.returned(thief, charged)
             how = self._describe_status(message.status)
-            self.tasks.worker_died(charged, message.pid, how, message.reason, message.tail, now)
+            self.tasks.worker_died(charged, message.pid, how, message.reason, message.tail, now, detail=message.detail)
         self.victim.gone(thief, now)
         self.victim.serve(now)
         self._flush()

@@ -151,6 +151,10 @@ class Copies:
         del node
         self._watch(now)
 
+    def here(self) -> list[ObjectID]:
+        """Return the objects of which there is a copy."""
+        return [oid for oid, copy in self._copies.items() if copy.status == STORED]
+
     def make_room(self) -> None:
         """The store is full: drop every copy nobody uses."""
         self._drop([oid for oid, copy in self._copies.items() if not copy.users and copy.status != PENDING])

@@ -36,6 +36,7 @@ class Record:
     holders: dict[Holder, int] = field(default_factory=dict)  # {holder: holds}; never 0
     waiters: dict[PeerID, bool] = field(default_factory=dict)
     clean: bool = True
+    booked: bool = False  # its inline bytes count against the store
 
 
 class Directory:
@@ -81,7 +82,7 @@ class Directory:
                     )
                     self._effects.append(Send(peer, Ack(request, text)))
                     return
-                record = self._records[oid] = Record(status, value, list(inside))
+                record = self._records[oid] = Record(status, value, list(inside), booked=status == INLINE)
                 self._keep(oid, record)
                 self._hold_inside(oid, record)
             self._count(oid, record, peer, 1)
@@ -110,8 +111,8 @@ class Directory:
                 continue
             record.status, record.value, record.inside = status, value, list(inside)
             if status == INLINE:
-                # The work is done and its result must not be lost for want of room: the books may run over.
-                self._reserve(len(value))
+                # The work is done, and its result is kept even if there is no room for it.
+                record.booked = self._reserve(len(value))
             self._keep(oid, record)
             self._hold_inside(oid, record)
             self._answer(oid, record)
@@ -159,7 +160,7 @@ class Directory:
             self._evacuation.freed(oid)
             if record.status == STORED:
                 self.free_segments([(record.value[2], record.value[0], record.clean)])
-            elif record.status == INLINE:
+            elif record.booked:
                 self._release(len(record.value))
             for peer in record.waiters:
                 self._effects.append(Send(peer, Fetched([(oid, *_lost(oid))])))
@@ -258,6 +259,10 @@ class Directory:
 
     def _is_far(self, holder: Holder) -> bool:
         return len(holder) == PEER_ID_BYTES and (holder[:NODE_ID_BYTES] != self._node or is_guest(holder))
+
+    def counted(self) -> list[tuple[ObjectID, int, Any, int]]:
+        """Return (object, status, value, number of holders) of all."""
+        return [(oid, one.status, one.value, len(one.holders)) for oid, one in self._records.items()]
 
     def segments_in_use(self) -> list[int]:
         """Return the segments that records name."""

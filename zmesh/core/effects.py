@@ -46,6 +46,13 @@ class Recycle:
 
 
 @dataclass(slots=True)
+class UnmapSegments:
+    """The node wants to write these to disk: unmap those that this process does not use, and say which."""
+
+    segments: list[int]
+
+
+@dataclass(slots=True)
 class Interrupt:
     """Raise KeyboardInterrupt in the running task, if it is still `(owner, seq, attempt)`."""
 
@@ -279,6 +286,7 @@ Effect = (
     | Disconnect
     | Resolved
     | Recycle
+    | UnmapSegments
     | Interrupt
     | Spawn
     | KillProcess

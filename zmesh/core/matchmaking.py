@@ -56,6 +56,7 @@ class Worker:
     detached_for: "Demanded | None" = None
     victims: dict[PeerID, bool] = field(default_factory=dict)  # {client: True} it ever served
     reason: str = ""  # why it was killed
+    detail: str = ""  # the same at length
 
 
 @dataclass(slots=True)
@@ -102,6 +103,7 @@ class Matchmaking:
         elsewhere: whether another member could ever give a shape.
         members: how many nodes the mesh has.
         matched: called after each round of matching.
+        short: why no more workers may be started than the first, or "".
     """
 
     def __init__(
@@ -118,10 +120,12 @@ class Matchmaking:
         elsewhere: Callable[[Shape], bool] = lambda shape: False,
         members: Callable[[], int] = lambda: 1,
         matched: Callable[[float], None] = lambda now: None,
+        short: Callable[[], str] = lambda: "",
     ) -> None:
         self._elsewhere = elsewhere
         self._members = members
         self._matched = matched
+        self._short = short
         self._reserved: Shape = {}  # for workers on their way to a demand
         self._node = node
         self._rng = rng
@@ -425,6 +429,9 @@ class Matchmaking:
             return True
         if now < self._paused_until:
             demand.waits_for = "workers fail to start: see the node's log"
+            return False
+        if self.workers and (why := self._short()):
+            demand.waits_for = why
             return False
         if not self._slots:
             demand.waits_for = f"the node has {self._limits.workers_max} workers already, as many as it may"

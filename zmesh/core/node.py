@@ -5,7 +5,6 @@ Every input carries the time; what to send, fork, kill or forget comes out as ef
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from zmesh.core.copies import Copies
@@ -16,9 +15,11 @@ from zmesh.core.groups import Groups
 from zmesh.core.guests import Guests
 from zmesh.core.lending import Lending, lease_key
 from zmesh.core.links import Links
+from zmesh.core.listing import Listing
 from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, Limits, Matchmaking
 from zmesh.core.neighbours import Neighbours
-from zmesh.core.records import MARK_PLENTY, SPREAD, Executing
+from zmesh.core.pressure import Pressure
+from zmesh.core.records import MARK_PLENTY, SPREAD, Client, Executing
 from zmesh.core.resources import Resources
 from zmesh.core.shortcuts import Openings
 from zmesh.core.status import load, status
@@ -61,19 +62,11 @@ from zmesh.wire.messages import (
     Welcome,
     WorkerDied,
 )
+from zmesh.wire.store_messages import ListObjects, Objects
 
 __all__ = ["Executing", "Limits", "NodeCore"]
 
 MESH_WINDOW_S = 0.05  # clients hear of members that come within this time in one message
-
-
-@dataclass(slots=True)
-class Client:
-    """A process that said Hello and is alive."""
-
-    kind: str
-    pid: int
-    config: dict[str, Any] = field(default_factory=dict)
 
 
 class NodeCore:
@@ -85,6 +78,7 @@ class NodeCore:
         rng: the only source of chance.
         black_box: reads the black box in a slot; None if no user code ever ran there.
         reserve, release: book and free bytes of the store for inline values.
+        segment_state: where the bytes of a segment are; see core/spilling.py.
         announce: has gossip carry a load to all members: (load, now, urgent).
         members: describes all members for the status.
         addresses: where the other living members are.
@@ -103,8 +97,10 @@ class NodeCore:
         black_box: Callable[[int], Executing | None],
         limits: Limits,
         *,
+        pressure: Pressure | None = None,
         reserve: Callable[[int], bool] = lambda nbytes: True,
         release: Callable[[int], None] = lambda nbytes: None,
+        segment_state: Callable[[int], str] = lambda segment: "resident",
         announce: Callable[[dict[str, Any], float, bool], None] = lambda load, now, urgent: None,
         members: Callable[[], list[Any]] = list,
         addresses: Callable[[], list[Address]] = list,
@@ -135,18 +131,24 @@ class NodeCore:
         self.evacuation = Evacuation(
             node, effects, copies=self.copies, members=totals, clients=self._clients, directly=self.openings.names
         )
-        self._store = (0, 0)
+        self._store = (0, 0, 0)
+        self.pressure = pressure or Pressure()
         self._mourners: dict[PeerID, dict[PeerID, bool]] = {}  # {dead worker: clients that have not buried it}
         self.resources = Resources(total)
         self.matchmaking = Matchmaking(
-            node, rng, effects, timers, limits,
+            node,
+            rng,
+            effects,
+            timers,
+            limits,
             resources=self.resources,
             executing=self._executing,
             config_of=self._config_of,
             elsewhere=self.neighbours.elsewhere,
             members=lambda: 1 + len(self.neighbours.totals),
             matched=self._matched,
-        )  # fmt: skip
+            short=lambda: self.pressure.short,
+        )
         self.groups = Groups(
             node, rng, effects, timers, self.resources, self.matchmaking, self.neighbours, self._alive,
             draining=lambda: self._draining,
@@ -157,8 +159,20 @@ class NodeCore:
         )  # fmt: skip
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
         self.directory = Directory(node, effects, self.evacuation, alive=self._alive, reserve=reserve, release=release)
+        self.listing = self._make_listing(effects, timers, segment_state)
         self._inputs = self._words_of_clients() | self.groups.of_clients
         self._between_nodes = self._words_of_nodes() | self.groups.of_nodes
+
+    def _make_listing(self, effects: list[Effect], timers: Timers, state: Callable[[int], str]) -> Listing:
+        return Listing(
+            self.node,
+            effects,
+            timers,
+            clients=lambda: {peer: one.pid for peer, one in self._clients.items() if one.kind != "observer"},
+            shared=self.directory.counted,
+            copies=self.copies.here,
+            state=state,
+        )
 
     def _words_of_nodes(self) -> dict[type[Any], Callable[[NodeID, Any, float], None]]:
         return {
@@ -183,6 +197,8 @@ class NodeCore:
             Unblocked: self._unblocked,
             Kill: self._kill,
             StatusRequest: self._status_request,
+            ListObjects: self.listing.asked,
+            Objects: self.listing.told,
             Promote: lambda peer, m, now: directory.promote(peer, m.request, m.objects),
             Resolve: lambda peer, m, now: directory.resolve(m.objects),
             Hold: lambda peer, m, now: directory.hold(peer, m.request, m.holders),
@@ -332,6 +348,7 @@ class NodeCore:
         mourners = {victim: True for victim in worker.victims if self._alive(victim)}
         notice = WorkerDied(peer, worker.pid, status, owner, seq, attempt, worker.reason or reason, tail)
         notice.over = box is not None and box.over
+        notice.detail = worker.detail
         self._effects += [Send(victim, notice) for victim in mourners]
         self._client_died(peer, mourners)
         self.groups.client_gone(peer, now)
@@ -417,9 +434,9 @@ class NodeCore:
         if worker is not None and worker.job and self._alive(worker.job):
             self._effects.append(Send(worker.job, Log(worker.pid, name, stream, text)))
 
-    def store_report(self, used: int, capacity: int) -> None:
-        """Note how full the store is, in bytes, for the status."""
-        self._store = (used, capacity)
+    def store_report(self, used: int, capacity: int, spilled: int) -> None:
+        """Note how full the store is and how much lies on disk, in bytes, for the status."""
+        self._store = (used, capacity, spilled)
 
     def segments_in_use(self) -> list[int]:
         """Return the segments that shared objects lie in."""
@@ -502,7 +519,7 @@ class NodeCore:
         sane = [(shape, workers) for shape, workers in backlog if isinstance(shape, dict)]
         if node in self.neighbours.totals and node not in self.neighbours.foreign:
             self.groups.heard(node, load, now)
-            self.lending.backlog(node, sane, {} if self._draining else self.matchmaking.spare())
+            self.lending.backlog(node, sane, self._spare_now())
 
     def drain(self, now: float) -> None:
         """Take no more work of other hosts, and give back what has not started."""
@@ -551,29 +568,38 @@ class NodeCore:
         self.lending.lend()
         for demand in [demand for demand in self.matchmaking.demands.values() if demand.far and demand.overflow > 0]:
             self.lending.hand_back(demand)
-        if not self._draining:
-            self.lending.offer(self.matchmaking.spare())
+        self.lending.offer(self._spare_now())
         shapes = [demand.key for demand in self.matchmaking.own() if demand.overflow > 0]
         urgent = any(shape not in self._told_shapes for shape in shapes)
         if urgent or (self._told_shapes and not shapes):
             self._told_shapes = shapes
             self._announce(self.load(), now, urgent)
 
+    def _spare_now(self) -> Shape:
+        """Return what other nodes may use here."""
+        return {} if self._draining or self.pressure.short else self.matchmaking.spare()
+
+    def memory(self, used: float, told: Callable[[int, int], tuple[int, str, bool]], now: float) -> None:
+        """So much of the memory is in use, 0 to 1. `told` tells of (pid, slot) what Pressure.victim wants to know."""
+        if self.pressure.sample(used):
+            self.matchmaking.match(now)
+        victim = self.pressure.victim(list(self.matchmaking.workers.values()), self._executing, told, now)
+        if victim is not None:
+            self._effects.append(KillProcess(victim))
+
     # Outputs.
 
     def load(self) -> dict[str, Any]:
         """Return what gossip tells all members of this one."""
-        return load(self.resources, self.matchmaking, self._store, len(self.directory))
+        return load(self.resources, self.matchmaking, self._store[:2], len(self.directory))
 
     def status(self, now: float) -> dict[str, Any]:
         """Return what StatusReply carries; amounts in natural units."""
         del now
-        told = {"node": self.node.hex(), "pid": self._pid} | status(self.resources, self.matchmaking)
+        told = {"node": self.node.hex(), "pid": self._pid}
+        told |= status(self.resources, self.matchmaking, self._clients, self._store)
         return told | {
-            "clients": [
-                {"peer": peer.hex(), "kind": client.kind, "pid": client.pid} for peer, client in self._clients.items()
-            ],
-            "store": {"used": self._store[0], "capacity": self._store[1]},
+            "memory_used": round(self.pressure.used, 3),
             "objects": len(self.directory),
             "copies": len(self.copies),
             "placement_groups": self.groups.placement.describe(),

@@ -79,17 +79,6 @@ def shape_key(shape: Shape) -> ShapeKey:
     return tuple(sorted((name, amount) for name, amount in shape.items() if amount))
 
 
-@dataclass(slots=True)
-class Executing:
-    """What a worker's black box names: the task it executes, or, if `over`, the last it did."""
-
-    owner: PeerID
-    seq: int
-    attempt: int
-    job: PeerID
-    over: bool = False
-
-
 class Spec:
     """One function with one set of options, as a client calls it; sent to each thief once.
 
@@ -104,14 +93,17 @@ class Spec:
         "held",
         "index",
         "job",
+        "made_at",
         "max_retries",
         "name",
         "num_returns",
+        "oom_retries",
         "options",
         "peak_s",
         "priority",
         "shape",
         "shape_key",
+        "stores",
         "timeout_s",
     )
 
@@ -127,10 +119,12 @@ class Spec:
         digest: bytes = b"",
         blob: bytes = b"",
         max_retries: int = 3,
+        oom_retries: int = 1,
         timeout_s: float | None = None,
         priority: int = 0,
         held: tuple[Any, ...] = (),
         fallback: Shape | None = None,
+        made_at: str = "",
     ) -> None:
         self.index = index
         self.job = job
@@ -142,11 +136,14 @@ class Spec:
         self.shape = shape
         self.shape_key = shape_key(shape)
         self.max_retries = max_retries
+        self.oom_retries = oom_retries
         self.timeout_s = timeout_s
         self.priority = priority
         self.alone = max_retries == 0 or timeout_s is not None
         self.peak_s: float | None = None
         self.fallback = fallback  # the shape to take if no node of the mesh has this one
+        self.made_at = made_at  # file:line of its first call
+        self.stores = False  # it gave a large result: where its calls are made is of interest
         self.held = held  # entries of refs the function captured: held as long as the spec
 
 
@@ -166,7 +163,7 @@ class Copy:
 class Share:
     """What an entry needs once more than this process has to do with it."""
 
-    __slots__ = ("clean", "copy", "holds", "inside", "oid", "pins", "promoted", "readers", "sent")
+    __slots__ = ("clean", "copy", "holds", "inside", "made_at", "oid", "pins", "promoted", "readers", "sent")
 
     def __init__(self, oid: ObjectID | None = None) -> None:
         self.oid = oid  # of a borrowed entry; an own one has its seq and index
@@ -177,6 +174,7 @@ class Share:
         self.inside: list[Entry] = []  # entries of refs inside the value, held until this one is freed
         self.copy: Copy | None = None  # on this host, of bytes that lie on another
         self.clean = True  # no reader ever died: its segment may be written again
+        self.made_at = ""  # file:line of the call that made it, if it is large
         self.sent = False  # a Fetch for it is under way
 
 
@@ -303,3 +301,24 @@ class Queue:
         self.peak = 0  # most workers that were of use since the timer was set
         self.timer = 0  # set while told may be too high
         self.spec: Spec | None = None  # of the last task pushed, for its job
+
+
+@dataclass(slots=True)
+class Executing:
+    """What a worker's black box names: the task it executes, or, if `over`, the last it did."""
+
+    owner: PeerID
+    seq: int
+    attempt: int
+    job: PeerID
+    over: bool = False
+    start_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Client:
+    """A process that said Hello and is alive."""
+
+    kind: str
+    pid: int
+    config: dict[str, Any] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Effect, Recycle, Resolved, Send
-from zmesh.core.records import Copy, Entry, Share
+from zmesh.core.records import Copy, Entry, Share, Spec
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer, object_id, split_object_id
 from zmesh.wire.messages import (
     ERROR,
@@ -49,14 +49,16 @@ class References:
         node: PeerID of this host's node.
         effects: where messages and recycling are appended, in order.
         pulls: copies of what lies on other hosts.
+        catalog: stored objects of this process.
     """
 
-    def __init__(self, me: PeerID, node: PeerID, effects: list[Effect], pulls: Any) -> None:
+    def __init__(self, me: PeerID, node: PeerID, effects: list[Effect], pulls: Any, catalog: Any) -> None:
         self._me = me
         self._node = node
         self._effects = effects
         self._pulls = pulls
         self._requests = 0
+        self.catalog = catalog
         self.moved: dict[PeerID, bool] = {}  # {what this process was called before it became another node's: True}
         self._tickets: dict[int, Entry] = {}  # {request: entry that resolves when the node answers}
         self._lent: dict[tuple[int, int], Entry] = {}  # {(seq, index): own entry somebody else may name}
@@ -129,6 +131,8 @@ class References:
             return
         self._lent.pop((entry.seq, entry.index), None)
         self._away.pop((entry.seq, entry.index), None)
+        if status == STORED:
+            self.catalog.remove(entry)
         if share is not None and share.promoted:
             if share.holds:
                 oid = object_id(self._me, entry.seq, entry.index)
@@ -151,6 +155,11 @@ class References:
         return (segment, nbytes, self._me) if producer in self.moved else location
 
     # What others hold of ours.
+
+    def listed(self) -> list[Any]:
+        """Return what Objects tells of what this process owns."""
+        rows: list[Any] = self.catalog.rows(self._lent.values(), self.oid)
+        return rows
 
     def lend(self, entry: Entry) -> Key:
         """Return the key under which a thief names this dependency in Done.kept."""
@@ -271,9 +280,11 @@ class References:
             return entry.share.oid
         return object_id(self._me, entry.seq, entry.index)
 
-    def resolved(self, entry: Entry) -> None:
+    def resolved(self, entry: Entry, maker: Spec | None = None) -> None:
         """An own entry got its value: tell the node if others wait there, free it if nobody wants it."""
         share = entry.share
+        if entry.status == STORED and entry.refs:
+            self.catalog.add(entry, maker)
         if share is not None and share.promoted:
             inside = [self.oid(inner) for inner in share.inside]
             self._effects.append(Send(self._node, Resolve([(self.oid(entry), entry.status, entry.value, inside)])))

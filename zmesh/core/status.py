@@ -30,9 +30,11 @@ def load(resources: Any, matchmaking: Any, store: tuple[int, int], objects: int)
     }
 
 
-def status(resources: Any, matchmaking: Any) -> dict[str, Any]:
-    """Return the part of a StatusReply that tells of resources, workers and demands."""
+def status(resources: Any, matchmaking: Any, clients: Any, store: tuple[int, int, int]) -> dict[str, Any]:
+    """Return the part of a StatusReply that tells of this host: resources, store, and who runs here."""
     return {
+        "clients": [{"peer": peer.hex(), "kind": one.kind, "pid": one.pid} for peer, one in clients.items()],
+        "store": dict(zip(("used", "capacity", "spilled"), store, strict=True)),
         "resources": {"total": natural(resources.total), "available": natural(resources.available)},
         "workers": [_worker(worker, matchmaking.executes(worker)) for worker in matchmaking.workers.values()],
         "demands": [_demand(demand) for demand in matchmaking.demands.values()],

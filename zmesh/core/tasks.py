@@ -48,7 +48,7 @@ class Tasks:
         forget: a queued task was cancelled.
         drop: lets go of one reference to an entry.
         fetch: asks for the value of a borrowed entry.
-        settled: an own entry got its value.
+        settled: an own entry got its value, from a task of that spec.
         free: frees the segment of a result nobody accepts.
         inside: notes the references inside a value that arrived.
         waited: collects resolved entries that somebody waits for.
@@ -63,7 +63,7 @@ class Tasks:
         forget: Callable[[Task], None],
         drop: Callable[[Entry], None],
         fetch: Callable[[Entry], None],
-        settled: Callable[[Entry], None],
+        settled: Callable[[Entry, Spec], None],
         free: Callable[[Any], None],
         inside: Callable[[Entry, list[bytes]], None],
         waited: list[Entry],
@@ -81,6 +81,7 @@ class Tasks:
         self._dependents: dict[int, list[Task]] = {}  # {id() of a pending entry: tasks that wait for it}
         self.retried: dict[int, Task] = {}  # {seq: task} charged at least once and unresolved
         self.parents: dict[Any, list[Task]] = {}  # {parent task: its unresolved children}, in a worker
+        self._oom_kills: dict[int, int] = {}  # {seq of one in `retried`: how often memory ran out while it ran}
         self.many: dict[int, Task] = {}  # {seq: unresolved task with other than one result}
         self.open = 0  # unresolved tasks
 
@@ -169,7 +170,7 @@ class Tasks:
         for output, (status, value, inside) in zip(task.outputs, values, strict=True):
             if inside:
                 self._inside(output, inside)
-            self._set(output, status, value)
+            self._set(output, status, value, task.spec)
         self.resolve(task, INLINE, None)
 
     def item(self, task: Task, item: Any) -> None:
@@ -187,7 +188,7 @@ class Tasks:
         task.outputs.append(output)
         if not task.refs:
             output.refs = 0  # the generator is gone: nobody will take it
-        self._set(output, status, value)
+        self._set(output, status, value, task.spec)
         if task.waiter is not None:
             self._waited.append(task)
 
@@ -199,12 +200,12 @@ class Tasks:
         else:
             self.resolve(task, INLINE, None)
 
-    def _set(self, entry: Entry, status: int, value: Any) -> None:
+    def _set(self, entry: Entry, status: int, value: Any, maker: Spec) -> None:
         entry.status = status
         entry.value = value
         if entry.waiter is not None:
             self._waited.append(entry)
-        self._settled(entry)
+        self._settled(entry, maker)
 
     def resolve(self, task: Task, status: int, value: Any) -> None:
         """Give the task its one outcome; an error also goes to each of its outputs that has none."""
@@ -216,6 +217,7 @@ class Tasks:
         task.args = None
         if task.attempt:
             self.retried.pop(task.seq, None)
+            self._oom_kills.pop(task.seq, None)
         if task.timer:
             self._timers.cancel(task.timer)
         if task.parent is not None:
@@ -230,7 +232,7 @@ class Tasks:
         if task.waiter is not None:
             self._waited.append(task)
         if task.share is not None or status == STORED:
-            self._settled(task)
+            self._settled(task, task.spec)
         inputs = task.inputs
         if inputs is not None:
             task.inputs = None
@@ -245,12 +247,20 @@ class Tasks:
             task.outputs.append(Entry(task.seq, len(task.outputs), refs=1 if task.refs else 0))
         for output in task.outputs:
             if output.status == PENDING:
-                self._set(output, status, value)
+                self._set(output, status, value, task.spec)
 
     # Retries, deaths, time limits.
 
     def _may_retry(self, task: Task) -> bool:
-        return task.spec.max_retries < 0 or task.attempt < task.spec.max_retries
+        # What memory cost has a count of its own.
+        return task.spec.max_retries < 0 or task.attempt - self._oom_kills.get(task.seq, 0) < task.spec.max_retries
+
+    def _may_retry_for_memory(self, task: Task) -> bool:
+        kills = self._oom_kills.get(task.seq, 0)
+        if not task.spec.max_retries or 0 <= task.spec.oom_retries <= kills:
+            return False
+        self._oom_kills[task.seq] = kills + 1
+        return True
 
     def _retry(self, task: Task, now: float) -> None:
         if task.timer:
@@ -261,20 +271,29 @@ class Tasks:
         self._push(task, now, True)
 
     def worker_died(
-        self, task: Task, pid: int, how: tuple[int | None, str | None, str], reason: str, tail: str, now: float
+        self,
+        task: Task,
+        pid: int,
+        how: tuple[int | None, str | None, str],
+        reason: str,
+        tail: str,
+        now: float,
+        *,
+        detail: str = "",
     ) -> None:
         """The worker died while it executed this task: charge it, and retry or fail it.
 
         Args:
             how: (exit code, signal name, text).
             reason: why the node killed it, "" if it did not.
+            detail: the same at length.
         """
         if task.cancelled:
             self._cancelled(task)
         elif reason == "group":
             text = f"{task.spec.name} was ended, as its placement group was removed"
             self.resolve(task, ERROR, ("TaskPlacementGroupRemovedError", text, {}))
-        elif self._may_retry(task):
+        elif self._may_retry_for_memory(task) if reason == "oom" else self._may_retry(task):
             self._retry(task, now)
             return
         else:
@@ -286,7 +305,7 @@ class Tasks:
                 text = f"was killed, as the task ran longer than timeout={task.spec.timeout_s:g} s"
             elif reason == "oom":
                 name = "OutOfMemoryError"
-                text = "was killed by the kernel for want of memory"
+                text = detail or "was killed by the kernel for want of memory"
             attributes = {
                 "exit_code": exit_code,
                 "signal_name": signal_name,

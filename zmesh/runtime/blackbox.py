@@ -1,4 +1,4 @@
-"""The black box of each worker: 64 bytes shared with the node that name the task it executes right now.
+"""The black box of each worker: memory shared with the node that names the task it executes right now.
 
 Written before user code is entered and cleared after it. After a death the node reads what was executing; before a
 kill it makes sure that it still is. One mapping for all workers, made by the node before the forkserver is forked.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from zmesh.wire.ids import PeerID
 
 BOX_BYTES = 64
+LABEL_BYTES = 128  # of the function, written only when that is another
 _BOX = struct.Struct("=IIQ16s16sd")  # generation, attempt, seq, owner, job, start time
 _GENERATION = struct.Struct("=I")
 _READ_TRIES = 100
@@ -38,7 +39,7 @@ class BlackBoxes:
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
-        self._memory = mmap.mmap(-1, BOX_BYTES * slots)
+        self._memory = mmap.mmap(-1, (BOX_BYTES + LABEL_BYTES) * slots)
 
     def entering(self, slot: int) -> Callable[[PeerID, int, int, PeerID, float], None]:
         """Return the worker's function to call before user code: (owner, seq, attempt, job, start time).
@@ -68,6 +69,19 @@ class BlackBoxes:
 
         return leave
 
+    def labelling(self, slot: int) -> Callable[[str, bool], None]:
+        """Return the worker's function that says which function it enters next: (name, whether it may be retried)."""
+        memory, at = self._memory, self._label_of(slot)
+
+        def label(name: str, retryable: bool) -> None:
+            text = name.encode(errors="replace")[: LABEL_BYTES - 2]
+            memory[at : at + LABEL_BYTES] = bytes([retryable, len(text)]) + text.ljust(LABEL_BYTES - 2, b"\0")
+
+        return label
+
+    def _label_of(self, slot: int) -> int:
+        return BOX_BYTES * self.slots + LABEL_BYTES * slot
+
     def read(self, slot: int) -> Box | None:
         """Return what the worker in this slot executes or executed last. Node only; any moment.
 
@@ -80,6 +94,12 @@ class BlackBoxes:
             if state and _GENERATION.unpack_from(self._memory, at)[0] == generation:
                 return Box(owner, seq, attempt, job, start_s, state == _OVER)
         return None
+
+    def label(self, slot: int) -> tuple[str, bool]:
+        """Return (name, whether it may be retried) of the function the worker runs or ran last. Node only."""
+        at = self._label_of(slot)
+        retryable, length = self._memory[at], self._memory[at + 1]
+        return self._memory[at + 2 : at + 2 + length].decode(errors="replace"), bool(retryable)
 
     def clear(self, slot: int) -> None:
         """Forget what a dead worker left. Node only."""

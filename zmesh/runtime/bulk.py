@@ -56,6 +56,7 @@ class Mapped:
     nbytes: int
     here: dict[int, bool] | None  # {offset: True} received so far; None: all there is
     used_s: float
+    place: int  # the segment of this host it lies in
     parked: list[tuple[bytes, int, int]] = field(default_factory=list)  # (who, offset, length) asked for too early
     codec: int = 0
     served: int = 0  # chunks
@@ -66,7 +67,8 @@ class Bulk:
 
     Args:
         accepted: {client key: key id} of the gate; replaced as a whole by `rekey`.
-        open_segment: asked in the loop thread for the bytes of (object, segment): a descriptor to keep, or None.
+        open_segment: asked in the loop thread for the bytes of (object, segment): tells, now or later, a descriptor to
+            keep, or -1, and the segment of this host they lie in.
         arrived: told in the loop thread that a transfer is over: (object, error).
 
     Raises:
@@ -80,7 +82,7 @@ class Bulk:
         port: int,
         keys: list[CurveKeys],
         accepted: dict[bytes, str],
-        open_segment: Callable[[ObjectID, int], int | None],
+        open_segment: Callable[[ObjectID, int, Callable[[int, int], None]], None],
         arrived: Callable[[ObjectID, str], None],
     ) -> None:
         self._me = me
@@ -167,6 +169,10 @@ class Bulk:
     def forget(self, place: int) -> None:
         """That segment of ours is gone for good."""
         self._order(lambda: self._forget_place(place))
+
+    def unmap(self, segments: list[int], then: Callable[[list[int], list[int]], None]) -> None:
+        """Let go of these segments; `then` gets those that are, and those that are in use, in the loop thread."""
+        self._order(lambda: self._unmap(segments, then))
 
     def take_keys(self, keys: list[CurveKeys], accepted: dict[bytes, str]) -> None:
         """These are the keys from now on, and those that are accepted."""
@@ -296,7 +302,7 @@ class Bulk:
             return
         finally:
             os.close(fd)
-        self._objects[oid] = Mapped(view, nbytes, {}, monotonic())
+        self._objects[oid] = Mapped(view, nbytes, {}, monotonic(), place)
         self._receiver.start(oid, segment, nbytes, origin, monotonic())
 
     def _ask(self, ask: Ask) -> None:
@@ -388,6 +394,25 @@ class Bulk:
     def _forget_place(self, place: int) -> None:
         self._places.pop(place, None)
 
+    def _unmap(self, segments: list[int], then: Callable[[list[int], list[int]], None]) -> None:
+        now = monotonic()
+        busy: dict[int, bool] = {}
+        idle: list[ObjectID] = []
+        for oid, mapped in self._objects.items():
+            if mapped.place in segments:
+                if mapped.here is not None or mapped.parked or now - mapped.used_s < LOOK_S:
+                    busy[mapped.place] = True
+                else:
+                    idle.append(oid)
+        for oid in idle:
+            if self._objects[oid].place not in busy:
+                del self._objects[oid]
+        closed = [segment for segment in segments if segment not in busy]
+        for segment in closed:
+            self._sources.pop(segment, None)
+            self._places.pop(segment, None)
+        self._answer(lambda: then(closed, list(busy)))
+
     def _drop(self, oid: ObjectID) -> None:
         self._receiver.stop(oid, monotonic())
         self._objects.pop(oid, None)
@@ -437,18 +462,17 @@ class Bulk:
 
     def _open(self, oid: ObjectID, segment: int) -> None:
         """In the loop thread: find the bytes somebody asks for."""
-        fd = self._open_segment(oid, segment)
-        self._order(lambda: self._opened(oid, segment, fd))
+        self._open_segment(oid, segment, lambda fd, place: self._order(lambda: self._opened(oid, place, fd)))
 
-    def _opened(self, oid: ObjectID, segment: int, fd: int | None) -> None:
+    def _opened(self, oid: ObjectID, place: int, fd: int) -> None:
         waiting = self._opening.pop(oid, [])
-        if fd is not None:
+        if fd >= 0:
             try:
-                known = self._sources.get(segment)
+                known = self._sources.get(place)
                 size = os.fstat(fd).st_size
                 view = known[0] if known is not None else memoryview(mmap.mmap(fd, size, prot=mmap.PROT_READ))
-                self._sources[segment] = (view, monotonic())
-                self._objects.setdefault(oid, Mapped(view, size, None, monotonic()))
+                self._sources[place] = (view, monotonic())
+                self._objects.setdefault(oid, Mapped(view, size, None, monotonic(), place))
             except OSError:
                 fd_failed = True
             else:
@@ -456,7 +480,7 @@ class Bulk:
             os.close(fd)
             if not fd_failed:
                 for who, offset, length, insist in waiting:
-                    self._requested(who, oid, segment, offset, length, insist)
+                    self._requested(who, oid, place, offset, length, insist)
                 return
         for who, _, _, _ in waiting:
             self._say(who, b"E", oid, b"its node let go of it, or never heard of it")

@@ -1,5 +1,7 @@
 """The arguments of a call as bytes: a pickled (args, kwargs) in which top-level refs are placeholders."""
 
+import sys
+from types import FrameType
 from typing import Any
 
 from zmesh.runtime import serialization
@@ -35,6 +37,14 @@ def pack_plain(args: tuple[Any, ...]) -> bytes | None:
 def pack_plain_value(value: Any) -> bytes | None:
     """Return the bytes of a result, or None if plain pickle will not do."""
     return _dumps(value) if type(value) in _PLAIN else None
+
+
+def call_site() -> str:
+    """Return file:line of the user's code that called us; "" if there is none."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and str(frame.f_globals.get("__name__", "")).startswith("zmesh."):
+        frame = frame.f_back
+    return "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def fill(values: tuple[Any, ...], found: list[Any]) -> tuple[Any, ...]:

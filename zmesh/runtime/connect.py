@@ -55,6 +55,7 @@ class DriverSession(Session):
         sockets = ClientSockets(me, node_peer(node_id), run_dir.socket_of)
         handlers: dict[type[Any], Callable[[Any], None]] = {
             fx.Recycle: self.recycle,
+            fx.UnmapSegments: lambda effect: self.store.unmap(effect.segments),
             fx.Show: show if log_to_driver else lambda effect: None,
             fx.Warn: lambda effect: _log.warning("%s", effect.text),
             fx.DialNode: self._dial_node,

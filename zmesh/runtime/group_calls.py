@@ -23,7 +23,7 @@ class GroupCalls:
         with self.reactor.lock:
             group: bytes = self.core.node[:NODE_ID_BYTES] + os.urandom(GROUP_ID_BYTES - NODE_ID_BYTES)
             ticket = self.core.groups.create(group, self.job, name, strategy, bundles)
-        self._redeem(ticket)
+        self.redeem(ticket)
         return group
 
     def remove_group(self: Any, group: bytes) -> None:
@@ -31,7 +31,7 @@ class GroupCalls:
         self.reactor.check_usable()
         with self.reactor.lock:
             ticket = self.core.groups.remove(group)
-        self._redeem(ticket)
+        self.redeem(ticket)
 
     def group_ready(self: Any, group: bytes, value: Any) -> ObjectRef[Any]:
         """Return a ref that gets `value` once the group has all its bundles."""

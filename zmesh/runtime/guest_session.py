@@ -43,6 +43,7 @@ class GuestSession(Session):
         self._guest = core
         handlers: dict[type[Any], Callable[[Any], None]] = {
             fx.Recycle: self.recycle,
+            fx.UnmapSegments: lambda effect: None,  # what it reads are copies of its own
             fx.Show: show if log_to_driver else lambda effect: None,
             fx.Warn: lambda effect: _log.warning("%s", effect.text),
             fx.Dial: sockets.dial,

@@ -4,7 +4,7 @@ The same calls as runtime/store.py. What this process wrote it keeps until nobod
 another node when its own dies; what it reads it keeps as long as there are views.
 
     guest to node, each a msgpack list       node to guest
-    [n, "make", segment, size]               [n] or, if the store is full, [n, used, capacity, segments]
+    [n, "make", segment, size]               [n] or, if the store is full, [n, used, capacity, segments, why]
     [n, "write", segment, offset, bytes]     [n]
     [n, "read", segment, offset, nbytes]     [n, bytes] or, if it is lost, [n]
     [0, "unregister", [segment]]             no answer
@@ -78,7 +78,8 @@ class GuestStore:
 
     def allocate(self, nbytes: int) -> Slab:
         """Return memory for `nbytes`, of this process only until `commit`."""
-        return Slab(secrets.randbits(63), nbytes, memoryview(mmap.mmap(-1, nbytes)))
+        memory = mmap.mmap(-1, nbytes)
+        return Slab(secrets.randbits(63), nbytes, memory, memoryview(memory))
 
     def commit(self, slab: Slab, nbytes: int) -> None:
         """Bring what was written to the node's host; waits for it, and up to FULL_WAIT_S for room.
@@ -96,11 +97,11 @@ class GuestStore:
             if upload.trouble is None:
                 return
             if upload.trouble is not _LOST and monotonic() >= deadline:
-                used, capacity, segments = upload.trouble
+                used, capacity, segments, spilling = upload.trouble
                 raise full(
                     f"on the host of the node; {max(capacity - used, 0):,} of {capacity:,} are free, {segments:,} "
                     "segments are in use. Raise --store-memory or drop references.",
-                    nbytes, max(capacity - used, 0), capacity,
+                    nbytes, max(capacity - used, 0), capacity, spilling,
                 )  # fmt: skip
             sleep(FULL_PAUSE_S)
 

@@ -3,9 +3,12 @@
 import os
 import re
 import socket
+import stat
 import sys
+from dataclasses import dataclass
 from typing import Any
 
+from zmesh.core.pressure import KILL_AT, STEADY_AT
 from zmesh.exceptions import ConfigError
 
 UNIT = 10_000
@@ -13,6 +16,8 @@ DEFAULT_PORT = 27700  # P; P + 1 and P + 2 are used too. Source: below ip_local_
 PORTS = range(DEFAULT_PORT, DEFAULT_PORT + 1000, 10)  # tried in turn, if none was named: several nodes of one machine
 WILDCARDS = ("0.0.0" + ".0", "::", "*")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
+COMPRESSIONS = ("none", "lz4")
+SPILL_BYTES_MAX = 1 << 62  # by default only the disk itself is the limit
 STORE_FRACTION = 0.3  # of physical memory. Source: Ray's default, which users know
 
 
@@ -184,6 +189,85 @@ def store_bytes(settings: dict[str, Any]) -> int:
     if given > memory_bytes():
         raise ConfigError(f"the object store cannot have {given:,} bytes: this machine has {memory_bytes():,} in all")
     return given
+
+
+@dataclass(frozen=True)
+class SpillSettings:
+    """Where cold objects go when the store is full."""
+
+    directory: str
+    bytes_max: int  # 0: nowhere
+    compression: str
+
+
+def spill_settings(settings: dict[str, Any]) -> SpillSettings:
+    """Return where objects are spilled to, and how much; the directory is made if need be.
+
+    Raises:
+        ConfigError: the directory cannot be written, or a value makes no sense.
+    """
+    compression = settings.get("spill_compression") or "none"
+    if compression not in COMPRESSIONS:
+        raise ConfigError(f"spill_compression must be one of {', '.join(COMPRESSIONS)}, not {compression!r}")
+    bytes_max = settings.get("spill_bytes_max")
+    if bytes_max is not None and (not isinstance(bytes_max, int) or bytes_max < 0):
+        raise ConfigError(f"spill_bytes_max must be bytes from 0 (nothing is spilled), or None, not {bytes_max!r}")
+    if bytes_max is None:
+        bytes_max = SPILL_BYTES_MAX
+    given = settings.get("spill_directory")
+    if given:
+        if bytes_max and not _usable(given):
+            raise ConfigError(f"spill_directory {given!r} must be a directory that this user may write to")
+        return SpillSettings(given, bytes_max, compression)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    usable = [path for path in (f"{cache}/zmesh", f"/var/tmp/zmesh-{os.getuid()}") if _usable(path)]
+    found = next((path for path in usable if not _in_memory(path)), next(iter(usable), ""))
+    return SpillSettings(found, bytes_max if found else 0, compression)
+
+
+def _usable(path: str) -> bool:
+    """Whether that is a directory of ours for files, made if need be."""
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+        return stat.S_ISDIR(os.stat(path).st_mode) and os.access(path, os.W_OK | os.X_OK)
+    except OSError:
+        return False
+
+
+def _in_memory(path: str) -> bool:
+    """Whether files there take memory: what is spilled would gain nothing."""
+    device = os.stat(path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo") as file:
+            mounts = [line.split(" - ") for line in file]
+    except OSError:
+        return False
+    return any(left.split()[2] == number and right.split()[0] in ("tmpfs", "ramfs") for left, right in mounts)
+
+
+def memory_limit(settings: dict[str, Any]) -> int:
+    """Return how much memory the workers of a node may use together, in bytes; 0: all there is.
+
+    Raises:
+        ConfigError: it is no number of bytes.
+    """
+    given = settings.get("memory_limit") or 0
+    if not isinstance(given, int) or given < 0:
+        raise ConfigError(f"memory_limit must be bytes, not {given!r}")
+    return given
+
+
+def memory_shares(settings: dict[str, Any]) -> tuple[float, float]:
+    """Return from which share of the memory on a node takes no more work, and from which on it kills tasks.
+
+    Raises:
+        ConfigError: they are no shares, or not in this order.
+    """
+    steady, kill = settings.get("memory_steady_at", STEADY_AT), settings.get("memory_kill_at", KILL_AT)
+    if not (isinstance(steady, int | float) and isinstance(kill, int | float) and 0 < steady <= kill):
+        raise ConfigError(f"0 < memory_steady_at <= memory_kill_at must hold, not {steady!r} and {kill!r}")
+    return steady, kill
 
 
 def oom_kills() -> int:

@@ -17,6 +17,7 @@ from zmesh.core.effects import Address
 from zmesh.core.membership import Membership
 from zmesh.core.node import NodeCore
 from zmesh.core.shortcuts import LINK_NAME_BYTES, Parcel
+from zmesh.core.spilling import FULL
 from zmesh.core.status import labels, natural
 from zmesh.core.timers import Timers
 from zmesh.exceptions import ConfigError, RemoteProtocolError
@@ -79,8 +80,8 @@ class Mesh:
         self._load_s = 0.0
         self._versions: dict[str, bool] = {}  # of Python, that were warned of
         self._copies: dict[ObjectID, tuple[int, int, int]] = {}  # {object: (segment, bytes of it, nbytes)}
-        self._crowded: dict[ObjectID, bool] = {}  # {object that found no room, and tries once more: True}
-        self._spare: dict[int, list[int]] = {}  # {bytes: segments of dropped copies}
+        self._crowded: dict[ObjectID, bool] = {}  # {object that found no room before others were dropped: True}
+        self._spare: dict[int, int] = {}  # {segment of a dropped copy: its bytes}
         self._spare_bytes = 0
         host, port = settings["host"], settings["port"]
         self.address = machine.parse_address(settings["advertise"], port) if settings.get("advertise") else (host, port)
@@ -332,9 +333,9 @@ class Mesh:
         if to == self._me:
             self._deliver(source, effect.frame)
         elif to == self._store:
-            answer = self._segments.serve_guest(source, effect.frame)
-            if answer:
-                self._core.forward(to, source, answer, monotonic())
+            self._segments.serve_guest(
+                source, effect.frame, lambda answer: self._core.forward(to, source, answer, monotonic())
+            )
         elif to[:NODE_ID_BYTES] == self._core.node and not is_guest(to):
             self._relay(to, source, effect.frame)
         else:
@@ -358,26 +359,32 @@ class Mesh:
 
     def _fetch_copy(self, effect: fx.FetchCopy) -> None:
         size = class_bytes(effect.nbytes)
-        fd = -1
-        spare = self._spare.get(size)
-        if spare:
-            segment = spare.pop()
+        segment = next((segment for segment, spare in self._spare.items() if spare == size), 0)
+        if segment:
+            del self._spare[segment]
             self._spare_bytes -= size
-            kept = self._segments.descriptor(segment)
-            fd = os.dup(kept) if kept is not None else -1
-        if fd < 0:
-            segment, fd = self._segments.make(size, self._me)
-        if fd < 0 and effect.oid not in self._crowded:
+            self._fill(effect, size, segment, self._segments.reuse(segment))
+            return
+
+        def made(segment: int, why: str) -> None:
+            if segment:
+                self._segments.open(segment, self._me, lambda fd: self._fill(effect, size, segment, os.dup(fd)))
+                return
+            used, capacity = self._segments.used_bytes, self._segments.ledger.capacity_bytes
+            error = f"{size:,} bytes do not fit into the store of this host, where {used:,} of {capacity:,} are in use"
+            self._core.fetched(effect.oid, None, error if why == FULL else f"{error}: {why}", monotonic())
+
+        crowded = self._segments.used_bytes + size > self._segments.ledger.capacity_bytes
+        if crowded and effect.oid not in self._crowded:
             self._crowded[effect.oid] = True
             self.trim()
             self._effects.append(effect)  # after what trim() asks for
             return
         self._crowded.pop(effect.oid, None)
-        if fd < 0:
-            used, capacity = self._segments.used_bytes, self._segments.capacity_bytes
-            why = f"{size:,} bytes do not fit into the store of this host, where {used:,} of {capacity:,} are in use"
-            self._core.fetched(effect.oid, None, why, monotonic())
-            return
+        self._segments.make(size, self._me, made, mapped=True)
+
+    def _fill(self, effect: fx.FetchCopy, size: int, segment: int, fd: int) -> None:
+        """Fetch an object's bytes into a segment of ours; the descriptor is the bulk thread's from now on."""
         self._copies[effect.oid] = (segment, size, effect.nbytes)
         origin = effect.producer[:NODE_ID_BYTES]
         self._bulk.fetch(effect.oid, effect.segment, effect.nbytes, origin, fd, size, segment)
@@ -392,14 +399,16 @@ class Mesh:
             self._drop_segment(segment)
             self._core.fetched(oid, None, error, monotonic())
         else:
+            self._segments.fill(segment)
             self._core.fetched(oid, (segment, nbytes, self._me), "", monotonic())
 
     def _drop_copies(self, effect: fx.DropCopies) -> None:
         for oid in effect.oids:
             segment, size, _ = self._copies.pop(oid)
             self._bulk.drop(oid)
-            if effect.clean and self._spare_bytes + size <= self._segments.capacity_bytes // SPARE_BYTES_SHARE:
-                self._spare.setdefault(size, []).append(segment)
+            fits = self._spare_bytes + size <= self._segments.ledger.capacity_bytes // SPARE_BYTES_SHARE
+            if effect.clean and fits and self._segments.ledger.reusable(segment, self._me):
+                self._spare[segment] = size
                 self._spare_bytes += size
             else:
                 self._drop_segment(segment)
@@ -408,23 +417,29 @@ class Mesh:
         self._bulk.forget(segment)
         self._segments.drop([segment])
 
-    def _trim_spare(self, bytes_max: int) -> None:
-        while self._spare_bytes > bytes_max:
-            size, segments = next(iter(self._spare.items()))
-            self._drop_segment(segments.pop())
-            self._spare_bytes -= size
-            if not segments:
-                del self._spare[size]
+    def _drop_spare(self, segment: int) -> None:
+        self._spare_bytes -= self._spare.pop(segment)
+        self._drop_segment(segment)
 
     def trim(self) -> None:
         """The store is full: give back what is kept for later."""
         self._core.copies.make_room()
-        self._trim_spare(0)
+        while self._spare:
+            self._drop_spare(next(iter(self._spare)))
 
-    def _open_segment(self, oid: ObjectID, segment: int) -> int | None:
+    def unmap(self, segments: list[int]) -> None:
+        """The store wants to write these to disk: the bulk thread lets go of those it does not use."""
+        for segment in [segment for segment in segments if segment in self._spare]:
+            segments.remove(segment)
+            self._drop_spare(segment)
+        if segments:
+            self._bulk.unmap(segments, lambda closed, busy: self._segments.closed(self._me, closed, busy))
+
+    def _open_segment(self, oid: ObjectID, segment: int, then: Callable[[int, int], None]) -> None:
+        """Find the bytes somebody asks for: `then` gets a descriptor to keep, or -1, and the segment they lie in."""
         copy = self._copies.get(oid)
-        kept = self._segments.descriptor(copy[0] if copy is not None else segment)
-        return None if kept is None else os.dup(kept)
+        place = copy[0] if copy is not None else segment
+        self._segments.open(place, self._me, lambda fd: then(os.dup(fd) if fd >= 0 else -1, place))
 
     # The end.
 

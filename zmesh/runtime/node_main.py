@@ -21,25 +21,32 @@ from zmesh._version import __version__
 from zmesh.core import effects as fx
 from zmesh.core.logs import LogStream
 from zmesh.core.node import Executing, Limits, NodeCore
+from zmesh.core.pressure import Pressure
 from zmesh.core.timers import Timers
 from zmesh.exceptions import ConfigError, RemoteProtocolError
 from zmesh.runtime import machine
 from zmesh.runtime.blackbox import BlackBoxes
 from zmesh.runtime.forkserver import Ended, ForkServer, Started
+from zmesh.runtime.memory import MemoryGauge, anonymous_bytes
 from zmesh.runtime.processes import open_pidfd, raise_fd_limit
 from zmesh.runtime.rundir import RunDir
 from zmesh.runtime.segments import SegmentServer
+from zmesh.runtime.spill_files import SpillDisk
 from zmesh.runtime.worker_main import run_worker
 from zmesh.wire.codec import decode, encode
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID, is_guest, node_peer
 from zmesh.wire.messages import Trim
+from zmesh.wire.store_messages import Unmap
 
 READ_BYTES_MAX = 64 * 1024  # of a worker's output at a time
 BOX_SLOTS = 1024
+MEMORY_LOOK_S = 0.5
+MEMORY_IDLE_LOOK_S = 2.0  # while no task runs
 JOIN_TIMEOUT_S = 10.0
 DRAIN_S = 30.0  # tasks that run for other hosts may take so long to end when this node is told to stop
 EVACUATE_S = 30.0  # then members may take so long to copy what lies only here
 GOODBYE_S = 1.1  # membership says three times that this node has left
+TRIM_S = 0.1  # between two calls to give back what is kept for later
 LAG_S = 0.25  # a loop that is so late makes this node doubt itself before it accuses others
 
 
@@ -69,14 +76,16 @@ class Node:
         self._forks = forks
         self._boxes = boxes
         self._timers = Timers()
+        self._gauge = MemoryGauge(machine.memory_limit(settings))
+        self._memory_timer = 0
         self._effects: list[fx.Effect] = []
         total = machine.total_resources(settings)
         # Closing the last descriptor of 1 GB takes 180 ms, in which the loop must not stand still.
         self._closing: queue.SimpleQueue[int] = queue.SimpleQueue()
         threading.Thread(target=_close_all, args=(self._closing,), name="zmesh-close", daemon=True).start()
-        self._segments = SegmentServer(
-            run_dir.segments_socket(), machine.store_bytes(settings), close=self._closing.put
-        )
+        self._segments = self._make_store(settings)
+        self._store_timer = 0
+        self._trimmed_s = 0.0
         self.core = NodeCore(
             self.node_id,
             os.getpid(),
@@ -86,8 +95,10 @@ class Node:
             self._timers,
             self._black_box,
             Limits(workers_max=BOX_SLOTS),
+            pressure=Pressure(*machine.memory_shares(settings)),
             reserve=self._segments.reserve,
             release=self._segments.release,
+            segment_state=self._segments.ledger.state,
             announce=self._announce,
             members=lambda: self._mesh.describe(monotonic()) if self._mesh is not None else [],
             addresses=lambda: self._mesh.addresses(),
@@ -107,6 +118,8 @@ class Node:
         if not driver:
             self._open_to_others(settings)
         self._watch(self._socket.fileno(), lambda fd: None)
+        for disk in self._segments.disk_filenos():
+            self._watch(disk, lambda fd: self._segments.disk_done())
         self._watch(forks.fileno(), self._on_reports)
         self._watch_segments()
         self._wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -121,6 +134,17 @@ class Node:
                 raise ConfigError(f"the program with pid {driver}, which this private node is for, is gone")
             self._driver_fd = fd
             self._watch(fd, lambda fd: self._stop())
+
+    def _make_store(self, settings: dict[str, Any]) -> SegmentServer:
+        spill = machine.spill_settings(settings)
+        return SegmentServer(
+            self._run_dir.segments_socket(),
+            machine.store_bytes(settings),
+            close=self._closing.put,
+            disk=SpillDisk(spill.directory, spill.compression) if spill.bytes_max else None,
+            disk_bytes_max=spill.bytes_max,
+            unmap=self._unmap,
+        )
 
     def _handlers_of_effects(self) -> dict[type[Any], Callable[[Any], None]]:
         return {
@@ -256,13 +280,13 @@ class Node:
         """Once around: deadlines, what came, what is to be done."""
         self._timers.tick(monotonic())
         self._carry_out()
-        self.core.store_report(self._segments.used_bytes, self._segments.capacity_bytes)
         mesh = self._mesh
         more = True
         while more or self._effects:
             more = mesh is not None and mesh.drain(monotonic())
             more = self._socket.drain(self._deliver, self._forward) or more
             self._carry_out()
+        self._look_at_store()
         if mesh is not None and mesh.changed:
             self._watch_mesh()
 
@@ -305,11 +329,28 @@ class Node:
 
     def _black_box(self, slot: int) -> Executing | None:
         found = self._boxes.read(slot)
-        return None if found is None else Executing(found.owner, found.seq, found.attempt, found.job, found.over)
+        if found is None:
+            return None
+        return Executing(found.owner, found.seq, found.attempt, found.job, found.over, found.start_s)
+
+    # Memory. Looked at while there are workers: only they can be told to use less.
+
+    def _look_at_memory(self, now: float) -> None:
+        pids = [worker.pid for worker in self.core.matchmaking.workers.values() if worker.pid]
+        anonymous = sum(map(anonymous_bytes, pids)) if self._gauge.limit_bytes else 0
+        self.core.memory(self._gauge.read(anonymous), self._usage, now)
+        workers = self.core.matchmaking.workers.values()
+        wait_s = MEMORY_LOOK_S if any(map(self.core.matchmaking.executes, workers)) else MEMORY_IDLE_LOOK_S
+        self._memory_timer = self._timers.set(now + wait_s, self._look_at_memory) if self._slots else 0
+
+    def _usage(self, pid: int, slot: int) -> tuple[int, str, bool]:
+        return anonymous_bytes(pid), *self._boxes.label(slot)
 
     # Workers.
 
     def _spawn(self, effect: fx.Spawn) -> None:
+        if not self._memory_timer:
+            self._memory_timer = self._timers.set(monotonic() + MEMORY_LOOK_S, self._look_at_memory)
         self._boxes.clear(effect.slot)
         self._slots[effect.peer] = effect.slot
         out, err = self._forks.spawn(effect.peer, effect.slot)
@@ -389,12 +430,34 @@ class Node:
         if fd not in self._segments.filenos():
             self._unwatch(fd)
         self._watch_segments()
-        if self._segments.wants_trim:
-            self._segments.wants_trim = False
+
+    def _look_at_store(self) -> None:
+        """Have others make room for who waits, and come back in time if nobody does."""
+        segments, ledger = self._segments, self._segments.ledger
+        self.core.store_report(ledger.used_bytes, ledger.capacity_bytes, ledger.disk_bytes)
+        if ledger.wants_trim and monotonic() - self._trimmed_s >= TRIM_S:
+            ledger.wants_trim = False
+            self._trimmed_s = monotonic()
             if self._mesh is not None:
                 self._mesh.trim()
             for peer in (*self._pidfds, *self._slots):
                 self._socket.send(peer, encode(Trim()))
+            self._carry_out()
+        due = segments.due()
+        if due is not None and not self._store_timer:
+            self._store_timer = self._timers.set(due, self._look_later)
+
+    def _look_later(self, now: float) -> None:
+        del now
+        self._store_timer = 0
+        self._segments.look()
+
+    def _unmap(self, peer: PeerID, segments: list[int]) -> None:
+        """Ask a process, or our own bulk thread, to let go of segments."""
+        if peer != self._me:
+            self._socket.send(peer, encode(Unmap(segments)))
+        elif self._mesh is not None:
+            self._mesh.unmap(segments)
 
     def _watch_mesh(self) -> None:
         """Sleep on the sockets towards other hosts, as they are now."""
@@ -437,6 +500,7 @@ def _start(settings: dict[str, Any]) -> Node:
     """Take the lock, fork the forkserver, and only then open sockets."""
     machine.total_resources(settings)  # a setting that makes no sense is refused before anything is made
     machine.store_bytes(settings)
+    machine.spill_settings(settings)
     raise_fd_limit()
     run_dir = RunDir.create(settings["name"])
     try:

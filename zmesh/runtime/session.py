@@ -85,6 +85,7 @@ class Session(GroupCalls):
                     shape,
                     num_returns=num_returns,
                     digest=digest,
+                    made_at=calls.call_site(),
                     blob=blob,
                     held=tuple(held),
                     **options,
@@ -107,6 +108,8 @@ class Session(GroupCalls):
             reactor.holder = threading.get_ident()
             now = monotonic()
             task = self.core.submit(spec, payload, inputs, self.depth, now)
+            if spec.stores:
+                self.core.references.share(task).made_at = calls.call_site()
             if now - reactor.last_pump > LOOK_S:
                 reactor.pump(now)
             elif self.core.effects:
@@ -139,9 +142,9 @@ class Session(GroupCalls):
         if packed.nbytes <= INLINE_BYTES_MAX:
             payload = serialization.to_inline(packed)
         else:
-            location = self._store(packed)
+            location, site = self._store(packed), calls.call_site()
             with self.reactor.lock:
-                entry = self.core.put(STORED, location, [])
+                entry = self.core.put(STORED, location, [], site)
                 entry.refs = 0  # the task alone holds it
             held.append(entry)
             payload = (*location, entry.seq)
@@ -177,8 +180,9 @@ class Session(GroupCalls):
             raise LocalProtocolError("put() of an ObjectRef: wrap it in a list if you want to pass the ref itself")
         self.reactor.check_usable()
         status, packed, inside, _ = self.pack_value(value, "value of put()")
+        site = calls.call_site() if status == STORED else ""
         with self.reactor.lock:
-            entry = self.core.put(status, packed, inside)
+            entry = self.core.put(status, packed, inside, site)
         return ObjectRef(entry, self)
 
     def _promote(self, entries: list[Entry]) -> None:
@@ -187,9 +191,10 @@ class Session(GroupCalls):
             return
         with self.reactor.lock:
             ticket = self.core.references.promote(entries)
-        self._redeem(ticket)
+        self.redeem(ticket)
 
-    def _redeem(self, ticket: Entry | None, timeout: float | None = None) -> Any:
+    def redeem(self, ticket: Entry | None, timeout: float | None = None) -> Any:
+        """Wait for the answer to a request to a node, and return it."""
         if ticket is None:
             return None
         self._wait_entries([ticket], 1, timeout)
@@ -446,7 +451,7 @@ class Session(GroupCalls):
             raise build_error(self.core.lost)
         with self.reactor.lock:
             ticket = self.core.ask_status(bytes.fromhex(node) if node else None)
-        answer: dict[str, Any] = self._redeem(ticket, timeout)
+        answer: dict[str, Any] = self.redeem(ticket, timeout)
         return answer
 
     def total_cpus(self) -> float:

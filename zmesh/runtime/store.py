@@ -6,9 +6,11 @@ behind. When a segment is written again or dropped, the core decides; serializat
 Fresh pages cost ten times a copy: a producer keeps its segments ("slabs") mapped and writes them again, by size class.
 
     client to node    [n, "hello", peer]            [n, capacity]
-                      [n, "register", segment]+fd   [n] or, if the store is full, [n, used, capacity, segments]
-                      [n, "open", segment]          [n, size]+fd or, if it is lost, [n]
+                      [n, "register", segment]+fd   [n] or, if the store is full, [n, used, capacity, segments, why]
+                      [n, "open", segment]          [n, size]+fd or, if it is not to be had, [n, kind, why]
                       [0, "unregister", [segment]]  no answer
+                      [0, "closed", [[segment, n]]] no answer: not mapped here any more; n bytes of it are written
+                      [0, "busy", [segment]]        no answer: mapped, and in use
 
 Source: first touch against touched pages in docs/design.md, "Objects"; memfd_create(2), unix(7).
 """
@@ -33,7 +35,15 @@ from typing import Any
 
 import msgpack
 
-from zmesh.exceptions import LocalProtocolError, NodeDiedError, NotRunningError, ObjectLostError, StoreFullError
+from zmesh.core.spilling import FULL, GONE, SPILL
+from zmesh.exceptions import (
+    LocalProtocolError,
+    NodeDiedError,
+    NotRunningError,
+    ObjectLostError,
+    SpillError,
+    StoreFullError,
+)
 from zmesh.wire.ids import PeerID
 
 SLAB_BYTES_MIN = 64 * 1024
@@ -45,7 +55,7 @@ CHANNEL_TIMEOUT_S = 60.0  # a node that is silent for so long will not come back
 DESCRIPTORS_WANTED = 65_536  # each mapping and each segment takes one; 1024, the usual limit, is soon reached
 
 _MESSAGE_BYTES_MAX = 64 * 1024
-_UNREGISTER_MAX = 4096  # segments a message: 9 bytes each
+_SEGMENTS_MAX = 2048  # in one message: up to 19 bytes each
 # A signal makes the kernel undo and restart an allocation: a profiler's timer would never let a big one end.
 _ALLOCATE_STEP_BYTES = 16 * 1024 * 1024
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW  # a segment that shrinks is SIGBUS for its readers
@@ -67,9 +77,14 @@ def lift_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def full(why: str, needed: int, free: int, capacity: int) -> StoreFullError:
-    """Return the error of a store without room; `why` is what follows the bytes needed."""
-    error = StoreFullError(f"{needed:,} bytes of shared memory are needed {why}")
+def full(why: str, needed: int, free: int, capacity: int, spilling: str = "") -> StoreFullError:
+    """Return the error of a store without room; `why` is what follows the bytes needed.
+
+    Args:
+        spilling: why nothing could be written to disk to make room, "" if that was not it.
+    """
+    text = f"{needed:,} bytes of shared memory are needed {why}"
+    error = SpillError(f"{text} Nothing can be spilled: {spilling}.") if spilling else StoreFullError(text)
     error.__dict__.update(needed_bytes=needed, free_bytes=free, capacity_bytes=capacity)
     return error
 
@@ -81,12 +96,15 @@ class Slab:
     Attributes:
         segment: its id, 63 random bits.
         size: bytes, of its class.
+        memory: its mapping.
         view: (size,) bytes, writable, page-aligned, shared with all readers.
     """
 
     segment: int
     size: int
+    memory: Any
     view: memoryview
+    written: int = 0
     free: bool = False
 
 
@@ -131,6 +149,9 @@ class Store:
         self._mappings: weakref.WeakValueDictionary[int, Mapping] = weakref.WeakValueDictionary()
         self._recent: OrderedDict[int, Mapping] = OrderedDict()  # {segment: mapping}, last used last
         self._recent_bytes = 0
+        self._private: weakref.WeakKeyDictionary[Mapping, int] = weakref.WeakKeyDictionary()  # {copy on write: segment}
+        self._opening: dict[int, int] = {}  # {segment: threads that ask the node for it}
+        self._yielded: dict[int, None] = {}  # own segments in use, that this process has no mapping of any more
         self._trouble: tuple[type[Exception], str] | None = None  # why this store is of no use any more
         self._channel = _Channel(channel_path)
         _stores.add(self)
@@ -155,28 +176,41 @@ class Store:
                 slab.free = False
                 self._free_count -= 1
                 return slab
-        slab = self._create(size, nbytes, wait_s)
-        with self._lock:
-            self._check()
-            self._slabs[slab.segment] = slab
+            segment = secrets.randbits(63)
+            self._begin(segment)
+        try:
+            slab = self._create(segment, size, nbytes, wait_s)
+            with self._lock:
+                self._check()
+                self._slabs[segment] = slab
+        finally:
+            self._end(segment)
         return slab
 
     def commit(self, slab: Slab, nbytes: int) -> None:
         """The first `nbytes` of a slab are written: all of this host see them at once."""
+        slab.written = nbytes
 
     def recycle(self, segment: int) -> None:
         """No reader of this slab is left: keep it for the next allocation. A segment that is not ours is no error."""
         with self._lock:
             slab = self._slabs.get(segment)
-            if slab is None or slab.free or self._trouble is not None:
+            if self._trouble is not None:
                 return
-            if self._free_count < FREE_SLABS_MAX:
-                slab.free = True
+            if slab is None:
+                if segment not in self._yielded:
+                    return
+                del self._yielded[segment]
+            elif slab.free:
+                return
+            elif self._free_count < FREE_SLABS_MAX:
+                slab.free, slab.written = True, 0
                 self._free.setdefault(slab.size, []).append(slab)
                 self._free_count += 1
                 return
-            del self._slabs[segment]
-        self._channel.unregister([segment])
+            else:
+                del self._slabs[segment]
+        self._channel.tell("unregister", [segment])
 
     def discard(self, segment: int) -> None:
         """Forget a slab that must not be written again. The node keeps it, and its bytes live while views do."""
@@ -184,6 +218,7 @@ class Store:
             slab = self._slabs.get(segment)
             if slab is not None and not slab.free:
                 del self._slabs[segment]
+            self._yielded.pop(segment, None)
 
     def trim(self) -> int:
         """Give free slabs back to the node, and unmap what has no view; returns the bytes of the slabs."""
@@ -197,11 +232,56 @@ class Store:
             self._free_count = 0
             self._recent.clear()
             self._recent_bytes = 0
-        self._channel.unregister([slab.segment for slab in slabs])
+        self._channel.tell("unregister", [slab.segment for slab in slabs])
         return sum([slab.size for slab in slabs])
 
-    def _create(self, size: int, nbytes: int, wait_s: float) -> Slab:
-        segment, fd = secrets.randbits(63), -1
+    def unmap(self, segments: list[int]) -> None:
+        """The node wants to write these to disk: unmap those that nobody here reads or writes, and say which."""
+        closed: list[Any] = []
+        busy, free = [], []
+        with self._lock:
+            if self._trouble is not None:
+                return
+            for segment in segments:
+                slab = self._slabs.get(segment)
+                if slab is not None and slab.free:
+                    self._free[slab.size].remove(slab)
+                    self._free_count -= 1
+                    del self._slabs[segment]
+                    free.append(segment)
+                elif self._unmap(segment, slab):
+                    closed.append((segment, 0 if slab is None else slab.written))
+                else:
+                    busy.append(segment)
+            # Inside the lock: what is opened after this is asked for after this.
+            self._channel.tell("unregister", free)
+            self._channel.tell("closed", closed)
+            self._channel.tell("busy", busy)
+
+    def _unmap(self, segment: int, slab: Slab | None) -> bool:
+        """Unmap a segment; returns whether nobody uses it. Lock held."""
+        if segment in self._opening or segment in list(self._private.values()):
+            return False
+        if slab is not None:
+            if not slab.written:
+                return False
+            try:
+                slab.view.release()
+                slab.memory.close()
+            except BufferError:  # there are views of it
+                slab.view = memoryview(slab.memory)
+                return False
+            del self._slabs[segment]
+            self._yielded[segment] = None
+            return True
+        mapping = self._recent.pop(segment, None)
+        if mapping is not None:
+            self._recent_bytes -= mapping.size
+            del mapping
+        return segment not in self._mappings  # whoever has a view holds the mapping
+
+    def _create(self, segment: int, size: int, nbytes: int, wait_s: float) -> Slab:
+        fd = -1
         try:
             fd = os.memfd_create("zmesh", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(fd, size)
@@ -209,9 +289,10 @@ class Store:
             self._register(segment, fd, size, nbytes, wait_s)
             for start in range(0, size, _ALLOCATE_STEP_BYTES):
                 os.posix_fallocate(fd, start, min(_ALLOCATE_STEP_BYTES, size - start))
-            return Slab(segment, size, memoryview(mmap.mmap(fd, size)))
+            memory = mmap.mmap(fd, size)
+            return Slab(segment, size, memory, memoryview(memory))
         except BaseException as error:  # KeyboardInterrupt too: the node may have booked it.
-            self._channel.unregister([segment])
+            self._channel.tell("unregister", [segment])
             if isinstance(error, OSError) and error.errno in _EXHAUSTED:
                 raise self._exhausted(error, nbytes) from None
             raise
@@ -225,12 +306,13 @@ class Store:
             answer, _ = self._channel.ask("register", segment, fd=fd)
             if not answer:
                 return
-            used, capacity, segments = answer
+            used, capacity, segments, spilling = answer
             left = deadline - time.monotonic()
             if size > capacity or (not self.trim() and left <= 0):
                 free = max(capacity - used, 0)
                 why = f"(a segment of {size:,}); {free:,} of {capacity:,} are free, {segments:,} segments are in use"
-                raise full(f"{why}. Raise object_store_memory= or drop references.", nbytes, free, capacity)
+                why += ". Raise object_store_memory= or drop references."
+                raise full(why, nbytes, free, capacity, spilling)
             time.sleep(max(0.0, min(pause, left)))
             pause = min(2 * pause, 0.05)
 
@@ -253,14 +335,19 @@ class Store:
         with self._lock:
             self._check()
             mapping = self._known(segment)
+            if mapping is None:
+                self._begin(segment)
         if mapping is None:
-            memory, size = self._fetch(segment, nbytes, prot=mmap.PROT_READ)
-            with self._lock:
-                mapping = self._known(segment)  # another thread may have been faster
-                if mapping is None:
-                    mapping = self._mappings[segment] = self._recent[segment] = Mapping(segment, size, memory)
-                    self._recent_bytes += size
-                    self._forget_oldest()
+            try:
+                memory, size = self._fetch(segment, nbytes, prot=mmap.PROT_READ)
+                with self._lock:
+                    mapping = self._known(segment)  # another thread may have been faster
+                    if mapping is None:
+                        mapping = self._mappings[segment] = self._recent[segment] = Mapping(segment, size, memory)
+                        self._recent_bytes += size
+                        self._forget_oldest()
+            finally:
+                self._end(segment)
         if mapping.size < nbytes:
             raise lost(segment, f"it has {mapping.size:,} bytes, the object {nbytes:,}")
         return mapping
@@ -284,14 +371,31 @@ class Store:
         if writable:
             with self._lock:
                 self._check()
-            kept, _ = self._fetch(segment, nbytes, access=mmap.ACCESS_COPY)
-            base = numpy.frombuffer(kept, numpy.uint8)
+                self._begin(segment)
+            try:
+                memory, size = self._fetch(segment, nbytes, access=mmap.ACCESS_COPY)
+                kept = Mapping(segment, size, memory)
+                with self._lock:
+                    self._private[kept] = segment
+            finally:
+                self._end(segment)
+            base = numpy.frombuffer(memory, numpy.uint8)
         else:
             kept = self.open(segment, nbytes)
             base = numpy.frombuffer(kept.memory, numpy.uint8)
         # Slices of a memoryview of an array keep the array alive; those of a memoryview of a map only the map.
         weakref.finalize(base, unpin, kept, on_unpin, os.getpid()).atexit = False
         return memoryview(base)[:nbytes]  # type: ignore[arg-type]  # an array exports its buffer
+
+    def _begin(self, segment: int) -> None:
+        """A thread asks the node for a segment, or for a new one: that is in use until it is known here. Lock held."""
+        self._opening[segment] = self._opening.get(segment, 0) + 1
+
+    def _end(self, segment: int) -> None:
+        with self._lock:
+            self._opening[segment] -= 1
+            if not self._opening[segment]:
+                del self._opening[segment]
 
     def _known(self, segment: int) -> Mapping | None:
         """Return the mapping of a segment, or make it from a slab of this process. Lock held."""
@@ -318,8 +422,13 @@ class Store:
         """Ask the node for a segment and map it."""
         answer, fds = self._channel.ask("open", segment)
         try:
-            if not answer:
-                raise lost(segment, "the node let go of it, or never had it")
+            if len(answer) > 1:
+                kind, why = answer
+                if kind == GONE:
+                    raise lost(segment, why)
+                text = why if kind == FULL and why else "all that is in memory is in use. Drop arrays"
+                text = f"to bring an object back from disk: {text}, or raise object_store_memory=."
+                raise full(text, nbytes, 0, self.capacity_bytes, why if kind == SPILL else "")
             size: int = answer[0]
             if size < nbytes:
                 raise lost(segment, f"it has {size:,} bytes, the object {nbytes:,}")
@@ -341,6 +450,7 @@ class Store:
             if self._trouble is None:
                 self._trouble = NotRunningError, "the object store is closed: zmesh was shut down"
             self._slabs.clear()
+            self._yielded.clear()
         self._channel.close()
 
     def _check(self) -> None:
@@ -371,11 +481,16 @@ os.register_at_fork(after_in_child=lambda: deque(map(Store._forked, list(_stores
 
 
 class _Channel:
-    """A client's end of the channel: one request at a time. Any thread."""
+    """A client's end of the channel. Any thread; whoever waits for an answer takes in the others' answers, too.
+
+    An answer may take long: a segment is on its way from disk, or there is no room. It holds up no other request.
+    """
 
     def __init__(self, path: str) -> None:
-        self._lock = threading.Lock()
+        self._condition = threading.Condition()
+        self._reading = False  # some thread waits on the socket, for all
         self._numbers = itertools.count(1)
+        self._answers: dict[int, Any] = {}  # {request under way: (facts, descriptors), None before it is answered}
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(CHANNEL_TIMEOUT_S)
         try:
@@ -386,29 +501,52 @@ class _Channel:
 
     def ask(self, verb: str, subject: Any, fd: int = -1) -> tuple[list[Any], list[int]]:
         """Return (facts, descriptors) of the answer."""
-        with self._lock:
-            # Answers are numbered, as a KeyboardInterrupt may have left one unread.
-            number = next(self._numbers)
-            try:
-                socket.send_fds(self.socket, [msgpack.packb([number, verb, subject])], [] if fd < 0 else [fd])
-                while True:
-                    data, fds, _ = receive(self.socket)
-                    if not data:
-                        raise ConnectionResetError(errno.ECONNRESET, "the channel was closed")
-                    answer = msgpack.unpackb(data)
-                    if answer[0] == number:
-                        return answer[1:], fds
-                    for stale in fds:
-                        os.close(stale)
-            except (OSError, ValueError, IndexError, TypeError) as error:
-                self.socket.close()
-                raise NodeDiedError(f"the node serves shared memory no more: {error}") from error
+        number = next(self._numbers)
+        self._answers[number] = None
+        try:
+            socket.send_fds(self.socket, [msgpack.packb([number, verb, subject])], [] if fd < 0 else [fd])
+            while self._answers[number] is None:
+                self._wait(number)
+            facts, fds = self._answers[number]
+            return facts, fds
+        except (OSError, ValueError, IndexError, TypeError) as error:
+            self.socket.close()
+            raise NodeDiedError(f"the node serves shared memory no more: {error}") from error
+        finally:
+            self._answers.pop(number, None)
 
-    def unregister(self, segments: list[int]) -> None:
-        """Tell the node that these segments are no more. A node that is gone knows."""
-        for start in range(0, len(segments), _UNREGISTER_MAX):
+    def _wait(self, number: int) -> None:
+        """Take in one answer, whose ever it is, or wait while another thread does."""
+        reads = False
+        try:
+            with self._condition:
+                while self._reading and self._answers[number] is None:
+                    self._condition.wait()
+                if self._answers[number] is None:
+                    self._reading = reads = True  # no signal handler runs between the two
+            if reads:
+                self._take(*receive(self.socket)[:2])
+        finally:
+            if reads:
+                with self._condition:
+                    self._reading = False
+                    self._condition.notify_all()
+
+    def _take(self, data: bytes, fds: list[int]) -> None:
+        if not data:
+            raise ConnectionResetError(errno.ECONNRESET, "the channel was closed")
+        answer = msgpack.unpackb(data)
+        if answer[0] in self._answers:
+            self._answers[answer[0]] = (answer[1:], fds)
+        else:  # a KeyboardInterrupt left it unread
+            for stale in fds:
+                os.close(stale)
+
+    def tell(self, verb: str, segments: list[Any]) -> None:
+        """Tell the node something about segments. A node that is gone knows."""
+        for start in range(0, len(segments), _SEGMENTS_MAX):
             with contextlib.suppress(OSError):
-                self.socket.send(msgpack.packb([0, "unregister", segments[start : start + _UNREGISTER_MAX]]))
+                self.socket.send(msgpack.packb([0, verb, segments[start : start + _SEGMENTS_MAX]]))
 
     def close(self) -> None:
         """Close the channel; a request under way fails."""

@@ -76,12 +76,15 @@ class Worker:
         self._name = ""
         self._enter = start.boxes.entering(start.slot)
         self._leave = start.boxes.leaving(start.slot)
+        self._label = start.boxes.labelling(start.slot)
+        self._labelled_spec: WorkSpec | None = None  # what the black box says we run
         node = node_peer(start.peer[:8])
         self.core = WorkerCore(start.peer, [], Timers(), describe_status, self._attached)
         self.sockets = ClientSockets(start.peer, node, run_dir.socket_of)
         self.store = Store(run_dir.segments_socket(), start.peer)
         handlers: dict[type[Any], Callable[[Any], None]] = {
             fx.Recycle: lambda effect: self.session.recycle(effect),
+            fx.UnmapSegments: lambda effect: self.store.unmap(effect.segments),
             fx.Interrupt: self._interrupt_task,
             fx.Exit: self._exit,
             fx.Show: lambda effect: None,
@@ -154,6 +157,9 @@ class Worker:
         self.session.depth = running.depth + 1
         group = spec.options.get("group")
         self.session.group = group if group is not None and group["capture"] else None
+        if spec is not self._labelled_spec:
+            self._labelled_spec = spec
+            self._label(spec.name, not spec.options.get("once"))
         self._enter(running.victim, running.seq, running.attempt, spec.job, running.started)
         try:
             try:
@@ -193,8 +199,9 @@ class Worker:
             if plain is not None and len(plain) <= INLINE_BYTES_MAX:
                 return INLINE, plain, [], len(plain)
             status, packed, inside, size = self.session.pack_value(value, f"result of {spec.name}")
-            del value
-            return status, packed, self._give(inside), size
+            oids = self._give(inside)
+            del value  # only now: it may have the last ref, and the background thread lets go of what nobody holds
+            return status, packed, oids, size
         return self._many(running, spec, value)
 
     def _resolve_arguments(self, running: Running) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -28,6 +28,7 @@ from typing import Any
 
 from zmesh.wire.group_messages import GROUP_MESSAGES
 from zmesh.wire.ids import NodeID, ObjectID, PeerID
+from zmesh.wire.store_messages import STORE_MESSAGES
 
 PROTOCOL_MAJOR = 1
 UNIT = 10_000
@@ -147,6 +148,7 @@ class WorkerDied:
     `owner`, `seq`, `attempt` name the task it was executing (seq 0: none); `reason` is "", "timeout", "cancel", "oom"
     or "group" (its placement group was removed).
     `over` says that it had finished that task, but may not have sent its result. `status` is what waitpid gave.
+    `detail` says at length why the node killed it.
     """
 
     worker: PeerID
@@ -158,6 +160,7 @@ class WorkerDied:
     reason: str
     tail: str
     over: bool = False
+    detail: str = ""
 
 
 @dataclass(slots=True)
@@ -581,4 +584,5 @@ MESSAGES: tuple[type[Any], ...] = (
     Leaving,
     Evacuated,
     *GROUP_MESSAGES,
+    *STORE_MESSAGES,
 )
