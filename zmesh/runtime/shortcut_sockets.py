@@ -102,7 +102,7 @@ class ShortcutSockets:
         dialled.attempt = attempt
         with contextlib.suppress(zmq.ZMQError):  # a name that does not resolve: it never connects
             socket.connect(endpoint(host, port))
-        self._sockets.adopt(dialled.fd, lambda: self._drain(effect.node, dialled))
+        self._sockets.adopt(dialled.fd, lambda: self._drain(effect, dialled))
         self._sockets.adopt(dialled.monitor.getsockopt(zmq.FD), lambda: self._events(effect, dialled))
 
     def _close(self, node: NodeID) -> None:
@@ -137,14 +137,15 @@ class ShortcutSockets:
             return False
         return True
 
-    def _drain(self, node: NodeID, dialled: Dialled) -> None:
+    def _drain(self, effect: fx.DialNode, dialled: Dialled) -> None:
+        node, token = effect.node, effect.token
         item = [(dialled.socket, _IN)]
         while not dialled.socket.closed and _readable(item, 0):
             frames = dialled.socket.recv_multipart(_DONTWAIT)
             if (parcel := read_parcel(frames)) is not None:
-                self._core.parcel(node, parcel, monotonic())
+                self._core.parcel(node, token, parcel, monotonic())
             elif (word := read_ack(frames)) is not None:
-                self._core.acknowledged(node, *word, monotonic())
+                self._core.acknowledged(node, token, *word, monotonic())
 
     def _events(self, effect: fx.DialNode, dialled: Dialled) -> None:
         """Take note of what happened to a connection."""
@@ -154,7 +155,7 @@ class ShortcutSockets:
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 take_edge(dialled.socket)
                 self._sockets.touch(dialled.fd)
-                self._core.connected(effect.node, monotonic())
+                self._core.connected(effect.node, effect.token, monotonic())
                 dialled.failures = 0
             elif event not in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
                 self._failed(effect, dialled)
