@@ -112,7 +112,7 @@ class Links:
         )
 
     def _overdue(self, link: Link, now: float) -> None:
-        """No progress for long: send the first again, and the last, before which the other side sees what is missing."""
+        """No progress for long: send the first again, and the last, which shows the other side what is missing."""
         link.resend_timer = 0
         due = link.progress_s + link.pause_s
         if link.open and link.unacked and now < due - 1e-6:

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zmesh.core.effects import Address, Detour, DialNode, Effect, HangUp, Post, PostAck, Send
-from zmesh.core.links import FRAGMENT_BYTES, WINDOW_BYTES
 from zmesh.wire.codec import encode
 from zmesh.wire.ids import NODE_ID_BYTES, TOKEN_BYTES, NodeID, PeerID, node_peer
 from zmesh.wire.messages import Carry, Shortcut, Switch
@@ -33,7 +32,7 @@ WAYS_MAX = (
     64  # of one driver; other nodes are reached by way of its own. Each takes 4 of the 1024 descriptors of a program
 )
 HELD_MAX = 1024  # parcels that came before the last word by the old way; what does not fit is sent again
-HELD_BYTES_MAX = WINDOW_BYTES + FRAGMENT_BYTES  # of them
+HELD_BYTES_MAX = 9 * 1024 * 1024  # of them: the window of a link, and one piece beyond it
 
 
 def carry(token: bytes, effect: Post | PostAck) -> Carry:
