@@ -215,6 +215,19 @@ def test_an_idle_worker_stops_and_one_that_refuses_is_used_again(host: Host) -> 
     assert [type(message) for message in host.said(worker)] == [m.Attach]
 
 
+def test_a_worker_that_refuses_to_stop_though_its_job_is_over_is_killed(host: Host) -> None:
+    """It was asked again at once, and refused again, thousands of times a second for ever."""
+    (worker,) = attached(host)
+    host.core.client_ended(DRIVER, host.now)
+    (detach,) = [said for said in host.said(worker) if isinstance(said, m.Detach)]
+    host.core.receive(worker, m.Free(detach.epoch), host.now)
+    assert [type(message) for message in host.said(worker)] == [m.Stop]
+    host.core.receive(worker, m.Free(detach.epoch), host.now)
+    assert host.effects == [KillProcess(worker)]
+    host.core.worker_ended(worker, 9, host.now, "", "")
+    host.core.check()
+
+
 def test_a_surplus_worker_that_runs_something_is_looked_at_again(host: Host) -> None:
     (worker,) = attached(host)
     host.boxes[0] = Executing(DRIVER, 1, 0, DRIVER)

@@ -16,7 +16,7 @@ from zmesh.core.groups import Groups
 from zmesh.core.guests import Guests
 from zmesh.core.lending import Lending, lease_key
 from zmesh.core.links import Links
-from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, Limits, Matchmaking
+from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, STOPPING, Limits, Matchmaking
 from zmesh.core.neighbours import Neighbours
 from zmesh.core.records import MARK_PLENTY, SPREAD, Executing
 from zmesh.core.resources import Resources
@@ -271,9 +271,14 @@ class NodeCore:
     def _free(self, peer: PeerID, message: Free, now: float) -> None:
         worker = self.matchmaking.workers.get(peer)
         if worker is not None:
+            refuses = worker.state == STOPPING
             self.matchmaking.free(worker, message.epoch, now)
             if worker.state == IDLE and worker.job and not self._alive(worker.job):
-                self.matchmaking.stop(worker)
+                # What it shared lives on here; it would refuse again and again for what is not.
+                if refuses:
+                    self._effects.append(KillProcess(worker.peer))
+                else:
+                    self.matchmaking.stop(worker)
 
     def _blocked(self, peer: PeerID, message: Blocked, now: float) -> None:
         del message
