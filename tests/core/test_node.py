@@ -350,6 +350,27 @@ def test_no_tasks_go_between_nodes_on_different_pythons(host: Host) -> None:
     host.core.check()
 
 
+def test_a_task_for_a_node_on_another_python_is_told_why_it_cannot_run(host: Host) -> None:
+    far = b"f" * 8
+    there = f"node:{far.hex()}"
+    host.demand(1, CPU | {there: 1})
+    assert "is no member" in host.said(DRIVER)[-1].text
+    host.core.member_up(far, {"CPU": m.UNIT, there: 1 << 40}, 0.0, "3.12")
+    host.demand(1, CPU | {there: 1})
+    told = host.said(DRIVER)[-1]
+    assert isinstance(told, m.Infeasible)
+    assert all(part in told.text for part in (far.hex(), "Python 3.12"))
+    host.demand(1, {"CPU": 9 * m.UNIT})
+    assert "CPU 9" in host.said(DRIVER)[-1].text
+
+
+def test_a_spread_counts_only_members_that_can_take_part(host: Host) -> None:
+    for number in range(8):
+        host.core.member_up(b"far%05d" % number, {"CPU": m.UNIT, "spread": 1 << 40}, 0.0, "3.12")
+    host.demand(2, CPU | {"spread": 1})
+    assert len(host.born()) == 2
+
+
 def test_room_is_made_by_those_alone_who_have_what_is_lacking() -> None:
     host = Host(cpus=2)
     host.driver()

@@ -100,6 +100,7 @@ class Matchmaking:
         executing: whether the worker in a slot runs user code now.
         config_of: the settings of a job, for a worker that joins it.
         elsewhere: whether another member could ever give a shape.
+        explain: says why none can, from what this node lacks.
         members: how many nodes the mesh has.
         matched: called after each round of matching.
     """
@@ -116,10 +117,12 @@ class Matchmaking:
         executing: Callable[[int], Any],
         config_of: Callable[[PeerID], dict[str, Any]],
         elsewhere: Callable[[Shape], bool] = lambda shape: False,
+        explain: Callable[[Shape, str], str] = lambda shape, missing: missing,
         members: Callable[[], int] = lambda: 1,
         matched: Callable[[float], None] = lambda now: None,
     ) -> None:
         self._elsewhere = elsewhere
+        self._explain = explain
         self._members = members
         self._matched = matched
         self._reserved: Shape = {}  # for workers on their way to a demand
@@ -165,9 +168,9 @@ class Matchmaking:
         found.job, found.workers, found.depth, found.priority = job, workers, depth, priority
         missing = self._resources.missing(shape)
         if missing and workers and not lease and not self._elsewhere(shape):
-            found.waits_for = missing
+            found.waits_for = self._explain(shape, missing)
             found.workers = 0
-            self._effects.append(Send(client, Infeasible(dict(shape), missing)))
+            self._effects.append(Send(client, Infeasible(dict(shape), found.waits_for)))
         self._forget_empty(found)
         self._watch_surplus(found, now)
         self.match(now)
