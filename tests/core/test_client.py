@@ -381,6 +381,22 @@ def test_a_thief_that_withdrew_and_gives_back_all_it_had_is_forgotten(driver: Dr
     assert [said.workers for said in driver.said(NODE) if isinstance(said, m.Demand)][-1:] == [0]
 
 
+@pytest.mark.parametrize("options", [{"max_retries": 0}, {"timeout_s": 5.0}, {}], ids=["once", "limited", "not timed"])
+def test_what_travels_alone_does_not_follow_a_task_whose_arguments_travel(driver: Driver, options: Any) -> None:
+    far = b"f" * 8 + b"worker.."
+    driver.core.victim.totals = [CPU]
+    driver.steal(far)
+    before = driver.submit()
+    argument = driver.core.put(m.STORED, (1, 1 << 20, D), [])
+    first = driver.submit(inputs=Inputs([argument]))
+    second = driver.submit(driver.core.new_spec(D, "g", CPU, **options))
+    driver.done(before, peer=far, timings=[(0, 0.5)])
+    assert [task.thief is not None for task in (first, second)] == [True, False]
+    driver.done(first, peer=far)
+    assert second.thief is not None
+    driver.core.check()
+
+
 def test_the_limit_of_a_task_given_back_starts_anew(driver: Driver) -> None:
     task = driver.submit(driver.core.new_spec(D, "g", CPU, timeout_s=1.0))
     driver.steal()
