@@ -349,6 +349,22 @@ def test_nonsense_of_a_member_is_dropped(peers: Any, frames: list[bytes]) -> Non
     context.term()
 
 
+@pytest.mark.parametrize("token", [bytes(8), b"driver.."])
+def test_a_guest_by_the_name_of_a_process_of_the_host_is_not_heard(peers: Any, token: bytes) -> None:
+    """It could speak for the node itself, or for a program there."""
+    keys = new_keys()
+    b = peers(B, keys)
+    context = new_context()
+    dealer = raw_dealer(context, keys, mesh_sockets.GUEST_ID + token, b.address)
+    dealer.send_multipart([b"W", b"knock"])
+    dealer.send_multipart([parcels.parcel_head(0, 1, 0, False, B + token + B + bytes(8)), b"frame"])
+    until(lambda: len(b.has("bad")) == 2, b)
+    assert not b.has("knock")
+    assert not b.has("parcel")
+    dealer.close()
+    context.term()
+
+
 def test_a_frame_over_the_limit_ends_the_connection_and_the_next_gets_through(peers: Any) -> None:
     keys = new_keys()
     b = peers(B, keys)

@@ -30,7 +30,7 @@ from zmesh.exceptions import ConfigError
 from zmesh.runtime.curve import CurveKeys, Gate, secure_client, secure_server
 from zmesh.runtime.machine import resolves
 from zmesh.runtime.parcels import WORD, ack_head, parcel_head, read_ack, read_parcel
-from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, PeerID
+from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, PeerID, is_guest
 
 CONTROL_BYTES_MAX = 4 * 1024 * 1024  # of a frame, also before its sender is known; fragments are 1 MiB
 GOSSIP_BYTES_MAX = 64 * 1024
@@ -464,6 +464,9 @@ class MeshSockets:
             return
         guest = kind == GUEST_ID
         name = self._me + node if guest else node if kind == ROUTING_ID else sender  # of the link
+        if guest and not is_guest(name):
+            self._heard.bad(f"a guest by the name of a process here, {name.hex()}")
+            return
         if (parcel := read_parcel(rest)) is not None:
             # Whose words come over a shortcut, core/shortcuts.py knows.
             source, to = parcel[4], parcel[5]
