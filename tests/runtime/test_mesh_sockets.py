@@ -117,6 +117,16 @@ def test_parcels_acks_and_words_arrive_as_they_were_sent(peers: Any) -> None:
     ]
 
 
+def test_a_burst_that_nobody_reads_yet_is_not_dropped(peers: Any) -> None:
+    """What is under way is bounded by the window of the link; what is dropped costs it half a second."""
+    keys = new_keys()
+    a, b = peers(A, keys), peers(B, keys)
+    a.sockets.knows(B, b.address, keys.id)
+    until(lambda: a.sockets.post(B, 0, 1, 0, False, A + bytes(8) + B + bytes(8), b""), a, b)
+    ids, frame = A + bytes(8) + B + bytes(8), bytes(200)
+    assert all(a.sockets.post(B, 0, number, 0, False, ids, frame) for number in range(2, 40_000))
+
+
 def test_what_is_published_reaches_those_who_subscribe(peers: Any) -> None:
     keys = new_keys()
     a, b = peers(A, keys), peers(B, keys)

@@ -232,6 +232,7 @@ class MeshSockets:
         router = tune(self._context.socket(zmq.ROUTER), self._host, CONTROL_BYTES_MAX)
         router.router_mandatory = True
         router.router_handover = True
+        router.sndhwm = 0
         router.backlog = BACKLOG
         pub = tune(self._context.socket(zmq.XPUB), self._host, GOSSIP_BYTES_MAX)
         pub.xpub_verbose = True
@@ -276,6 +277,7 @@ class MeshSockets:
         socket.routing_id = SEED_ID + self._me + os.urandom(SEED_BYTES) if seed else ROUTING_ID + self._me
         socket.immediate = True
         socket.connect_timeout = HANDSHAKE_MS
+        socket.sndhwm = 0  # the window of the link bounds what is under way; a full pipe would drop it
         attempt = table[key].attempt + 1 if key in table else 0
         self._hang_up(table, key)
         secure_client(socket, self._key_of(node, attempt))
