@@ -368,6 +368,35 @@ def test_the_time_of_a_task_starts_when_it_is_sent_and_kills_until_it_ends(drive
     assert not [message for message in driver.said(NODE) if isinstance(message, m.Kill)]
 
 
+def test_a_thief_that_withdrew_and_gives_back_all_it_had_is_forgotten(driver: Driver) -> None:
+    """Work crossed its Unsteal: no Done follows a GiveBack if nothing ran. Who stays counts as busy for ever."""
+    driver.steal()
+    task = driver.submit()
+    driver.hear(W, m.Unsteal(1))
+    driver.hear(W, m.GiveBack([(task.seq, 0)]))
+    assert not driver.core.victim.thieves
+    driver.core.cancel(task, driver.now)
+    driver.pass_time(1.0)
+    driver.pass_time(1.0)
+    assert [said.workers for said in driver.said(NODE) if isinstance(said, m.Demand)][-1:] == [0]
+
+
+@pytest.mark.parametrize("options", [{"max_retries": 0}, {"timeout_s": 5.0}, {}], ids=["once", "limited", "not timed"])
+def test_what_travels_alone_does_not_follow_a_task_whose_arguments_travel(driver: Driver, options: Any) -> None:
+    far = b"f" * 8 + b"worker.."
+    driver.core.victim.totals = [CPU]
+    driver.steal(far)
+    before = driver.submit()
+    argument = driver.core.put(m.STORED, (1, 1 << 20, D), [])
+    first = driver.submit(inputs=Inputs([argument]))
+    second = driver.submit(driver.core.new_spec(D, "g", CPU, **options))
+    driver.done(before, peer=far, timings=[(0, 0.5)])
+    assert [task.thief is not None for task in (first, second)] == [True, False]
+    driver.done(first, peer=far)
+    assert second.thief is not None
+    driver.core.check()
+
+
 def test_the_limit_of_a_task_given_back_starts_anew(driver: Driver) -> None:
     task = driver.submit(driver.core.new_spec(D, "g", CPU, timeout_s=1.0))
     driver.steal()
@@ -726,3 +755,20 @@ def test_links_are_few(worker: Worker) -> None:
         worker.attach(n + 2, N + n.to_bytes(8, "big"))
     assert len([e for e in worker.core.effects if isinstance(e, Connect)]) == LINKS_MAX + 1
     assert [e.peer for e in worker.core.effects if isinstance(e, Disconnect)] == [D, N + bytes(8)]
+
+
+def test_a_result_for_a_victim_that_died_meanwhile_keeps_no_references(worker: Worker) -> None:
+    """They were promoted as Detach came: nobody will say that they are taken."""
+    worker.work(1)
+    worker.core.next(0.0)
+    entry = worker.core.put(m.INLINE, b"v", [])
+    worker.core.references.promote([entry])
+    (promote,) = [said for said in worker.said() if isinstance(said, m.Promote)]
+    worker.hear(NODE, m.Detach(D, 1, dead=True))
+    worker.hear(NODE, m.Ack(promote.request))
+    worker.core.give([entry])
+    worker.core.references.drop(entry)
+    worker.core.finished(m.INLINE, b"r", [], 1, 1.0)
+    worker.said()
+    worker.hear(NODE, m.Stop())
+    assert worker.did(Exit)

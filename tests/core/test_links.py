@@ -242,3 +242,18 @@ def test_words_of_an_old_link_are_ignored() -> None:
     side.links.forget(A)
     side.links.reconnected(A, 0.0)
     assert side.effects == []
+
+
+@pytest.mark.parametrize("lost", [1, 100, 5000])
+def test_what_is_lost_at_the_end_of_a_burst_is_made_good_without_waiting_for_each_few_of_it(lost: int) -> None:
+    """Nothing follows that would show the gap: only the timer of the sender knows."""
+    pair = Pair()
+    frames = [b"%d" % number for number in range(lost + 50)]
+    for frame in frames:
+        pair.send(frame)
+    sender = pair.sides[A]
+    del sender.effects[50:]  # a pipe was full
+    arrived = pair.sides[B].got
+    pair.settle(3.0)
+    assert arrived == frames
+    assert pair.posted < 3 * len(frames)

@@ -215,6 +215,19 @@ def test_an_idle_worker_stops_and_one_that_refuses_is_used_again(host: Host) -> 
     assert [type(message) for message in host.said(worker)] == [m.Attach]
 
 
+def test_a_worker_that_refuses_to_stop_though_its_job_is_over_is_killed(host: Host) -> None:
+    """It was asked again at once, and refused again, thousands of times a second for ever."""
+    (worker,) = attached(host)
+    host.core.client_ended(DRIVER, host.now)
+    (detach,) = [said for said in host.said(worker) if isinstance(said, m.Detach)]
+    host.core.receive(worker, m.Free(detach.epoch), host.now)
+    assert [type(message) for message in host.said(worker)] == [m.Stop]
+    host.core.receive(worker, m.Free(detach.epoch), host.now)
+    assert host.effects == [KillProcess(worker)]
+    host.core.worker_ended(worker, 9, host.now, "", "")
+    host.core.check()
+
+
 def test_a_surplus_worker_that_runs_something_is_looked_at_again(host: Host) -> None:
     (worker,) = attached(host)
     host.boxes[0] = Executing(DRIVER, 1, 0, DRIVER)
@@ -335,6 +348,27 @@ def test_no_tasks_go_between_nodes_on_different_pythons(host: Host) -> None:
     assert lease.workers == 3
     host.core.member_down(far, "killed", 0.0)
     host.core.check()
+
+
+def test_a_task_for_a_node_on_another_python_is_told_why_it_cannot_run(host: Host) -> None:
+    far = b"f" * 8
+    there = f"node:{far.hex()}"
+    host.demand(1, CPU | {there: 1})
+    assert "is no member" in host.said(DRIVER)[-1].text
+    host.core.member_up(far, {"CPU": m.UNIT, there: 1 << 40}, 0.0, "3.12")
+    host.demand(1, CPU | {there: 1})
+    told = host.said(DRIVER)[-1]
+    assert isinstance(told, m.Infeasible)
+    assert all(part in told.text for part in (far.hex(), "Python 3.12"))
+    host.demand(1, {"CPU": 9 * m.UNIT})
+    assert "CPU 9" in host.said(DRIVER)[-1].text
+
+
+def test_a_spread_counts_only_members_that_can_take_part(host: Host) -> None:
+    for number in range(8):
+        host.core.member_up(b"far%05d" % number, {"CPU": m.UNIT, "spread": 1 << 40}, 0.0, "3.12")
+    host.demand(2, CPU | {"spread": 1})
+    assert len(host.born()) == 2
 
 
 def test_room_is_made_by_those_alone_who_have_what_is_lacking() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from zmesh.core import effects as fx
+from zmesh.core import shortcuts
 from zmesh.core.links import Links
 from zmesh.core.shortcuts import LINK_NAME, Openings, Shortcuts
 from zmesh.core.timers import Timers
@@ -50,7 +51,7 @@ def opened() -> tuple[Driver, Node, Shortcut]:
     driver, node = Driver(), Node()
     word = node.offer()
     driver.half.offered(node_peer(THERE), word, 0.0)
-    driver.half.connected(THERE, 0.0)
+    driver.half.connected(THERE, word.token, 0.0)
     node.half.switch(DRIVER, Switch(word.token), 0.0)
     driver.half.switched(node_peer(THERE), Switch(word.token), 0.0)
     driver.take()
@@ -67,10 +68,10 @@ def test_a_driver_dials_what_it_is_offered_and_switches_once_it_is_connected() -
     driver.half.offered(node_peer(THERE), word, 0.0)
     assert driver.take() == [fx.DialNode(THERE, ADDRESS, word.token)]
     assert not driver.half.open
-    driver.half.connected(THERE, 0.0)
+    driver.half.connected(THERE, word.token, 0.0)
     assert driver.take() == [fx.Detour(node_peer(THERE), Switch(word.token))]
     assert driver.half.open == {THERE: True}
-    driver.half.connected(THERE, 1.0)
+    driver.half.connected(THERE, word.token, 1.0)
     assert driver.take() == [], "a connection made anew is no second switch"
     driver.half.check()
 
@@ -101,7 +102,7 @@ def test_what_a_driver_says_by_the_new_way_waits_for_its_last_word_by_the_old_on
     driver, node = Driver(), Node()
     word = node.offer()
     driver.half.offered(node_peer(THERE), word, 0.0)
-    driver.half.connected(THERE, 0.0)
+    driver.half.connected(THERE, word.token, 0.0)
     driver.take()
     driver.half.send(WORKER, b"work", 0.0)
     (post,) = driver.take()
@@ -115,13 +116,13 @@ def test_what_a_node_says_by_the_new_way_waits_for_its_last_word_by_the_old_one(
     driver, node = Driver(), Node()
     word = node.offer()
     driver.half.offered(node_peer(THERE), word, 0.0)
-    driver.half.connected(THERE, 0.0)
+    driver.half.connected(THERE, word.token, 0.0)
     node.half.switch(DRIVER, Switch(word.token), 0.0)
     node.take()
     driver.take()
     node.links.send(node.half.names[DRIVER], WORKER, DRIVER, b"done", 0.0)
     (post,) = node.take()
-    driver.half.parcel(THERE, parcel(post), 0.0)
+    driver.half.parcel(THERE, word.token, parcel(post), 0.0)
     assert driver.take() == []
     driver.half.switched(node_peer(THERE), Switch(word.token), 0.0)
     assert driver.take() == [fx.Relay(WORKER, DRIVER, b"done")]
@@ -147,7 +148,7 @@ def test_without_a_connection_both_sides_take_the_old_way() -> None:
     (detour,) = driver.take()
     node.half.carried(DRIVER, detour.message, 0.0)
     node.half.acknowledged(LINK_NAME + word.token, 0, 1, False, 0.0)
-    driver.half.acknowledged(THERE, 0, 1, False, 0.0)
+    driver.half.acknowledged(THERE, word.token, 0, 1, False, 0.0)
     driver.half.check()
     node.half.check()
 
@@ -163,9 +164,10 @@ def test_words_of_another_shortcut_are_ignored(token: bytes) -> None:
     node.half.unsent(fx.PostAck(LINK_NAME + token, 0, 1, False), 0.0)
     driver.half.carried(node_peer(THERE), word, 0.0)
     driver.half.switched(node_peer(THERE), Switch(token), 0.0)
-    driver.half.parcel(b"stranger", (0, 1, 0, False, WORKER, DRIVER, b"done"), 0.0)
-    driver.half.acknowledged(b"stranger", 0, 1, False, 0.0)
-    driver.half.connected(b"stranger", 0.0)
+    for there in (THERE, b"stranger"):
+        driver.half.parcel(there, token, (0, 1, 0, False, WORKER, DRIVER, b"done"), 0.0)
+        driver.half.acknowledged(there, token, 0, 1, False, 0.0)
+        driver.half.connected(there, token, 0.0)
     driver.half.unsent(fx.PostAck(b"stranger", 0, 1, False))
     driver.half.node_gone(b"stranger")
     assert driver.take() == node.take() == []
@@ -190,3 +192,71 @@ def test_a_shortcut_ends_on_both_sides() -> None:
     node.half.parcel(LINK_NAME + word.token, (0, 1, 0, False, DRIVER, WORKER, b"work"), 0.0)
     assert node.take() == []
     assert node.offer().token != word.token, "a new life of that client has a new one"
+
+
+def test_what_is_still_on_the_connection_of_a_shortcut_that_ended_is_not_for_the_next_one() -> None:
+    """Both ends and offers may be heard before the socket is closed that the old one had."""
+    driver, _, old = opened()
+    driver.half.node_gone(THERE)
+    word = Node().offer()
+    word.token = b"newtoken"
+    driver.half.offered(node_peer(THERE), word, 0.0)
+    driver.take()
+    driver.half.connected(THERE, old.token, 0.0)
+    driver.half.parcel(THERE, old.token, (0, 1, 0, False, WORKER, DRIVER, b"stale"), 0.0)
+    driver.half.acknowledged(THERE, old.token, 0, 1, False, 0.0)
+    assert not driver.half.open
+    driver.half.switched(node_peer(THERE), Switch(word.token), 0.0)
+    driver.half.parcel(THERE, word.token, (0, 1, 0, False, WORKER, DRIVER, b"fresh"), 0.0)
+    assert driver.take() == [fx.Relay(WORKER, DRIVER, b"fresh")]
+
+
+def test_a_node_speaks_over_a_shortcut_for_its_own_host_only() -> None:
+    driver, _, word = opened()
+    forged = b"anothern" + b"worker.."
+    driver.half.parcel(THERE, word.token, (0, 1, 0, False, forged, DRIVER, b"done"), 0.0)
+    driver.half.carried(node_peer(THERE), Carry(word.token, 0, 1, 0, False, forged, DRIVER, b"done"), 0.0)
+    assert driver.take() == []
+
+
+def test_a_shortcut_has_one_epoch() -> None:
+    """Another would end the link under it, of which nobody else hears."""
+    driver, node, word = opened()
+    name = LINK_NAME + word.token
+    driver.half.parcel(THERE, word.token, (1, 1, 0, False, WORKER, DRIVER, b"done"), 0.0)
+    driver.half.acknowledged(THERE, word.token, 1, 1, False, 0.0)
+    driver.half.carried(node_peer(THERE), Carry(word.token, 1, 1, 0, False, WORKER, DRIVER, b"done"), 0.0)
+    node.half.parcel(name, (1, 1, 0, False, DRIVER, WORKER, b"work"), 0.0)
+    node.half.acknowledged(name, 1, 1, False, 0.0)
+    node.half.carried(DRIVER, Carry(word.token, 1, 1, 0, False, DRIVER, WORKER, b"work"), 0.0)
+    assert driver.take() == node.take() == []
+
+
+@pytest.mark.parametrize(("size", "kept"), [(0, shortcuts.HELD_MAX), (1024 * 1024, 9)])
+def test_only_so_much_is_held_back_and_each_parcel_once(size: int, kept: int) -> None:
+    driver, node = Driver(), Node()
+    word = node.offer()
+    driver.half.offered(node_peer(THERE), word, 0.0)
+    driver.take()
+    name = LINK_NAME + word.token
+    for number in [1, *range(1, kept + 10)]:
+        driver.half.parcel(THERE, word.token, (0, number, 0, False, WORKER, DRIVER, bytes(size)), 0.0)
+        node.half.parcel(name, (0, number, 0, False, DRIVER, WORKER, bytes(size)), 0.0)
+    driver.half.switched(node_peer(THERE), Switch(word.token), 0.0)
+    node.half.switch(DRIVER, Switch(word.token), 0.0)
+    for half in (driver, node):
+        assert sum(isinstance(effect, fx.Relay) for effect in half.take()) == kept
+
+
+def test_a_driver_dials_only_so_many_nodes_until_one_is_gone() -> None:
+    driver = Driver()
+    nodes = [b"node%04d" % number for number in range(shortcuts.WAYS_MAX + 1)]
+    for node in nodes:
+        driver.half.offered(node_peer(node), Shortcut(b"token...", *ADDRESS), 0.0)
+    assert [effect.node for effect in driver.take()] == nodes[:-1]
+    driver.half.offered(node_peer(nodes[0]), Shortcut(b"another.", *ADDRESS), 0.0)
+    assert len(driver.take()) == 1
+    driver.half.node_gone(nodes[0])
+    driver.half.offered(node_peer(nodes[-1]), Shortcut(b"token...", *ADDRESS), 0.0)
+    driver.half.check()
+    assert [type(effect) for effect in driver.take()] == [fx.HangUp, fx.DialNode]

@@ -174,6 +174,14 @@ def test_a_node_that_was_killed_comes_back_under_its_address(nodes: Nodes) -> No
     _await_health(a, 1)
 
 
+def test_a_program_that_looks_at_a_node_keeps_its_own_session(nodes: Nodes) -> None:
+    node = nodes.start()
+    zmesh.init(node.name)
+    for name in (node.name, node.address):
+        assert lifecycle.status(name)["node"] == node.id
+        assert zmesh.get(zmesh.get(zmesh.put([zmesh.put(1)]))) == [1]
+
+
 def _await_health(node: lifecycle.RunningNode, members: int) -> None:
     """Wait until `zmesh doctor` finds that so many members reach each other, and nothing to complain of."""
     deadline = time.monotonic() + 15

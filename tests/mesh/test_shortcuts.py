@@ -1,5 +1,6 @@
 """A driver's own connections to the far nodes that serve it."""
 
+import gc
 import os
 import pathlib
 import time
@@ -87,3 +88,64 @@ def test_a_shortcut_survives_a_change_of_the_key(two: Nodes) -> None:
         count += 1
     assert count > 50
     assert opened()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.slow
+def test_far_nodes_that_come_and_go_leave_no_descriptor_and_no_thread(nodes: Nodes) -> None:
+    here = nodes.start()
+    zmesh.init(here.name)
+    counts = []
+    for _ in range(10):
+        there = nodes.start()
+        nodes.await_members(here, 2, 20.0)
+        assert zmesh.get(where.options(**on(there)).remote(), timeout=20) == there.id
+        until(opened)
+        os.kill(there.pid, 9)
+        until(lambda: not opened(), 20.0)
+        nodes.all.remove(there)
+        nodes.await_members(here, 1, 20.0)
+        until(lambda: not counts or descriptors() <= counts[0])
+        counts.append(descriptors())
+    session: Any = current()
+    with session.reactor.lock:
+        assert not session.core.shortcuts._ways
+        assert not session.core.shortcuts.links._links
+    assert zmesh.get(where.remote(), timeout=20) == here.id
+
+
+def test_a_program_with_a_shortcut_shuts_down_and_begins_anew(two: Nodes) -> None:
+    there = where.options(**on(two.all[1]))
+    counts = []
+    for _ in range(3):
+        zmesh.init(two.all[0].name, ignore_reinit_error=True)
+        assert zmesh.get(there.remote(), timeout=20) == two.all[1].id
+        until(opened)
+        begun = time.monotonic()
+        zmesh.shutdown()
+        assert time.monotonic() - begun < 2.0
+        until(lambda: not counts or descriptors() <= counts[0])
+        counts.append(descriptors())
+
+
+def test_a_child_of_a_program_with_a_shortcut_leaves_it_alone(two: Nodes) -> None:
+    there = where.options(**on(two.all[1]))
+    assert zmesh.get(there.remote(), timeout=20) == two.all[1].id
+    until(opened)
+    ref = there.remote()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            zmesh.get(ref, timeout=5)
+        except zmesh.exceptions.MeshError:
+            gc.collect()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert zmesh.get(ref, timeout=20) == two.all[1].id
+    assert [zmesh.get(there.remote(), timeout=20) for _ in range(20)] == [two.all[1].id] * 20

@@ -117,6 +117,16 @@ def test_parcels_acks_and_words_arrive_as_they_were_sent(peers: Any) -> None:
     ]
 
 
+def test_a_burst_that_nobody_reads_yet_is_not_dropped(peers: Any) -> None:
+    """What is under way is bounded by the window of the link; what is dropped costs it half a second."""
+    keys = new_keys()
+    a, b = peers(A, keys), peers(B, keys)
+    a.sockets.knows(B, b.address, keys.id)
+    until(lambda: a.sockets.post(B, 0, 1, 0, False, A + bytes(8) + B + bytes(8), b""), a, b)
+    ids, frame = A + bytes(8) + B + bytes(8), bytes(200)
+    assert all(a.sockets.post(B, 0, number, 0, False, ids, frame) for number in range(2, 40_000))
+
+
 def test_what_is_published_reaches_those_who_subscribe(peers: Any) -> None:
     keys = new_keys()
     a, b = peers(A, keys), peers(B, keys)
@@ -344,6 +354,22 @@ def test_nonsense_of_a_member_is_dropped(peers: Any, frames: list[bytes]) -> Non
     dealer.send_multipart([b"W", b"sense"])
     until(lambda: b.has("word"), b)
     assert b.has("word") == [("word", A, b"sense")]
+    assert not b.has("parcel")
+    dealer.close()
+    context.term()
+
+
+@pytest.mark.parametrize("token", [bytes(8), b"driver.."])
+def test_a_guest_by_the_name_of_a_process_of_the_host_is_not_heard(peers: Any, token: bytes) -> None:
+    """It could speak for the node itself, or for a program there."""
+    keys = new_keys()
+    b = peers(B, keys)
+    context = new_context()
+    dealer = raw_dealer(context, keys, mesh_sockets.GUEST_ID + token, b.address)
+    dealer.send_multipart([b"W", b"knock"])
+    dealer.send_multipart([parcels.parcel_head(0, 1, 0, False, B + token + B + bytes(8)), b"frame"])
+    until(lambda: len(b.has("bad")) == 2, b)
+    assert not b.has("knock")
     assert not b.has("parcel")
     dealer.close()
     context.term()

@@ -383,7 +383,7 @@ class Simulation(UserCode):
         if process.alive and self.hosts[effect.node].process.alive:
             name = self.link_names[process.peer, effect.node] = LINK_NAME + effect.token
             self.dialled[name] = process
-            process.core.shortcuts.connected(effect.node, self.now)
+            process.core.shortcuts.connected(effect.node, effect.token, self.now)
             self.settle(process)
 
     def _note_sent(self, process: Process, to: bytes, message: Any) -> None:
@@ -458,18 +458,18 @@ class Simulation(UserCode):
             if effect.node not in self.dialled:  # the driver did not get through yet
                 process.core.openings.unsent(effect, self.now)
                 return
-            target, name = self.dialled[effect.node], process.peer[:8]
+            target, name = self.dialled[effect.node], (process.peer[:8], effect.node[1:])
             half = target.core.shortcuts
         else:
-            target, name = self.hosts[effect.node].process, self.link_names[process.peer, effect.node]
+            target, name = self.hosts[effect.node].process, (self.link_names[process.peer, effect.node],)
             half = target.core.openings
 
         def arrive() -> None:
             e = effect
             if isinstance(e, fx.PostAck):
-                half.acknowledged(name, e.epoch, e.ack, e.missing, self.now)
+                half.acknowledged(*name, e.epoch, e.ack, e.missing, self.now)
             else:
-                half.parcel(name, (e.epoch, e.seq, e.ack, e.more, e.source, e.to, e.frame), self.now)
+                half.parcel(*name, (e.epoch, e.seq, e.ack, e.more, e.source, e.to, e.frame), self.now)
 
         self._carry(process, target, arrive)
 

@@ -520,3 +520,31 @@ def test_a_host_that_dies_while_it_leaves_loses_no_more_than_what_lay_there(seed
     assert all(status in (m.STORED, m.ERROR) for status in states)
     again = sim.submit(driver, sim.spec(driver), program("work"))
     sim.run_until(lambda: again.status == m.INLINE, 5.0)
+
+
+@pytest.mark.parametrize("cuts", [0.0, 0.3, 0.6])
+@pytest.mark.parametrize("seed", [1, 15, 36, 62])
+def test_programs_on_every_host_with_tasks_for_each_get_all_of_them(seed: int, cuts: float) -> None:
+    """Workers go from shape to shape and from client to client all the time, so every pair of words crosses."""
+    sim = Simulation(seed, hosts=3)
+    drivers = [sim.driver("d"), sim.driver("e", other(1)), sim.driver("f")]
+    shapes = [{"CPU": m.UNIT}, *({"CPU": m.UNIT, f"node:{other(index).hex()}": 1} for index in range(3))]
+    specs = {
+        driver.name: [driver.core.new_spec(driver.peer, "f", shape, max_retries=0) for shape in shapes]
+        for driver in drivers
+    }
+    tasks = []
+    for index in range(120):
+        sim.cuts = cuts if index > 20 else 0.0
+        driver = sim.rng.choice(drivers)
+        call = program("work", seconds=sim.rng.choice([0.001, 0.02, 0.05]), value=index)
+        tasks.append(sim.submit(driver, sim.rng.choice(specs[driver.name]), call))
+        sim.run(sim.now + sim.rng.choice([0.0, 0.001, 0.02, 0.1]))
+    sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 600.0)
+    assert [value_of(task) for task in tasks] == list(range(120))
+    assert max(sim.started.values()) == 1
+    sim.cuts = 0.0
+    quiet(sim, 60.0)
+    assert all(not driver.core.victim.thieves for driver in drivers)
+    for host in sim.hosts.values():
+        assert host.core.resources.available == host.core.resources.total

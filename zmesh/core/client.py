@@ -432,6 +432,8 @@ class ClientCore:
         thief.idlers.pop(peer, None)
         given = [thief.leased[seq] for seq, attempt in message.tasks if seq in thief.leased]
         self._requeue(thief, given, now)
+        if thief.closing and not thief.leased:
+            self.victim.gone(thief, now)  # Work crossed its Unsteal
         self.victim.serve(now)
 
     def _requeue(self, thief: Thief, tasks: list[Task], now: float) -> None:

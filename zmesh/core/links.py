@@ -4,7 +4,8 @@ A TCP connection may be cut at any moment, and what was on it is lost without a 
 they are acknowledged, and sent again. Everything above sees FIFO links that lose nothing, as on one host. A link ends
 only with the death of the member; one that comes back gets a new link, of a higher epoch, on which nothing old counts.
 
-Sources: go-back-N with cumulative acknowledgement, RFC 793 and RFC 6298 for the doubling of the pause.
+Sources: go-back-N with cumulative acknowledgement, RFC 793; the doubling of the pause, RFC 6298; the youngest parcel as
+a probe, tail loss probes of RFC 8985.
 """
 
 import itertools
@@ -24,7 +25,7 @@ ACK_BYTES = WINDOW_BYTES // 8
 RESEND_S = 0.5  # without progress; doubles up to RESEND_MAX_S
 RESEND_MAX_S = 2.0
 REDIAL_S = 2.0  # a pause so long says that it is not the parcels, but the connection
-RESEND_FRAMES = 16  # of the oldest, each time
+RESEND_FRAMES = 16  # of the oldest, each time, and the youngest
 
 
 @dataclass(slots=True)
@@ -111,7 +112,7 @@ class Links:
         )
 
     def _overdue(self, link: Link, now: float) -> None:
-        """No progress for long: send the first again; their acknowledgement will say what else is missing."""
+        """No progress for long: send the first again, and the last, which shows the other side what is missing."""
         link.resend_timer = 0
         due = link.progress_s + link.pause_s
         if link.open and link.unacked and now < due - 1e-6:
@@ -124,6 +125,8 @@ class Links:
             link.progress_s = now
             for parcel in itertools.islice(link.unacked, RESEND_FRAMES):
                 self._post(link, parcel)
+            if len(link.unacked) > RESEND_FRAMES:
+                self._post(link, link.unacked[-1])
             self._pump(link, now)
 
     def reconnected(self, node: NodeID, now: float) -> None:

@@ -101,6 +101,7 @@ class Matchmaking:
         executing: whether the worker in a slot runs user code now.
         config_of: the settings of a job, for a worker that joins it.
         elsewhere: whether another member could ever give a shape.
+        explain: says why none can, from what this node lacks.
         members: how many nodes the mesh has.
         matched: called after each round of matching.
         short: why no more workers may be started than the first, or "".
@@ -118,11 +119,13 @@ class Matchmaking:
         executing: Callable[[int], Any],
         config_of: Callable[[PeerID], dict[str, Any]],
         elsewhere: Callable[[Shape], bool] = lambda shape: False,
+        explain: Callable[[Shape, str], str] = lambda shape, missing: missing,
         members: Callable[[], int] = lambda: 1,
         matched: Callable[[float], None] = lambda now: None,
         short: Callable[[], str] = lambda: "",
     ) -> None:
         self._elsewhere = elsewhere
+        self._explain = explain
         self._members = members
         self._matched = matched
         self._short = short
@@ -169,9 +172,9 @@ class Matchmaking:
         found.job, found.workers, found.depth, found.priority = job, workers, depth, priority
         missing = self._resources.missing(shape)
         if missing and workers and not lease and not self._elsewhere(shape):
-            found.waits_for = missing
+            found.waits_for = self._explain(shape, missing)
             found.workers = 0
-            self._effects.append(Send(client, Infeasible(dict(shape), missing)))
+            self._effects.append(Send(client, Infeasible(dict(shape), found.waits_for)))
         self._forget_empty(found)
         self._watch_surplus(found, now)
         self.match(now)

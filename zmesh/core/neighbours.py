@@ -19,16 +19,16 @@ class Neighbours:
         self._node = node
         self._effects = effects
         self.totals: dict[NodeID, Shape] = {}  # {living member: its resources in all}
-        self.foreign: dict[NodeID, bool] = {}  # {member on another minor version of Python: True}: no code crosses
+        self.foreign: dict[NodeID, str] = {}  # {member on another minor version of Python: which}: no code crosses
         self._watched: dict[NodeID, dict[PeerID, bool]] = {}  # {member: {its client we watch: True}}
         self._watchers: dict[PeerID, dict[NodeID, bool]] = {}  # {client of ours: {member that watches it: True}}
 
-    def up(self, node: NodeID, total: Shape, *, foreign: bool = False) -> bool:
+    def up(self, node: NodeID, total: Shape, *, foreign: str = "") -> bool:
         """A member is there, or has other resources than before; returns whether that is news."""
         news = self.totals.get(node) != total
         self.totals[node] = dict(total)
         if foreign:
-            self.foreign[node] = True
+            self.foreign[node] = foreign
         return news
 
     @property
@@ -79,10 +79,27 @@ class Neighbours:
 
     def elsewhere(self, shape: Shape) -> bool:
         """Whether some other member could ever give a shape."""
-        return any(all(total.get(name, 0) >= amount for name, amount in shape.items()) for total in self.usable)
+        return any(_gives(total, shape) for total in self.usable)
+
+    def explain(self, shape: Shape, missing: str) -> str:
+        """Say why no member can give a shape; `missing` is what this node lacks."""
+        for node, python in self.foreign.items():
+            if _gives(self.totals[node], shape):
+                return (
+                    f"node {node.hex()} could, but runs Python {python}, not this program's, and functions pickled by "
+                    "one need not load on the other: start a node with the Python of this program there"
+                )
+        for name in shape:
+            if name.startswith("node:") and not any(name in total for total in self.totals.values()):
+                return f"it is for {name}, which is no member of the mesh: zmesh.nodes() tells who is"
+        return missing
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""
         assert self._node not in self.totals
         assert all(node in self.totals for node in self.foreign)
         assert all(node in self.totals for node in self._watched)
+
+
+def _gives(total: Shape, shape: Shape) -> bool:
+    return all(total.get(name, 0) >= amount for name, amount in shape.items())

@@ -16,7 +16,7 @@ from zmesh.core.guests import Guests
 from zmesh.core.lending import Lending, lease_key
 from zmesh.core.links import Links
 from zmesh.core.listing import Listing
-from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, Limits, Matchmaking
+from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, STOPPING, Limits, Matchmaking
 from zmesh.core.neighbours import Neighbours
 from zmesh.core.pressure import Pressure
 from zmesh.core.records import MARK_PLENTY, SPREAD, Client, Executing
@@ -145,7 +145,8 @@ class NodeCore:
             executing=self._executing,
             config_of=self._config_of,
             elsewhere=self.neighbours.elsewhere,
-            members=lambda: 1 + len(self.neighbours.totals),
+            explain=self.neighbours.explain,
+            members=lambda: 1 + len(self.neighbours.usable),
             matched=self._matched,
             short=lambda: self.pressure.short,
         )
@@ -155,7 +156,7 @@ class NodeCore:
         )  # fmt: skip
         self.lending = Lending(
             rng, effects, demands=self.matchmaking.own, fits=Resources.count, congested=self.links.congested,
-            config_of=self._config_of, members=lambda: 1 + len(self.neighbours.totals),
+            config_of=self._config_of, members=lambda: 1 + len(self.neighbours.usable),
         )  # fmt: skip
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
         self.directory = Directory(node, effects, self.evacuation, alive=self._alive, reserve=reserve, release=release)
@@ -287,9 +288,14 @@ class NodeCore:
     def _free(self, peer: PeerID, message: Free, now: float) -> None:
         worker = self.matchmaking.workers.get(peer)
         if worker is not None:
+            refuses = worker.state == STOPPING
             self.matchmaking.free(worker, message.epoch, now)
             if worker.state == IDLE and worker.job and not self._alive(worker.job):
-                self.matchmaking.stop(worker)
+                # What it shared lives on here; it would refuse again and again for what is not.
+                if refuses:
+                    self._effects.append(KillProcess(worker.peer))
+                else:
+                    self.matchmaking.stop(worker)
 
     def _blocked(self, peer: PeerID, message: Blocked, now: float) -> None:
         del message
@@ -450,7 +456,7 @@ class NodeCore:
 
     def member_up(self, node: NodeID, total: Shape, now: float, python: str = "") -> None:
         """A member is there, or says that it has other resources than before."""
-        if node != self.node and self.neighbours.up(node, total, foreign=self._foreign(python)):
+        if node != self.node and self.neighbours.up(node, total, foreign=python if self._foreign(python) else ""):
             if self.links.came_back(node):
                 # It may not know that we took it for dead: the first word of the new link says so.
                 self._effects.append(Send(node_peer(node), Watch([])))
@@ -467,7 +473,7 @@ class NodeCore:
 
     def link_ended(self, node: NodeID, why: str, now: float) -> None:
         """That member took us for dead: nothing agreed with it counts any more, but it is there."""
-        total, foreign = self.neighbours.totals.get(node), node in self.neighbours.foreign
+        total, foreign = self.neighbours.totals.get(node), self.neighbours.foreign.get(node, "")
         if total is not None:
             self._forget_member(node, why, now)
             self.neighbours.up(node, total, foreign=foreign)

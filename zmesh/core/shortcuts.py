@@ -10,7 +10,8 @@ like that between nodes (core/links.py), so it may be cut as often as one likes.
 
 What comes by the new way before the Switch came by the old one is held back. So to everything above it is still one
 FIFO link. While there is no connection, parcels take the old way, as Carry. A shortcut ends with the client, or when
-one of the two nodes takes the other for dead.
+one of the two nodes takes the other for dead; what comes under the token of one that ended, or of another epoch than 0,
+is ignored.
 """
 
 import random
@@ -27,6 +28,11 @@ Parcel = tuple[int, int, int, bool, PeerID, PeerID, bytes]  # epoch, seq, ack, m
 LinkName = bytes  # of a shortcut at the far node: LINK_NAME and the token
 LINK_NAME = b"\x03"
 LINK_NAME_BYTES = len(LINK_NAME) + TOKEN_BYTES
+WAYS_MAX = (
+    64  # of one driver; other nodes are reached by way of its own. Each takes 4 of the 1024 descriptors of a program
+)
+HELD_MAX = 1024  # parcels that came before the last word by the old way; what does not fit is sent again
+HELD_BYTES_MAX = 9 * 1024 * 1024  # of them: the window of a link, and one piece beyond it
 
 
 def carry(token: bytes, effect: Post | PostAck) -> Carry:
@@ -51,7 +57,20 @@ class Way:
 
     token: bytes
     heard: bool = False  # the last word by the old way came
-    held: list[Parcel] = field(default_factory=list)  # what came before that
+    held: list[Parcel] = field(default_factory=list)  # what came before that, with rising numbers
+    held_bytes: int = 0
+
+    def hold(self, parcel: Parcel) -> None:
+        """Keep a parcel until the last word by the old way has come; one that was sent again is kept once."""
+        room = len(self.held) < HELD_MAX and self.held_bytes + len(parcel[6]) <= HELD_BYTES_MAX
+        if room and (not self.held or parcel[1] > self.held[-1][1]):
+            self.held.append(parcel)
+            self.held_bytes += len(parcel[6])
+
+    def take_held(self) -> list[Parcel]:
+        """That word has come: return what was kept."""
+        held, self.held, self.heard = self.held, [], True
+        return held
 
 
 class Shortcuts:
@@ -69,16 +88,23 @@ class Shortcuts:
         self.open: dict[NodeID, bool] = {}  # {node: True} to which we send by the new way
 
     def offered(self, peer: PeerID, word: Shortcut, now: float) -> None:
-        """A node that serves us may be dialled."""
+        """A node that serves us may be dialled, unless there are enough of them."""
         del now
         node = peer[:NODE_ID_BYTES]
         self._forget(node)
+        if len(self._ways) >= WAYS_MAX:
+            return
         self._ways[node] = Way(word.token)
         self._effects.append(DialNode(node, (word.host, word.port), word.token))
 
-    def connected(self, node: NodeID, now: float) -> None:
-        """Our connection to that node was made, or made anew."""
+    def _way(self, node: NodeID, token: bytes) -> Way | None:
+        """Return the shortcut to that node; None if the one with that token is over."""
         way = self._ways.get(node)
+        return way if way is not None and way.token == token else None
+
+    def connected(self, node: NodeID, token: bytes, now: float) -> None:
+        """Our connection to that node, under that token, was made, or made anew."""
+        way = self._way(node, token)
         if way is not None:
             if node not in self.open:
                 self.open[node] = True
@@ -101,32 +127,32 @@ class Shortcuts:
 
     def switched(self, peer: PeerID, word: Switch, now: float) -> None:
         """That was the node's last word by the old way."""
-        way = self._ways.get(peer[:NODE_ID_BYTES])
-        if way is not None and way.token == word.token:
-            way.heard = True
-            for parcel in way.held:
-                self.links.receive(peer[:NODE_ID_BYTES], *parcel, now)
-            way.held.clear()
-
-    def parcel(self, node: NodeID, parcel: Parcel, now: float) -> None:
-        """A parcel came by the new way."""
-        way = self._ways.get(node)
+        way = self._way(peer[:NODE_ID_BYTES], word.token)
         if way is not None:
-            if way.heard:
-                self.links.receive(node, *parcel, now)
-            else:
-                way.held.append(parcel)
+            for parcel in way.take_held():
+                self.links.receive(peer[:NODE_ID_BYTES], *parcel, now)
 
-    def acknowledged(self, node: NodeID, epoch: int, ack: int, missing: bool, now: float) -> None:
+    def parcel(self, node: NodeID, token: bytes, parcel: Parcel, now: float) -> None:
+        """A parcel came by the new way, under that token. Only words of that host are taken."""
+        way = self._way(node, token)
+        if way is None or parcel[0] or parcel[4][:NODE_ID_BYTES] != node:
+            return
+        if way.heard:
+            self.links.receive(node, *parcel, now)
+        else:
+            way.hold(parcel)
+
+    def acknowledged(self, node: NodeID, token: bytes, epoch: int, ack: int, missing: bool, now: float) -> None:
         """The node says which parcels arrived."""
-        if node in self._ways:
+        if self._way(node, token) is not None and not epoch:
             self.links.acknowledged(node, epoch, ack, missing, now)
 
     def carried(self, peer: PeerID, word: Carry, now: float) -> None:
         """A parcel came by the old way, after the Switch, as there was no connection."""
-        way = self._ways.get(peer[:NODE_ID_BYTES])
-        if way is not None and way.token == word.token:
-            take(self.links, peer[:NODE_ID_BYTES], word, now)
+        node = peer[:NODE_ID_BYTES]
+        theirs = not word.seq or word.source[:NODE_ID_BYTES] == node
+        if self._way(node, word.token) is not None and not word.epoch and theirs:
+            take(self.links, node, word, now)
 
     def node_gone(self, node: NodeID) -> None:
         """That node is dead to our node, and so to us."""
@@ -142,6 +168,7 @@ class Shortcuts:
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""
         self.links.check()
+        assert len(self._ways) <= WAYS_MAX
         assert all(node in self._ways for node in self.open)
         assert not any(way.heard and way.held for way in self._ways.values())
 
@@ -190,25 +217,23 @@ class Openings:
         # Not an effect: nothing may leave by the new way before this took the old one.
         self._links.send(client[:NODE_ID_BYTES], self._me, client, encode(Switch(way.token)), now)
         self.names[client] = name
-        way.heard = True
-        for parcel in way.held:
+        for parcel in way.take_held():
             self._links.receive(name, *parcel, now)
-        way.held.clear()
 
     def parcel(self, name: LinkName, parcel: Parcel, now: float) -> None:
         """A parcel came by the new way. Only its owner's words are taken; of a link that ended, none."""
         client = self._clients.get(name)
-        if client is None or parcel[4] != client:
+        if client is None or parcel[0] or parcel[4] != client:
             return
         way = self._ways[client]
         if way.heard:
             self._links.receive(name, *parcel, now)
         else:
-            way.held.append(parcel)
+            way.hold(parcel)
 
     def acknowledged(self, name: LinkName, epoch: int, ack: int, missing: bool, now: float) -> None:
         """The client says which parcels arrived."""
-        if name in self._clients:
+        if name in self._clients and not epoch:
             self._links.acknowledged(name, epoch, ack, missing, now)
 
     def unsent(self, effect: Post | PostAck, now: float) -> None:
@@ -221,7 +246,8 @@ class Openings:
     def carried(self, client: PeerID, word: Carry, now: float) -> None:
         """A parcel came by the old way, after the Switch, as there was no connection."""
         way = self._ways.get(client)
-        if way is not None and way.token == word.token and (not word.seq or word.source == client):
+        theirs = not word.seq or word.source == client
+        if way is not None and way.token == word.token and not word.epoch and theirs:
             take(self._links, LINK_NAME + way.token, word, now)
 
     def gone(self, client: PeerID) -> None:

@@ -105,7 +105,7 @@ class ThiefHalf:
         self.running: Running | None = None
         self.blocked = False
         self._withdrawn = False  # the victim confirmed that no work will follow
-        self._victim_dead = False  # nobody wants the results
+        self.victim_dead = False  # nobody wants the results
         self._specs: dict[int, WorkSpec] = {}
         self._queue: deque[Any] = deque()  # task records not started, in the order they came
         self._results: list[Any] = []
@@ -122,7 +122,7 @@ class ThiefHalf:
         assert self.state == FREE
         self.state = ATTACHED
         self.victim, self.epoch, self.shape, self.job = message.victim, message.epoch, message.shape, message.job
-        self._withdrawn = self._victim_dead = False
+        self._withdrawn = self.victim_dead = False
         self._specs = {}
         far = message.victim[:NODE_ID_BYTES] != self._node[:NODE_ID_BYTES]
         if not far and message.victim not in self._links:
@@ -154,7 +154,7 @@ class ThiefHalf:
             self._forget(self._queue)
             self._queue.clear()
             self._results.clear()
-            self._withdrawn = self._victim_dead = True
+            self._withdrawn = self.victim_dead = True
             self.state = CLOSING
         elif self.state == ATTACHED:
             self.state = CLOSING
@@ -293,7 +293,7 @@ class ThiefHalf:
         spec.peak_s = elapsed_s if peak_s is None or elapsed_s > peak_s else max(elapsed_s, peak_s * RUN_DECAY)
         if elapsed_s > spec.longest_s:
             spec.longest_s = elapsed_s
-        if self._victim_dead:
+        if self.victim_dead:
             self._leave()
             return
         result: Any = (running.seq, running.attempt, status, value)

@@ -179,7 +179,8 @@ class Victim:
             task = level[place]
             spec = task.spec
             alone = spec.alone or task.attempt
-            if leased and (alone or spec.peak_s is None or load_s + spec.peak_s > credit_s) and not self._ahead(thief):
+            peak_s = spec.peak_s
+            if leased and (alone or peak_s is None or (load_s + peak_s > credit_s and not self._ahead(thief))):
                 break
             del level[place]
             queue.count -= 1
@@ -199,10 +200,10 @@ class Victim:
                 size += sum(len(dep[1]) for dep in entry[5] if type(dep[1]) is bytes) + len(entry[4]) + 64
             if spec.timeout_s is not None:
                 self._leased(task, now)
-            if alone or spec.peak_s is None:
+            if alone or peak_s is None:
                 thief.alone = True
                 break
-            load_s += spec.peak_s
+            load_s += peak_s
             if size > BATCH_BYTES_MAX:
                 break
         thief.load_s = load_s

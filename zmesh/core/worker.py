@@ -113,7 +113,8 @@ class WorkerCore(ClientCore):
         """The running task's result contains these references; see References.give."""
         running = self.thief.running
         assert running is not None
-        self.references.give(running.victim, running.seq, entries)
+        if not self.thief.victim_dead:  # nobody else would say that they are taken
+            self.references.give(running.victim, running.seq, entries)
 
     def may_yield(self) -> bool:
         """Whether the running stream may send one more item than its reader has taken."""

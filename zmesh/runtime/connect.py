@@ -15,7 +15,7 @@ from zmesh.exceptions import MeshError, NotRunningError
 from zmesh.runtime import machine, processes, rundir
 from zmesh.runtime.forkserver import describe_status
 from zmesh.runtime.reactor import Reactor, Waiter
-from zmesh.runtime.session import Session, set_current
+from zmesh.runtime.session import Session, set_current, unset_current
 from zmesh.runtime.sockets import ClientSockets
 from zmesh.runtime.store import Store
 from zmesh.wire.ids import TOKEN_BYTES, local_peer, node_peer
@@ -115,7 +115,7 @@ class DriverSession(Session):
                 processes.reap(self._node.pid)
             os.close(self._pidfd)
             self._pidfd = None
-        set_current(None)
+        unset_current(self)
 
 
 def far_address(name: str | None) -> tuple[str, int] | None:

@@ -21,7 +21,7 @@ from zmesh.runtime.guest_store import GuestStore
 from zmesh.runtime.keyring import Keyring, keyring_path
 from zmesh.runtime.machine import resolves
 from zmesh.runtime.reactor import Reactor, Waiter
-from zmesh.runtime.session import Session, build_error, set_current
+from zmesh.runtime.session import Session, build_error, set_current, unset_current
 from zmesh.wire.ids import NODE_ID_BYTES, store_peer
 from zmesh.wire.messages import Goodbye, Hello
 
@@ -118,7 +118,7 @@ class GuestSession(Session):
             self.core.effects.append(fx.Send(self.core.node, Goodbye()))
             self.reactor.pump(monotonic())
         self.close()
-        set_current(None)
+        unset_current(self)
 
 
 def connect(address: tuple[str, int], kind: str, *, key_file: str | None, log_to_driver: bool) -> GuestSession:

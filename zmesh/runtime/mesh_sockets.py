@@ -30,7 +30,7 @@ from zmesh.exceptions import ConfigError
 from zmesh.runtime.curve import CurveKeys, Gate, secure_client, secure_server
 from zmesh.runtime.machine import resolves
 from zmesh.runtime.parcels import WORD, ack_head, parcel_head, read_ack, read_parcel
-from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, PeerID
+from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, PeerID, is_guest
 
 CONTROL_BYTES_MAX = 4 * 1024 * 1024  # of a frame, also before its sender is known; fragments are 1 MiB
 GOSSIP_BYTES_MAX = 64 * 1024
@@ -232,6 +232,7 @@ class MeshSockets:
         router = tune(self._context.socket(zmq.ROUTER), self._host, CONTROL_BYTES_MAX)
         router.router_mandatory = True
         router.router_handover = True
+        router.sndhwm = 0
         router.backlog = BACKLOG
         pub = tune(self._context.socket(zmq.XPUB), self._host, GOSSIP_BYTES_MAX)
         pub.xpub_verbose = True
@@ -276,6 +277,7 @@ class MeshSockets:
         socket.routing_id = SEED_ID + self._me + os.urandom(SEED_BYTES) if seed else ROUTING_ID + self._me
         socket.immediate = True
         socket.connect_timeout = HANDSHAKE_MS
+        socket.sndhwm = 0  # the window of the link bounds what is under way; a full pipe would drop it
         attempt = table[key].attempt + 1 if key in table else 0
         self._hang_up(table, key)
         secure_client(socket, self._key_of(node, attempt))
@@ -464,6 +466,9 @@ class MeshSockets:
             return
         guest = kind == GUEST_ID
         name = self._me + node if guest else node if kind == ROUTING_ID else sender  # of the link
+        if guest and not is_guest(name):
+            self._heard.bad(f"a guest by the name of a process here, {name.hex()}")
+            return
         if (parcel := read_parcel(rest)) is not None:
             # Whose words come over a shortcut, core/shortcuts.py knows.
             source, to = parcel[4], parcel[5]

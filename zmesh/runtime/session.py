@@ -593,6 +593,12 @@ def set_current(session: Session | None) -> None:
     _current = session
 
 
+def unset_current(session: Session) -> None:
+    """`session` has ended. One that only looked at a node was never the one of this process."""
+    if _current is session:
+        set_current(None)
+
+
 def get_current() -> Session | None:
     """Return the session of this process, or None."""
     return _current

@@ -74,8 +74,8 @@ class ShortcutSockets:
 
     def _redial(self, node: NodeID) -> None:
         effect, dialled = self._effects.get(node), self._dialled.get(node)
-        if effect is not None and dialled is not None:
-            self._connect(effect, dialled.attempt)
+        if effect is not None:
+            self._connect(effect, dialled.attempt if dialled is not None else 0)
 
     def _keys(self) -> list[CurveKeys]:
         try:
@@ -90,20 +90,32 @@ class ShortcutSockets:
         keys = self._keys()
         if not keys:
             return
-        host, port = effect.address
-        socket = tune(self._sockets.context.socket(zmq.DEALER), host, CONTROL_BYTES_MAX)
-        socket.routing_id = SHORTCUT_ID + effect.token
-        socket.immediate = True
-        socket.connect_timeout = HANDSHAKE_MS
-        socket.sndhwm = 0
-        socket.rcvhwm = 0
-        secure_client(socket, keys[attempt % len(keys)])
-        dialled = self._dialled[effect.node] = Dialled(socket, effect.address)
+        dialled = self._open(effect, keys[attempt % len(keys)])
+        if dialled is None:
+            return
+        self._dialled[effect.node] = dialled
         dialled.attempt = attempt
         with contextlib.suppress(zmq.ZMQError):  # a name that does not resolve: it never connects
-            socket.connect(endpoint(host, port))
-        self._sockets.adopt(dialled.fd, lambda: self._drain(effect.node, dialled))
+            dialled.socket.connect(endpoint(*effect.address))
+        self._sockets.adopt(dialled.fd, lambda: self._drain(effect, dialled))
         self._sockets.adopt(dialled.monitor.getsockopt(zmq.FD), lambda: self._events(effect, dialled))
+
+    def _open(self, effect: fx.DialNode, key: CurveKeys) -> Dialled | None:
+        """Return a connection that has not dialled yet; None if the program may have no more descriptors."""
+        socket = None
+        try:
+            socket = tune(self._sockets.context.socket(zmq.DEALER), effect.address[0], CONTROL_BYTES_MAX)
+            socket.routing_id = SHORTCUT_ID + effect.token
+            socket.immediate = True
+            socket.connect_timeout = HANDSHAKE_MS
+            socket.sndhwm = 0
+            socket.rcvhwm = 0
+            secure_client(socket, key)
+            return Dialled(socket, effect.address)
+        except zmq.ZMQError:
+            if socket is not None:
+                socket.close(linger=0)
+            return None
 
     def _close(self, node: NodeID) -> None:
         dialled = self._dialled.pop(node, None)
@@ -137,14 +149,15 @@ class ShortcutSockets:
             return False
         return True
 
-    def _drain(self, node: NodeID, dialled: Dialled) -> None:
+    def _drain(self, effect: fx.DialNode, dialled: Dialled) -> None:
+        node, token = effect.node, effect.token
         item = [(dialled.socket, _IN)]
         while not dialled.socket.closed and _readable(item, 0):
             frames = dialled.socket.recv_multipart(_DONTWAIT)
             if (parcel := read_parcel(frames)) is not None:
-                self._core.parcel(node, parcel, monotonic())
+                self._core.parcel(node, token, parcel, monotonic())
             elif (word := read_ack(frames)) is not None:
-                self._core.acknowledged(node, *word, monotonic())
+                self._core.acknowledged(node, token, *word, monotonic())
 
     def _events(self, effect: fx.DialNode, dialled: Dialled) -> None:
         """Take note of what happened to a connection."""
@@ -154,7 +167,7 @@ class ShortcutSockets:
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 take_edge(dialled.socket)
                 self._sockets.touch(dialled.fd)
-                self._core.connected(effect.node, monotonic())
+                self._core.connected(effect.node, effect.token, monotonic())
                 dialled.failures = 0
             elif event not in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
                 self._failed(effect, dialled)

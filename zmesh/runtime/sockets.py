@@ -57,7 +57,7 @@ class ClientSockets:
         self.changed = True  # the list of descriptors is not what it was
         self._by_fd: dict[int, tuple[PeerID, Any]] = {}  # {descriptor: (peer, socket)}; the ROUTER's peer is b""
         self._touched: dict[int, tuple[PeerID, Any]] = {}  # those of them that may hold a frame whose edge is gone
-        self._seen: dict[int, tuple[PeerID, Any]] = {}  # those that a sleeper saw readable
+        self._seen: dict[int, bool] = {}  # {descriptor: True} that a sleeper saw readable; it may be closed by now
         self._links: dict[PeerID, tuple[int, Any]] = {}  # {node or victim: (descriptor, DEALER)}
         self.shortcuts: Any = {}  # {node of another host to which a shortcut leads: True}
         self.send_over: Callable[[PeerID, bytes], None] = lambda to, frame: None  # such a shortcut
@@ -156,16 +156,17 @@ class ClientSockets:
             self._touched[fd] = found
 
     def ready(self, fd: int) -> None:
-        """A sleeper saw this descriptor readable: `drain_touched` looks at its socket."""
-        socket = self._by_fd.get(fd)
-        if socket is not None:
-            self._seen[fd] = socket
+        """A sleeper saw this descriptor readable: `drain_touched` looks at its socket. Takes no lock."""
+        self._seen[fd] = True
 
     def take_seen(self, deliver: Deliver) -> None:
         """Take one frame of each socket that a sleeper saw readable; there may be more, so they count as touched."""
         seen = self._seen
         while seen:
-            fd, found = seen.popitem()
+            fd, _ = seen.popitem()
+            found = self._by_fd.get(fd)
+            if found is None:
+                continue
             peer, socket = self._touched[fd] = found
             try:
                 if peer is _ADOPTED:
@@ -200,6 +201,7 @@ class ClientSockets:
         self._seen.clear()
         for peer, socket in list(self._by_fd.values()):
             self._drain(peer, socket, deliver)
+        self.drain_touched(deliver)  # who drained an adopted one may have touched another
 
     def _drain(self, peer: PeerID, socket: Any, deliver: Deliver) -> None:
         if peer is _ADOPTED:
