@@ -13,12 +13,13 @@ from zmesh.wire.messages import MESSAGES
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(path for top in ("zmesh", "cli", "tests/sim") for path in ROOT.glob(f"{top}/**/*.py"))
 
-LEAVES = ("zmesh.exceptions", "zmesh.options", "zmesh._version")
+LEAVES = ("zmesh.exceptions", "zmesh.options", "zmesh.actor_options", "zmesh._version")
 FACE = (
     "zmesh",
     "zmesh.api",
     "zmesh.object_ref",
     "zmesh.remote_function",
+    "zmesh.actor",
     "zmesh.parallel_map",
     "zmesh.runtime_context",
     "zmesh.lifecycle",
@@ -26,7 +27,7 @@ FACE = (
     "zmesh.local_mode",
     *LEAVES,
 )
-PURE = ("zmesh.core.effects", "zmesh.core.timers", "zmesh.core.records")
+PURE = ("zmesh.core.effects", "zmesh.core.timers", "zmesh.core.records", "zmesh.core.running")
 _PARTS = ("gossip_limits", "members", "rumours", "view", "repair", "loads", "joiner")
 GOSSIP = tuple(f"zmesh.core.{name}" for name in _PARTS)
 MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match counts, ".*" is the whole room

@@ -265,6 +265,8 @@ def cancel(ref: Any, *, force: bool = False, recursive: bool = True) -> None:
         entry = ref._entry
     else:
         raise TypeError(f"cancel() takes an ObjectRef or an ObjectRefGenerator, not {type(ref).__name__}")
+    if force and ref._session.actors.is_call(entry):
+        raise ConfigError("force=True would kill the actor, with all it has to do: zmesh.kill(actor) if you mean that")
     ref._session.cancel(entry, force=force, recursive=recursive)
 
 

@@ -638,14 +638,14 @@ def test_cancelling_a_parent_cancels_its_children(worker: Worker) -> None:
 def test_a_stream_waits_for_its_reader(worker: Worker) -> None:
     worker.work(1, options={"backpressure": 1}, returns=-1)
     worker.core.next(0.0)
-    assert worker.core.may_yield()
-    worker.core.item(m.INLINE, b"i", [], 0.0)
+    assert worker.core.may_yield(worker.core.thief.running)
+    worker.core.item(worker.core.thief.running, m.INLINE, b"i", [], 0.0)
     assert worker.said()[0].results == [(1, 0, m.ITEM, (0, m.INLINE, b"i", []))]
-    assert not worker.core.may_yield()
+    assert not worker.core.may_yield(worker.core.thief.running)
     worker.hear(D, m.Consumed(9, 1))
-    assert not worker.core.may_yield()
+    assert not worker.core.may_yield(worker.core.thief.running)
     worker.hear(D, m.Consumed(1, 1))
-    assert worker.core.may_yield()
+    assert worker.core.may_yield(worker.core.thief.running)
 
 
 def test_max_calls_ends_the_worker_after_its_results_left(worker: Worker) -> None:

@@ -104,8 +104,8 @@ class UserCode:
                 end(m.END, items, [])
                 self.settle(process)
                 return
-            if process.core.may_yield():
-                process.core.item(m.INLINE, msgpack.packb(running.items), [], self.now)
+            if process.core.may_yield(running):
+                process.core.item(running, m.INLINE, msgpack.packb(running.items), [], self.now)
                 self.settle(process)
             self.at(seconds, step)
 
@@ -157,7 +157,6 @@ class UserCode:
         self, process: Any, running: Any, code: dict[str, Any], still: Callable[[], bool], end: Callable[..., None]
     ) -> None:
         """Put objects and return refs of them: the worker holds them until the victim does."""
-        del running
         references = process.core.references
         made = []
         for index in range(code["count"]):
@@ -167,7 +166,7 @@ class UserCode:
         oids = [references.oid(entry) for entry in made]
 
         def promoted() -> None:
-            process.core.give(made)
+            process.core.give(running, made)
             end(m.INLINE, msgpack.packb(oids), oids)
             for entry in made:
                 references.drop(entry)

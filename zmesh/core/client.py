@@ -7,13 +7,30 @@ releases it. Holds no rule of its own beyond which machine hears of what.
 from collections.abc import Callable
 from typing import Any
 
+from zmesh.core.actor_calls import ActorCalls
 from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, Warn
 from zmesh.core.pulls import Pulls
-from zmesh.core.records import LEASED, QUEUED, RESOLVED, Entry, Inputs, Queue, Spec, Task, Thief, shape_key
+from zmesh.core.records import (
+    LEASED,
+    QUEUED,
+    RESOLVED,
+    Actor,
+    Creation,
+    Entry,
+    Handle,
+    Inputs,
+    MethodCall,
+    Queue,
+    Spec,
+    Task,
+    Thief,
+    shape_key,
+)
 from zmesh.core.references import References
 from zmesh.core.tasks import Tasks
 from zmesh.core.timers import Timers
 from zmesh.core.victim import Victim
+from zmesh.wire.actor_messages import ActorState, KillActor, Unheld
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
 from zmesh.wire.messages import (
     ERROR,
@@ -76,21 +93,41 @@ class ClientCore:
         self._waited: list[Entry] = []
         self._impossible: dict[Any, str] = {}  # {shape key: why no node can run it}
         self.pulls = Pulls(self.node, effects)
-        self.references = References(me, self.node, effects, self.pulls)
+        self.references = References(
+            me,
+            self.node,
+            effects,
+            self.pulls,
+            shared=lambda handle: self.actors.shared(handle),
+            unheld=lambda oid: self.actors.unheld(oid),
+        )
         self.victim = Victim(self.node, effects, timers, self._arguments, self._limit_time)
         self.tasks = Tasks(
             effects,
             timers,
             push=self._push,
-            forget=self.victim.forget,
+            forget=self._forget,
             drop=self.references.drop,
             fetch=self.references.fetch,
             settled=self.references.resolved,
             free=self.references.free_segment,
             inside=self.references.inside,
             waited=self._waited,
+            ended=lambda task: self.actors.ended(task),
         )
-        self._inputs: dict[type[Any], Callable[[PeerID, Any, float], None]] = {
+        self.actors = ActorCalls(
+            effects,
+            timers,
+            tasks=self.tasks,
+            references=self.references,
+            arguments=self._arguments,
+            late=self._late,
+            take=self._take,
+        )
+        self._inputs = self._words()
+
+    def _words(self) -> dict[type[Any], Callable[[PeerID, Any, float], None]]:
+        return {
             Done: self._done,
             Steal: self._steal,
             GiveBack: self._give_back,
@@ -108,6 +145,9 @@ class ClientCore:
             NodeGone: self._node_gone,
             RecycleSegments: lambda _, message, now: self.effects.append(Recycle(list(message.segments))),
             Trim: lambda _, message, now: self.effects.append(Recycle([])),
+            ActorState: lambda _, message, now: self.actors.told(message, now),
+            Unheld: lambda _, message, now: self.actors.unheld(message.actor),
+            KillActor: lambda _, message, now: self.actors.kill_told(message, now),
         }
 
     # Inputs from the user's threads.
@@ -124,16 +164,62 @@ class ClientCore:
         task.inputs = inputs
         task.parent = self.current
         if self.lost is not None:
-            task.inputs = None
-            task.parent = None
-            self.tasks.open += 1
-            if spec.num_returns != 1:
-                task.outputs = [Entry(task.seq, index) for index in range(max(spec.num_returns, 0))]
-            self.tasks.resolve(task, ERROR, self.lost)
+            self._refuse(task, (ERROR, self.lost))
         else:
             self.tasks.submit(task, now)
         self._flush()
         return task
+
+    def _refuse(self, task: Task, failure: tuple[int, Any]) -> None:
+        """Nobody can run it."""
+        task.inputs = None
+        task.parent = None
+        self.tasks.open += 1
+        if task.spec.num_returns != 1:
+            task.outputs = [Entry(task.seq, index) for index in range(max(task.spec.num_returns, 0))]
+        self.tasks.resolve(task, *failure)
+
+    def create_actor(
+        self, spec: Spec, args: Any, inputs: Inputs | None, depth: int, now: float, *, name: str, ordered: bool
+    ) -> Handle:
+        """Make an actor; returns the entry of its first handle. See ActorCalls.find for `ordered`."""
+        self._seq += 1
+        spec.alone = True
+        creation = Creation(self._seq, spec, args, depth)
+        creation.inputs = inputs
+        creation.refs = 0  # handles are counted, and nobody reads what it yields
+        handle = self.actors.create(creation, self.me, name, ordered=ordered)
+        if self.lost is not None:
+            self._refuse(creation, (ERROR, self.lost))
+        else:
+            self.tasks.submit(creation, now)
+        self._flush()
+        return handle
+
+    def call(
+        self, actor: Actor, handle: Entry, spec: Spec, args: Any, inputs: Inputs | None, depth: int, now: float
+    ) -> Task:
+        """Call a method of an actor; returns the call with one reference counted for each of its results."""
+        self._seq += 1
+        failure = (ERROR, self.lost) if self.lost is not None else actor.failure
+        if failure is not None:
+            refused = Task(self._seq, spec, args, depth)
+            self._refuse(refused, failure)
+            return refused
+        call = MethodCall(self._seq, spec, args, depth)
+        call.actor = actor
+        call.inputs = inputs
+        call.parent = self.current
+        self.actors.opened(call, handle)
+        self.tasks.submit(call, now)
+        self._flush()
+        return call
+
+    def kill_actor(self, actor: Actor, now: float, *, no_restart: bool) -> None:
+        """End an actor at once; see ActorCalls.kill."""
+        self.actors.kill(actor, now, no_restart=no_restart)
+        self.victim.serve(now)
+        self._flush()
 
     def put(self, status: int, value: Any, inside: list[Entry]) -> Entry:
         """Own a value the user put; `inside` are the references in it, promoted before."""
@@ -158,9 +244,10 @@ class ClientCore:
         self._flush()
 
     def cancel_all(self, now: float) -> None:
-        """Cancel every unresolved task: the user pressed Ctrl-C."""
+        """Cancel every unresolved task and call: the user pressed Ctrl-C. Actors stay."""
         for task in self.unresolved():
-            self.tasks.cancel(task, now, force=False, recursive=True)
+            if type(task) is not Creation:
+                self.tasks.cancel(task, now, force=False, recursive=True)
         self.victim.serve(now)
         self._flush()
 
@@ -182,7 +269,7 @@ class ClientCore:
         leased = [task for thief in self.victim.thieves.values() for task in thief.leased.values()]
         levels = [level for queue in self.victim.queues.values() for level in queue.levels.values()]
         queued = [task for level in levels for task in level if task.state == QUEUED]
-        return leased + queued + self.tasks.waiting()
+        return leased + queued + self.actors.unresolved() + self.tasks.waiting()
 
     # Inputs from the network.
 
@@ -201,10 +288,10 @@ class ClientCore:
             return
         self.lost = ("NodeDiedError", text, {})
         for task in self.unresolved():
-            if task.state == QUEUED:
-                self.victim.forget(task)
+            if task.state == QUEUED or type(task) is MethodCall:
+                self._forget(task)
             elif task.state == LEASED:
-                assert task.thief is not None
+                assert isinstance(task.thief, Thief)
                 self.victim.returned(task.thief, task)
             if task.state != RESOLVED:
                 self.tasks.resolve(task, ERROR, self.lost)
@@ -217,9 +304,20 @@ class ClientCore:
     # How the machines meet.
 
     def _push(self, task: Task, now: float, front: bool) -> None:
+        if type(task) is MethodCall:
+            self.actors.push(task, now, front=front)
+            return
+        if type(task) is Creation:
+            self.actors.starting(task, now)
         self.victim.push(task, now, front=front)
         if task.spec.shape_key in self._impossible:
             self.timers.set(now + INFEASIBLE_GRACE_S, self._fail_impossible)
+
+    def _forget(self, task: Task) -> None:
+        if type(task) is MethodCall:
+            self.actors.forget(task)
+        else:
+            self.victim.forget(task)
 
     def _limit_time(self, task: Task, now: float) -> None:
         self.tasks.limit_time(task, now)
@@ -229,8 +327,8 @@ class ClientCore:
             self.effects.append(Resolved(self._waited[:]))
             self._waited.clear()
 
-    def _arguments(self, task: Task, thief: Thief) -> tuple[Any, list[Any]]:
-        """Return the arguments and dependencies of a task as Work carries them."""
+    def _arguments(self, task: Task, thief: Thief | Actor) -> tuple[Any, list[Any]]:
+        """Return the arguments and dependencies of a task as Work and Call carry them."""
         del thief  # dependencies are named alike to every thief of the host
         deps = []
         if task.inputs is not None:
@@ -269,6 +367,7 @@ class ClientCore:
             self._lose_thief(thief, message.node, message.why, now)
         for entry in self.references.node_gone(message.node, message.why):
             self.tasks.entry_resolved(entry, now)
+        self.actors.node_gone(message.node, message.why, now)
         self.victim.serve(now)
 
     def _lose_thief(self, thief: Thief, node: NodeID, why: str, now: float) -> None:
@@ -293,6 +392,8 @@ class ClientCore:
         """Results of a thief: the hot path."""
         if message.kept:
             self.references.kept(peer, message.kept)
+        if peer in self.actors.serving and self.actors.done(peer, message.results, now):
+            return
         thief = self.victim.thieves.get(peer)
         if thief is None:
             for result in message.results:
@@ -311,6 +412,9 @@ class ClientCore:
             elif result[2] == ITEM:
                 tasks.item(task, result[3])
                 self._take(peer, result)
+                if type(task) is Creation:
+                    victim.settled(thief, now)
+                    self.actors.ready(task, peer, now)
             else:
                 victim.returned(thief, task)
                 tasks.outcome(task, result, now)
@@ -334,7 +438,7 @@ class ClientCore:
         task = self.tasks.retried.get(result[0])
         if task is not None and result[2] in (INLINE, STORED):
             if task.state == QUEUED:
-                self.victim.forget(task)
+                self._forget(task)
             elif task.state == LEASED:
                 return  # the attempt under way will resolve it; both give the same
             self.tasks.outcome(task, result, now)
@@ -389,10 +493,15 @@ class ClientCore:
         self.effects.append(Send(node_peer(message.worker[:NODE_ID_BYTES]), Buried(message.worker)))
         thief = self.victim.thieves.get(message.worker)
         if thief is None:
+            self.actors.lost(message.worker)
             self._flush()
             return
         charged = thief.leased.get(message.seq) if message.owner == self.me else None
-        if message.over and charged is not None and charged.spec.max_retries:
+        if type(charged) is Creation and message.over:
+            self.victim.returned(thief, charged)  # the actor ended in good order, only its last word is lost
+            self.tasks.resolve(charged, INLINE, None)
+            charged = None
+        elif message.over and charged is not None and charged.spec.max_retries:
             charged = None  # it did finish, only its result is lost: running it again is nobody's fault
         self._requeue(thief, [task for task in thief.leased.values() if task is not charged], now)
         if charged is not None:
@@ -454,7 +563,9 @@ class ClientCore:
         if task is None:
             return "the object belongs to another process, which has not made it yet"
         text = self.tasks.waits_for(task)
-        if task.state == QUEUED:
+        if task.state == QUEUED and type(task) is MethodCall:
+            text = self.actors.waits_for(task)
+        elif task.state == QUEUED:
             queue = self.victim.queues[task.spec.shape_key]
             impossible = self._impossible.get(queue.key)
             text += f" behind {queue.count - 1} others for {Victim.describe(queue.shape)}"
@@ -468,5 +579,6 @@ class ClientCore:
         self.victim.check()
         self.references.check()
         self.pulls.check()
+        self.actors.check()
         unresolved = self.unresolved()
         assert len(unresolved) == self.tasks.open, (len(unresolved), self.tasks.open)

@@ -46,6 +46,7 @@ class Directory:
         alive: whether a peer is a living client, of this node or, as far as is known, of another.
         reserve: books bytes in the store; False if it is full.
         release: gives them back.
+        freed: called with each object nobody holds any more.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class Directory:
         alive: Callable[[PeerID], bool],
         reserve: Callable[[int], bool],
         release: Callable[[int], None],
+        freed: Callable[[ObjectID], None] = lambda oid: None,
     ) -> None:
         self._node = node
         self._effects = effects
         self._alive = alive
         self._reserve = reserve
         self._release = release
+        self._freed = freed
         self._records: dict[ObjectID, Record] = {}
 
     def __len__(self) -> int:
@@ -152,6 +155,7 @@ class Directory:
         while todo:
             oid = todo.pop()
             record = self._records.pop(oid)
+            self._freed(oid)
             if record.status == STORED:
                 self.free_segments([(record.value[2], record.value[0], record.clean)])
             elif record.status == INLINE:

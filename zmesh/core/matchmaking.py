@@ -19,6 +19,7 @@ from zmesh.wire.ids import TOKEN_BYTES, NodeID, PeerID, local_peer
 from zmesh.wire.messages import Attach, Detach, Infeasible, Shape, Stop
 
 STARTING, IDLE, ATTACHED, DETACHING, STOPPING = "starting", "idle", "attached", "detaching", "stopping"
+SERVING = "serving"  # an actor, until it ends
 
 
 SPREAD_S = 0.3  # so long a demand to be spread waits for other nodes to take their part, before this one takes all
@@ -285,6 +286,19 @@ class Matchmaking:
         if worker.booking is not None:
             self._resources.unblock(worker.booking)
 
+    def settled(self, worker: Worker, shape: Shape, now: float) -> None:
+        """The worker's task is an actor: it never comes back, and of what it has booked it needs `shape` no more."""
+        if worker.booking is None:
+            return
+        self._resources.reduce(worker.booking, shape)
+        worker.state = SERVING
+        worker.detached_for = None
+        if worker.demand is not None:
+            worker.demand.attached.pop(worker.peer)
+            self._forget_empty(worker.demand)
+            worker.demand = None
+        self.match(now)
+
     # Matching.
 
     def match(self, now: float) -> None:
@@ -367,7 +381,7 @@ class Matchmaking:
         """Workers by job that use resources now."""
         shares: dict[PeerID, int] = {}
         for worker in self.workers.values():
-            if worker.booking is not None and not worker.booking.blocked:
+            if worker.booking is not None and not worker.booking.blocked and worker.state != SERVING:
                 shares[worker.job] = shares.get(worker.job, 0) + 1
         return shares
 
@@ -518,7 +532,7 @@ class Matchmaking:
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""
         for worker in self.workers.values():
-            booked = worker.state in (ATTACHED, DETACHING)
+            booked = worker.state in (ATTACHED, DETACHING, SERVING)
             assert booked == (worker.booking is not None), worker
             if worker.demand is not None:
                 assert worker.demand.attached[worker.peer] is worker

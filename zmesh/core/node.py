@@ -8,18 +8,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from zmesh.core.actor_places import ActorPlaces
 from zmesh.core.copies import Copies
 from zmesh.core.directory import Directory
 from zmesh.core.effects import Address, DropSegments, DropUnused, Effect, KillProcess, Send, Warn
 from zmesh.core.guests import Guests
 from zmesh.core.lending import Lending, lease_key
 from zmesh.core.links import Links
-from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, Limits, Matchmaking
+from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, SERVING, STARTING, Limits, Matchmaking
 from zmesh.core.neighbours import Neighbours
 from zmesh.core.records import MARK_PLENTY, SPREAD
 from zmesh.core.resources import Resources
 from zmesh.core.status import load, status
 from zmesh.core.timers import Timers
+from zmesh.wire.actor_messages import ActorQuery, ActorState, CallerGone, Follow, KillActor, Settle
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
 from zmesh.wire.messages import (
     PROTOCOL_MAJOR,
@@ -155,7 +157,10 @@ class NodeCore:
             members=lambda: 1 + len(self.neighbours.totals),
         )
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
-        self.directory = Directory(node, effects, alive=self._alive, reserve=reserve, release=release)
+        self.actors = ActorPlaces(effects)
+        self.directory = Directory(
+            node, effects, alive=self._alive, reserve=reserve, release=release, freed=self.actors.freed
+        )
         self._inputs = self._words_of_clients()
         self._between_nodes = self._words_of_nodes()
 
@@ -189,6 +194,11 @@ class NodeCore:
             FreeSegments: self._free_segments,
             Pull: lambda peer, m, now: self.copies.pull(peer, m.objects, now),
             LetGo: lambda peer, m, now: self.copies.let_go(peer, m.objects, now),
+            Settle: self._settle,
+            Follow: self._follow,
+            ActorState: lambda peer, m, now: self.actors.tell(peer, m),
+            ActorQuery: lambda peer, m, now: self.actors.ask(peer, m.actor, m.version),
+            KillActor: lambda peer, m, now: self.actors.kill(m),
         }
 
     def _alive(self, peer: PeerID) -> bool:
@@ -268,6 +278,20 @@ class NodeCore:
         worker = self.matchmaking.workers.get(peer)
         if worker is not None:
             self.matchmaking.unblocked(worker)
+
+    def _settle(self, peer: PeerID, message: Settle, now: float) -> None:
+        worker = self.matchmaking.workers.get(peer)
+        if worker is not None:
+            self.matchmaking.settled(worker, message.shape, now)
+
+    def _follow(self, peer: PeerID, message: Follow, now: float) -> None:
+        """A caller wants to hear of an actor's death, and the actor of the caller's."""
+        del now
+        worker = self.matchmaking.workers.get(message.worker)
+        if worker is not None and self._alive(peer):
+            worker.victims[peer] = True
+        else:
+            self._effects.append(Send(peer, WorkerDied(message.worker, 0, 0, b"", 0, 0, "", "")))
 
     def _kill(self, peer: PeerID, message: Kill, now: float) -> None:
         """Kill a worker that still executes that very attempt; else its result or its death is on the way."""
@@ -377,11 +401,15 @@ class NodeCore:
         self.lending.client_gone(peer)
         for worker in self.matchmaking.client_gone(peer):
             box = self._executing(worker.slot)
-            if box is not None and box.owner == peer:
+            if (box is not None and box.owner == peer) or worker.state == SERVING:
                 self._effects.append(KillProcess(worker.peer))
             if worker.state in (ATTACHED, DETACHING):
                 self.matchmaking.leave(worker)
+        for worker in self.matchmaking.workers.values():
+            if worker.state == SERVING and worker.victims.pop(peer, False):
+                self._effects.append(Send(worker.peer, CallerGone(peer)))
         self.directory.owner_died(peer)
+        self.actors.client_gone(peer)
         if mourners:
             self._mourners[peer] = mourners
         else:
@@ -439,6 +467,7 @@ class NodeCore:
             for peer in [peer for peer in self._mourners.get(dead, {}) if peer[:NODE_ID_BYTES] == node]:
                 self._buried(peer, Buried(dead), now)
         self.directory.node_died(node)
+        self.actors.node_gone(node)
         self.lending.node_gone(node, self.matchmaking.demands.get)
         self.copies.node_gone(node, now)
         lost = [segment for segment, keeper in self._kept.items() if keeper == node]
@@ -555,6 +584,7 @@ class NodeCore:
         self.resources.check()
         self.matchmaking.check()
         self.directory.check()
+        self.actors.check()
         self.copies.check()
         self.links.check()
         self.neighbours.check()

@@ -6,10 +6,11 @@ releases as it was given holds. Knows entries; never looks at tasks (core/tasks.
 """
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Effect, Recycle, Resolved, Send
-from zmesh.core.records import Copy, Entry, Share
+from zmesh.core.records import Copy, Entry, Handle, Share
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer, object_id, split_object_id
 from zmesh.wire.messages import (
     ERROR,
@@ -48,25 +49,45 @@ class References:
         node: PeerID of this host's node.
         effects: where messages and recycling are appended, in order.
         pulls: copies of what lies on other hosts.
+        shared: called before the node is told to count the handles of an own actor.
+        unheld: called when this process has no more to do with an object it borrowed, and when an own actor that the
+            node does not count has no handle left.
     """
 
-    def __init__(self, me: PeerID, node: PeerID, effects: list[Effect], pulls: Any) -> None:
+    def __init__(
+        self,
+        me: PeerID,
+        node: PeerID,
+        effects: list[Effect],
+        pulls: Any,
+        *,
+        shared: Callable[[Handle], None],
+        unheld: Callable[[ObjectID], None],
+    ) -> None:
         self._me = me
         self._node = node
         self._effects = effects
         self._pulls = pulls
+        self._shared = shared
+        self._unheld = unheld
         self._requests = 0
         self.moved: dict[PeerID, bool] = {}  # {what this process was called before it became another node's: True}
         self._tickets: dict[int, Entry] = {}  # {request: entry that resolves when the node answers}
         self._lent: dict[tuple[int, int], Entry] = {}  # {(seq, index): own entry somebody else may name}
         self._borrowed: dict[ObjectID, Entry] = {}
-        self._uncounted: dict[ObjectID, Entry] = {}  # borrowed for the running task; its victim holds them meanwhile
+        # {object: (entry, caller)} borrowed for a running task, or for that caller's call, who hold them meanwhile
+        self._uncounted: dict[ObjectID, tuple[Entry, PeerID]] = {}
         self._views: dict[Key, View] = {}
         self._arrived: list[ObjectID] = []  # inside the result being taken in
         # {request: (thief, seq, {home that has not answered yet: True})}
         self._claims: dict[int, tuple[PeerID, int, dict[PeerID, bool]]] = {}
         # {(victim, seq): the references in each result or item not yet taken, in the order sent}
         self._given: dict[tuple[PeerID, int], deque[list[Entry]]] = {}
+
+    @property
+    def here(self) -> NodeID:
+        """Return the node of this host."""
+        return self._node[:NODE_ID_BYTES]
 
     # References and views in this process.
 
@@ -123,6 +144,7 @@ class References:
             if share.holds:
                 self._effects.append(Send(_home(share.oid), Release([(share.oid, share.holds, share.clean)])))
                 share.holds = 0
+            self._unheld(share.oid)
             return
         self._lent.pop((entry.seq, entry.index), None)
         if share is not None and share.promoted:
@@ -132,6 +154,8 @@ class References:
                 share.holds = 0
         elif status == STORED:
             self.free_segment(value, clean=share is None or share.clean)
+        elif type(entry) is Handle:
+            self._unheld(object_id(self._me, entry.seq))
 
     def free_segment(self, location: Any, *, clean: bool = True) -> None:
         """Nobody reads what lies at (segment, nbytes, producer): let its producer write there again."""
@@ -205,6 +229,8 @@ class References:
             share.promoted = True
             share.holds = 1
             self._lent[entry.seq, entry.index] = entry
+            if type(entry) is Handle:
+                self._shared(entry)
             inside = [self.oid(inner) for inner in share.inside]
             value = self.place(entry.value) if self.moved and entry.status == STORED else entry.value
             objects.append((self.oid(entry), entry.status, value, inside))
@@ -278,11 +304,12 @@ class References:
 
     # What we hold of others.
 
-    def borrow(self, oid: ObjectID, *, counted: bool = False) -> Entry:
+    def borrow(self, oid: ObjectID, *, counted: bool = False, caller: PeerID = b"") -> Entry:
         """Return the entry of a reference that arrived inside a value, with one reference more.
 
         Args:
             counted: the node was told to count this process as a holder.
+            caller: whose call of an actor it arrived with; empty for a task.
         """
         owner, seq, index = split_object_id(oid)
         entry = self._lent.get((seq, index)) if owner == self._me else self._borrowed.get(oid)
@@ -292,7 +319,7 @@ class References:
             entry = self._borrowed[oid] = Entry(seq, index, refs=0)
             entry.share = Share(oid)
             if not counted:
-                self._uncounted[oid] = entry
+                self._uncounted[oid] = (entry, caller)
         entry.refs += 1
         if counted:
             assert entry.share is not None
@@ -459,21 +486,25 @@ class References:
             self._effects.append(Send(view.victim, Unpin([full[1:]])))
 
     def keeps(self, victim: PeerID) -> list[Any]:
-        """Return the keys for Done.kept, as a task for `victim` ends: live views, and references borrowed by it."""
+        """Return the keys for Done.kept, as a task or call of `victim` ends: live views, and references that came
+        with it."""
         keys: list[Any] = []
         for full, view in self._views.items():
+            if view.victim != victim:
+                continue  # told to its own, or to be told
             if isinstance(full, bytes):
                 if not view.kept:
                     view.kept = 1
                     keys.append(full)
-            elif view.victim == victim:
+            else:
                 view.kept = 1
                 keys.append(full[1:])
-        for oid, entry in self._uncounted.items():
-            assert entry.share is not None
-            entry.share.holds += 1
-            keys.append(oid)
-        self._uncounted.clear()
+        for oid, (entry, caller) in list(self._uncounted.items()):
+            if caller in (b"", victim):
+                del self._uncounted[oid]
+                assert entry.share is not None
+                entry.share.holds += 1
+                keys.append(oid)
         return keys
 
     @property

@@ -96,6 +96,19 @@ class Victim:
         if queue.told:
             self._watch(queue, now)
 
+    def settled(self, thief: Thief, now: float) -> None:
+        """What the thief runs is an actor: it is not one of those who take tasks any more."""
+        queue = thief.queue
+        thief.idlers.pop(thief.peer, None)
+        if queue.thieves.get(thief.peer) is thief:
+            del queue.thieves[thief.peer]
+        thief.queue = Queue(queue.key, queue.shape)
+        thief.queue.thieves[thief.peer] = thief
+        if queue.count:
+            self.ask(queue, now)
+        elif queue.told > self._wanted(queue):
+            self._tell(queue, self._wanted(queue))  # at once: the node would find another worker for it
+
     def returned(self, thief: Thief, task: Task) -> None:
         """A lease ended: by a result, a give-back or death. The caller decides what becomes of the task."""
         del thief.leased[task.seq]

@@ -25,6 +25,7 @@ from zmesh.exceptions import (
 )
 from zmesh.object_ref import ObjectRef
 from zmesh.runtime import calls, serialization
+from zmesh.runtime.actor_session import ActorSession
 from zmesh.runtime.reactor import LOOK_S, Reactor, Waiter, listen, unlisten
 from zmesh.runtime.store import Store
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID
@@ -47,6 +48,7 @@ class Session:
         self.core = core
         self.reactor = reactor
         self.store = store
+        self.actors = ActorSession(self)
         self.job = job
         self.information: dict[str, Any] = {"node": core.node[:NODE_ID_BYTES].hex(), "pid": 0}
         self.depth = 0  # of the tasks this process submits now
@@ -494,6 +496,10 @@ class Session:
     def in_task_thread(self) -> None:
         """This thread runs tasks: its waits give the CPU back."""
         self._task_thread = threading.get_ident()
+
+    def in_actor(self) -> Any:
+        """Return the actor this process is: none, if it is no worker."""
+        return None
 
     @property
     def lost(self) -> bool:

@@ -60,6 +60,7 @@ class ClientSockets:
         self._dial(node)
         self._router: Any = None
         self._router_fd = -1
+        self._dialled_us: dict[PeerID, bool] = {}  # {peer: True} that spoke to our ROUTER: it is answered there
 
     def _dial(self, peer: PeerID) -> None:
         link = _tune(self._context.socket(zmq.DEALER))
@@ -85,12 +86,18 @@ class ClientSockets:
             self.changed = True
 
     def connect(self, peer: PeerID) -> None:
-        """Open a link to a victim of this host; to guests and to those of other hosts our node's link leads."""
-        if peer not in self._links and peer[:NODE_ID_BYTES] == self._here and not is_guest(peer):
+        """Open a link to a peer of this host; to guests and to those of other hosts our node's link leads.
+
+        Not to one that dialled us: two connections between the same two would not keep what we say in order.
+        """
+        if peer in self._links or peer in self._dialled_us:
+            return
+        if peer[:NODE_ID_BYTES] == self._here and not is_guest(peer):
             self._dial(peer)
 
     def disconnect(self, peer: PeerID) -> None:
         """Close the link to a victim; what was sent still leaves."""
+        self._dialled_us.pop(peer, None)
         fd, link = self._links.pop(peer, (-1, None))
         if link is not None:
             del self._by_fd[fd]
@@ -135,9 +142,12 @@ class ClientSockets:
                 if peer == self._node:
                     *source, frame = socket.recv_multipart(_DONTWAIT)
                     sender = source[0] if source else peer
+                elif peer:
+                    sender, frame = peer, socket.recv(_DONTWAIT)
                 else:
-                    sender = peer or socket.recv(_DONTWAIT)
+                    sender = socket.recv(_DONTWAIT)
                     frame = socket.recv(_DONTWAIT)
+                    self._dialled_us[sender] = True
             except zmq.Again:
                 continue
             deliver(sender, frame)
@@ -174,6 +184,7 @@ class ClientSockets:
         else:
             while _readable(item, 0):
                 sender = socket.recv(_DONTWAIT)
+                self._dialled_us[sender] = True
                 deliver(sender, socket.recv(_DONTWAIT))
 
     def descriptors(self) -> list[int]:

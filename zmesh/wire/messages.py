@@ -26,6 +26,17 @@ Amounts of resources are integers, in units of 1/10,000, keyed by name: {"CPU": 
 from dataclasses import dataclass, field
 from typing import Any
 
+from zmesh.wire.actor_messages import (
+    ActorQuery,
+    ActorState,
+    Call,
+    CallerGone,
+    Follow,
+    KillActor,
+    Retire,
+    Settle,
+    Unheld,
+)
 from zmesh.wire.ids import NodeID, ObjectID, PeerID
 
 PROTOCOL_MAJOR = 1
@@ -523,4 +534,13 @@ MESSAGES: tuple[type[Any], ...] = (
     Pull,
     Pulled,
     LetGo,
+    Settle,
+    Follow,
+    CallerGone,
+    Call,
+    Retire,
+    ActorState,
+    ActorQuery,
+    Unheld,
+    KillActor,
 )

@@ -1,0 +1,87 @@
+"""The messages of actors: a creation task stays leased for the actor's life, calls go straight from caller to actor.
+
+Their codes are in zmesh/wire/messages.py, with those of all others.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from zmesh.wire.ids import ObjectID, PeerID
+
+ACTOR_DEAD = 1 << 62  # the version of an actor that will not come back
+
+
+@dataclass(slots=True)
+class Settle:
+    """Worker to node: I serve an actor until I end; take back this much of what I have booked."""
+
+    shape: dict[str, int]
+
+
+@dataclass(slots=True)
+class Follow:
+    """Caller to an actor's node: tell me of the death of `worker`, as you tell those it works for."""
+
+    worker: PeerID
+
+
+@dataclass(slots=True)
+class CallerGone:
+    """Node to an actor's worker: that caller is dead; nobody wants the results of its calls."""
+
+    peer: PeerID
+
+
+@dataclass(slots=True)
+class Call:
+    """Caller to actor: run these, in this order. Answered by Done, with results alone and what is kept.
+
+    `specs` is a list of [index, job, name, num_returns, options, hash, classes to retry], each sent to an incarnation
+    once; options["method"] names the method. `calls` is a list of [seq, attempt, spec index, depth, arguments,
+    dependencies?], as in Work.
+    """
+
+    specs: list[Any]
+    calls: list[Any]
+
+
+@dataclass(slots=True)
+class Retire:
+    """Owner to actor: nobody has a handle of you any more; end when what you have is done."""
+
+
+@dataclass(slots=True)
+class ActorState:
+    """Where an actor is: its owner tells its home, the home tells who asked.
+
+    `version` is twice the number of restarts, one more while the actor is alive at `peer`, and ACTOR_DEAD at the end;
+    `failure` is then [status, value], which every call gets.
+    """
+
+    actor: ObjectID
+    version: int
+    peer: PeerID = b""
+    failure: list[Any] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class ActorQuery:
+    """Caller to an actor's home: tell me its state as soon as it is newer than `version`."""
+
+    actor: ObjectID
+    version: int
+
+
+@dataclass(slots=True)
+class Unheld:
+    """Home to owner: nobody has a handle of this actor any more."""
+
+    actor: ObjectID
+
+
+@dataclass(slots=True)
+class KillActor:
+    """Caller to an actor's home, and from there to its owner: kill it; with `no_restart` for good."""
+
+    actor: ObjectID
+    no_restart: bool
