@@ -22,6 +22,7 @@ STARTING, IDLE, ATTACHED, DETACHING, STOPPING = "starting", "idle", "attached", 
 SERVING = "serving"  # an actor, until it ends
 
 
+SETTLE_S = 0.002  # so long after a worker became an actor its owner may say that it needs no other
 SPREAD_S = 0.3  # so long a demand to be spread waits for other nodes to take their part, before this one takes all
 
 
@@ -297,7 +298,7 @@ class Matchmaking:
             worker.demand.attached.pop(worker.peer)
             self._forget_empty(worker.demand)
             worker.demand = None
-        self.match(now)
+        self._timers.set(now + SETTLE_S, self.match)
 
     # Matching.
 

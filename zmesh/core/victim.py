@@ -104,10 +104,8 @@ class Victim:
             del queue.thieves[thief.peer]
         thief.queue = Queue(queue.key, queue.shape)
         thief.queue.thieves[thief.peer] = thief
-        if queue.count:
-            self.ask(queue, now)
-        elif queue.told > self._wanted(queue):
-            self._tell(queue, self._wanted(queue))  # at once: the node would find another worker for it
+        self._tell(queue, self._wanted(queue))  # at once: the node is about to look for another worker
+        self._watch(queue, now)
 
     def returned(self, thief: Thief, task: Task) -> None:
         """A lease ended: by a result, a give-back or death. The caller decides what becomes of the task."""
