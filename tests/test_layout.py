@@ -25,6 +25,7 @@ FACE = (
     "zmesh.lifecycle",
     "zmesh.keys",
     "zmesh.local_mode",
+    "zmesh.local_actors",
     *LEAVES,
 )
 PURE = ("zmesh.core.effects", "zmesh.core.timers", "zmesh.core.records", "zmesh.core.running")
@@ -53,6 +54,7 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     "zmesh.lifecycle": (*FACE, *(f"zmesh.runtime.{name}" for name in ("connect", "processes", "rundir", "machine"))),
     "zmesh.keys": (*FACE, "zmesh.runtime.keyring"),
     "zmesh.local_mode": (*FACE, "zmesh.runtime.serialization", "zmesh.runtime.session", *PURE, "zmesh.wire.*"),
+    "zmesh.local_actors": (*FACE, "zmesh.runtime.serialization", *PURE, "zmesh.wire.*"),
     "zmesh.util": (*FACE, "zmesh.util.*"),
     "cli": ("cli.*", *FACE),
     "tests.sim": ("tests.sim.*", "zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),

@@ -130,7 +130,7 @@ class ActorClass:
             "lent": lent,
         }
         self._spec = session.spec(
-            self._cls,
+            (self._cls, self._description),
             self._description.name,
             shape,
             STREAMING,
@@ -138,6 +138,7 @@ class ActorClass:
                 "fallback": fallback,
                 "options": {"actor": plan, "max_calls": 1},
                 "max_retries": options.max_restarts,
+                "retry_classes": (),
                 "priority": options.priority,
             },
             ("actor", opts.key(task), options.max_restarts, str(plan)),

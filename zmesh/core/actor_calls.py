@@ -32,6 +32,7 @@ BATCH_CALLS_MAX = 256
 BATCH_BYTES_MAX = 256 * 1024
 SENT_MAX = 512  # to an actor that runs one call at a time: a batch running and a batch waiting
 SENT_SINGLY_MAX = 16  # of those that go as they are made; more wait for company until results come
+KILLED = "it was killed by zmesh.kill()"
 RETIRE_S = 30.0  # an actor without handles that has not ended by itself after this time is killed
 
 
@@ -121,6 +122,8 @@ class ActorCalls:
             worker = creation.thief.peer
             order = Kill(worker, creation.seq, creation.attempt, "cancel")
             self._effects.append(Send(node_peer(worker[:NODE_ID_BYTES]), order))
+            if no_restart:
+                self._die(actor, _died(actor, KILLED, {}), now)  # nothing more is sent to it
         elif no_restart:  # it is not made yet; if a worker has it, it may not have entered it
             self._tasks.cancel(creation, now, force=True, recursive=False)
 
@@ -210,11 +213,6 @@ class ActorCalls:
         if actor.queue:
             self._fill(actor, SENT_SINGLY_MAX)  # it may have been what the others waited behind
 
-    def creation_at(self, peer: PeerID) -> Creation | None:
-        """Return the creation task of the own actor that lives in a worker."""
-        actor = self.serving.get(peer)
-        return None if actor is None else actor.creation
-
     # What is heard of others'.
 
     def told(self, message: ActorState, now: float) -> None:
@@ -291,6 +289,8 @@ class ActorCalls:
 
     def _die(self, actor: Actor, failure: tuple[int, Any], now: float) -> None:
         """It will not come back."""
+        if actor.failure is not None:
+            return  # it was killed, and is now reported dead
         actor.version = ACTOR_DEAD
         actor.failure = failure
         if actor.timer:
@@ -431,5 +431,5 @@ def _failure_of(creation: Creation, actor: Actor) -> tuple[int, Any]:
     if name in ("ActorDiedError", "TaskUnschedulableError"):
         return ERROR, (name, text, {"actor_id": actor.oid.hex(), "class_name": actor.name, **attributes})
     if name == "TaskCancelledError":
-        text = "it was killed by zmesh.kill()"
+        text = KILLED
     return _died(actor, text, attributes)

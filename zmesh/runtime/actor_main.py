@@ -48,6 +48,7 @@ class ActorProcess:
         self.id = object_id(creation.victim, creation.seq)
         self.restarts = creation.attempt
         self.instance: Any = None
+        self.description: Any = None  # what handles know of it
         self._next: Running | None = None
         self._failure: Any = None  # what calls get once the actor has ended
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -63,8 +64,9 @@ class ActorProcess:
 
     # From birth to end.
 
-    def live(self, cls: type[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
-        """Make the instance and serve; returns the outcome of the creation task."""
+    def live(self, made_of: tuple[type[Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
+        """Make the instance of (class, description for handles) and serve; returns the creation task's outcome."""
+        cls, self.description = made_of
         try:
             self.instance = cls(*args, **kwargs)
         except ActorExit:
