@@ -62,7 +62,8 @@ class LocalActors:
         elif actor.failure is None:
             told: Any = serialization.unpack_error(task.value)
             text = getattr(told, "traceback_text", "")
-            actor.died(f"its __init__ raised {type(told.cause or told).__name__}: {told}\n{text}", actor_init_failed=True)
+            name = type(told.cause or told).__name__
+            actor.died(f"its __init__ raised {name}: {told}\n{text}", actor_init_failed=True)
         return entry
 
     def call(

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgpack
 
+from tests.sim.actors import ActorCode
 from zmesh.core.records import Entry
 from zmesh.wire import messages as m
 
@@ -17,13 +18,13 @@ def program(kind: str, **fields: Any) -> bytes:
 
     Kinds: "work" (seconds, value), "die" (seconds, times: attempts that kill the worker), "raise", "retry" (times),
     "big" (value: stored), "nest" (children: programs it submits, waits for and returns the values of),
-    "stream" (items), "many" (values), "hang".
+    "stream" (items), "many" (values), "hang"; "actor" and "use": see actors.py.
     """
     packed: bytes = msgpack.packb({"kind": kind, **fields})
     return packed
 
 
-class UserCode:
+class UserCode(ActorCode):
     """Runs programs; mixed into Simulation."""
 
     def _execute(self, process: Any, running: Any, code: dict[str, Any], closings: list[Callable[[], None]]) -> None:
@@ -66,6 +67,10 @@ class UserCode:
             self._borrow(process, code["oids"], seconds, still, end)
         elif kind == "give":
             self._give(process, running, code, still, end)
+        elif kind == "actor":
+            self._live(process, running, code, end)
+        elif kind == "use":
+            self._use(process, running, code, still, end)
         elif kind != "hang":
             self.at(seconds, lambda: end(m.INLINE, msgpack.packb(code.get("value")), []))
 

@@ -95,6 +95,8 @@ class Simulation(UserCode):
         self.processes: dict[bytes, Process] = {}
         self.started: dict[tuple[bytes, int], int] = {}  # {(owner, seq): how often its code was entered}
         self.starts: list[tuple[float, bytes, int, int, bytes]] = []  # (time, owner, seq, attempt, worker)
+        self.call_starts: list[tuple[bytes, bytes, int, int]] = []  # (actor's worker, caller, seq, attempt)
+        self.method_specs: dict[Any, Spec] = {}
         self.written: dict[int, int] = {}  # {segment: times it was written}
         self._segments = count(1)
         self._pids = count(1000)
@@ -338,6 +340,8 @@ class Simulation(UserCode):
     def interrupted(self, process: Process, effect: fx.Interrupt) -> None:
         """A running task is interrupted: its program ends as cancelled."""
         running = process.core.thief.running
+        if (effect.owner, effect.seq) in process.core.server.running:
+            return  # a plain actor's call goes on
         if running is not None and (running.seq, running.attempt) == (effect.seq, effect.attempt):
             process.core.wait_ends(self.now)  # the interrupt flies out of a get(), too
             self._finish(process, running, m.CANCELLED, None, [])
@@ -387,7 +391,7 @@ class Simulation(UserCode):
         process.sent.append(delivery)
 
         def deliver() -> None:
-            process.sent.remove(delivery)
+            del process.sent[next(at for at, one in enumerate(process.sent) if one is delivery)]
             if delivery or not target.alive:
                 return
             if self.now < target.stopped_until and late is not None:
@@ -463,6 +467,8 @@ class Simulation(UserCode):
     def _advance(self, process: Process) -> bool:
         """Let an idle worker take its next task; returns whether it took one."""
         core = process.core
+        if core.server.groups and core.thief.running is not None:
+            return self._advance_actor(process)
         if core.thief.running is not None or self.now < process.stopped_until:
             return False
         running = core.next(self.now)

@@ -138,7 +138,7 @@ class ActorCalls:
     def shared(self, handle: Handle) -> None:
         """A handle is about to leave this process: its home must know where the actor is."""
         handle.actor.shared = True
-        self._tell(handle.actor)
+        self._tell(handle.actor, first=True)
 
     def unheld(self, oid: ObjectID) -> None:
         """No handle is left: here of a borrowed actor, anywhere of an own one. May be told in the midst of anything."""
@@ -266,9 +266,9 @@ class ActorCalls:
     def _ask(self, actor: Actor) -> None:
         self._effects.append(Send(_home(actor.oid), ActorQuery(actor.oid, actor.version)))
 
-    def _tell(self, actor: Actor) -> None:
+    def _tell(self, actor: Actor, *, first: bool = False) -> None:
         if actor.shared:
-            state = ActorState(actor.oid, actor.version, actor.peer, list(actor.failure or ()))
+            state = ActorState(actor.oid, actor.version, actor.peer, list(actor.failure or ()), first)
             self._effects.append(Send(_home(actor.oid), state))
 
     def _serve(self, actor: Actor, version: int, peer: PeerID) -> None:

@@ -34,7 +34,8 @@ class ActorPlaces:
             return
         place = self._places.get(state.actor)
         if place is None:
-            self._places[state.actor] = Place(state)
+            if state.first:  # else nobody has a handle any more, which its owner did not know
+                self._places[state.actor] = Place(state)
         elif state.version > place.state.version:
             place.state = state
             self._answer(place)

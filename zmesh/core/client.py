@@ -497,7 +497,7 @@ class ClientCore:
             self._flush()
             return
         charged = thief.leased.get(message.seq) if message.owner == self.me else None
-        if type(charged) is Creation and message.over:
+        if type(charged) is Creation and message.over and charged.outputs:
             self.victim.returned(thief, charged)  # the actor ended in good order, only its last word is lost
             self.tasks.resolve(charged, INLINE, None)
             charged = None

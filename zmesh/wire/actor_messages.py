@@ -55,13 +55,14 @@ class ActorState:
     """Where an actor is: its owner tells its home, the home tells who asked.
 
     `version` is twice the number of restarts, one more while the actor is alive at `peer`, and ACTOR_DEAD at the end;
-    `failure` is then [status, value], which every call gets.
+    `failure` is then [status, value], which every call gets. `first`: the home has not heard of it before.
     """
 
     actor: ObjectID
     version: int
     peer: PeerID = b""
     failure: list[Any] = field(default_factory=list)
+    first: bool = False
 
 
 @dataclass(slots=True)
