@@ -39,6 +39,7 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     "zmesh.core.client": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.guest_client": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.worker": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
+    "zmesh.core.actor_home": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.node": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     # Membership is a role of its own, made of parts.
     "zmesh.core.membership": (*PURE, *GOSSIP, "zmesh.core.failure_detector", "zmesh.wire.*"),

@@ -4,7 +4,7 @@ The face, by topic; each name is imported on first use, so that `import zmesh` c
 
     start and stop   init, shutdown, is_initialized
     tasks            remote, map, map_unordered, cancel, explain
-    actors           remote, method, kill; actor.exit_actor
+    actors           remote, method, kill, get_actor; actor.exit_actor, util.list_named_actors
     objects          put, get, wait, as_completed, ObjectRef, ObjectRefGenerator
     look around      status, nodes, cluster_resources, available_resources, get_runtime_context, get_gpu_ids
     errors           exceptions
@@ -26,6 +26,7 @@ _HOME = {  # {name: module it lives in}
     "cluster_resources": "zmesh.api",
     "explain": "zmesh.api",
     "get": "zmesh.api",
+    "get_actor": "zmesh.actor",
     "get_gpu_ids": "zmesh.api",
     "get_runtime_context": "zmesh.runtime_context",
     "init": "zmesh.api",

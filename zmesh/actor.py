@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from zmesh import actor_options
 from zmesh import options as opts
 from zmesh.actor_options import ASYNC_CONCURRENCY, ActorOptions, MethodOptions
-from zmesh.exceptions import ConfigError, LocalProtocolError
+from zmesh.exceptions import ActorAlreadyExistsError, ActorNotFoundError, ConfigError, LocalProtocolError
 from zmesh.object_ref import ActorExit, ObjectRef, ObjectRefGenerator
 from zmesh.options import STREAMING, UNIT
 
@@ -105,7 +105,10 @@ class ActorClass:
 
         If `__init__` raises, the calls of its methods raise ActorDiedError with the traceback.
 
+        With a name= it waits until it is sure that no other actor has that name.
+
         Raises:
+            ActorAlreadyExistsError: one has.
             SerializationError: the class or an argument cannot be pickled.
         """
         session = self._session
@@ -114,9 +117,21 @@ class ActorClass:
 
             session = api.auto_init()
             self._register(session)
-        told = self._description
-        entry = session.actors.create(self._spec, args, kwargs, name=told.name, ordered=told.ordered)
-        return ActorHandle(entry, session, told)
+        told, options = self._description, self._options
+        if options.name is None:
+            first = session.actors.create(self._spec, args, kwargs, name=told.name, ordered=told.ordered)
+            return ActorHandle(first, session, told)
+        called = (options.namespace or session.actors.namespace, options.name)
+        entry, told, made = session.actors.create_named(
+            self._spec, args, kwargs, name=told.name, ordered=told.ordered, called=called, description=told
+        )
+        handle = ActorHandle(entry, session, told)
+        if not made and not options.get_if_exists:
+            raise ActorAlreadyExistsError(
+                f"an actor {options.name!r} exists in namespace {called[0]!r}: zmesh.get_actor() finds it, "
+                "get_if_exists=True uses it"
+            )
+        return handle
 
     def _register(self, session: "Session") -> None:
         options = self._options
@@ -128,6 +143,7 @@ class ActorClass:
             "places": {"": at_once, **(options.concurrency_groups or {})},
             "async": self._is_async,
             "lent": lent,
+            "name": options.name or "",
         }
         self._spec = session.spec(
             (self._cls, self._description),
@@ -339,6 +355,28 @@ def make(cls: type[Any], given: dict[str, Any]) -> ActorClass:
         ConfigError: an unknown option, or a value that makes no sense.
     """
     return ActorClass(cls, actor_options.parse(given))
+
+
+def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
+    """Return a handle of the actor with that name, wherever in the mesh it is.
+
+    Args:
+        name: as given by name=.
+        namespace: of the name; that of this program by default.
+
+    Raises:
+        ActorNotFoundError: there is none; also a ValueError.
+    """
+    from zmesh import api
+
+    session = api.auto_init()
+    where = namespace or session.actors.namespace
+    found = session.actors.find(where, name)
+    if found is None:
+        raise ActorNotFoundError(
+            f"no actor {name!r} in namespace {where!r}: it was not made yet, is dead, or nobody had a handle of it"
+        )
+    return ActorHandle(found[0], session, found[1])
 
 
 def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:

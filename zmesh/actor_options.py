@@ -8,6 +8,7 @@ from zmesh import options as opts
 from zmesh.exceptions import ConfigError
 from zmesh.options import TaskOptions
 
+DEFAULT_NAMESPACE = "default"  # mesh-wide: programs that say nothing else see each other's actors
 ASYNC_CONCURRENCY = 1000  # calls at once of an actor with async methods, unless it says otherwise
 
 
@@ -27,6 +28,9 @@ class ActorOptions:
         max_pending_calls: calls of one process that may be without a result; -1: any number.
         scheduling_strategy: where it should live; as for tasks.
         priority: actors with a higher one start first.
+        name: by which anybody in the mesh finds it: zmesh.get_actor(name). No two actors of a namespace have the same.
+        namespace: of its name; that of the program by default, see zmesh.init.
+        get_if_exists: `.remote()` returns the actor that has the name, if there is one, instead of an error.
     """
 
     num_cpus: float | None = None
@@ -40,6 +44,9 @@ class ActorOptions:
     max_pending_calls: int = -1
     scheduling_strategy: Any = "DEFAULT"
     priority: int = 0
+    name: str | None = None
+    namespace: str | None = None
+    get_if_exists: bool = False
 
 
 @dataclass(slots=True, frozen=True)
@@ -93,6 +100,12 @@ def parse(given: Mapping[str, Any], base: ActorOptions | None = None) -> ActorOp
     for name, count in (options.concurrency_groups or {}).items():
         if not isinstance(name, str) or not name or type(count) is not int or count < 1:
             raise ConfigError(f"concurrency_groups must map names to whole numbers from 1, not {name!r} to {count!r}")
+    for name in ("name", "namespace"):
+        text = getattr(options, name)
+        if text is not None and (not isinstance(text, str) or not text):
+            raise ConfigError(f"{name} must be a text that is not empty, not {text!r}")
+    if options.get_if_exists and options.name is None:
+        raise ConfigError("get_if_exists=True needs a name=")
     as_task(options)
     return options
 

@@ -49,6 +49,7 @@ def init(
     log_to_driver: bool = True,
     local: bool = False,
     key_file: str | None = None,
+    namespace: str | None = None,
 ) -> Context:
     """Connect this program to a mesh.
 
@@ -65,6 +66,8 @@ def init(
         object_store_memory: bytes of shared memory a private node may use; 30 % of physical memory by default.
         ignore_reinit_error: a second call is no error.
         log_to_driver: print what tasks print.
+        namespace: where names of actors are looked for and taken, unless told otherwise; "default" by default, so that
+            programs find each other's actors.
         local: run every task inline in this process, at `.remote()`, so that breakpoints and profilers work.
 
     Raises:
@@ -93,12 +96,14 @@ def init(
         if local:
             from zmesh.local_mode import LocalSession
 
-            _session = LocalSession()  # type: ignore[assignment]  # the same methods, inline
+            _session = LocalSession(namespace)  # type: ignore[assignment]  # the same methods, inline
         else:
             from zmesh.runtime import connect
 
             name = address if address is not None else os.environ.get("ZMESH_NODE")
-            _session = connect.connect(name, settings, key_file=key_file, log_to_driver=log_to_driver)
+            _session = connect.connect(
+                name, settings, key_file=key_file, log_to_driver=log_to_driver, namespace=namespace
+            )
         _pid = os.getpid()
         return Context(_information())
 

@@ -5,7 +5,8 @@
       they    TaskError (also an instance of the user's own class), TaskCancelledError, TaskTimeoutError,
               WorkerDiedError > OutOfMemoryError, NodeDiedError, GetTimeoutError,
               ObjectLostError > OwnerDiedError, StoreFullError, RemoteProtocolError
-              StreamReplayError, ActorDiedError, ActorUnavailableError, PendingCallsLimitExceededError
+              StreamReplayError, ActorError > ActorDiedError, ActorUnavailableError,
+              ActorNotFoundError, ActorAlreadyExistsError, PendingCallsLimitExceededError
       us      InternalError
 
     RemoteTraceback is the `__cause__` of a TaskError.
@@ -167,6 +168,14 @@ class ActorDiedError(ActorError):
     stderr_tail: str = ""
     pid: int = 0
     attempts: int = 0
+
+
+class ActorNotFoundError(MeshError, ValueError):
+    """No actor has that name."""
+
+
+class ActorAlreadyExistsError(MeshError, ValueError):
+    """Another actor has that name in that namespace."""
 
 
 class ActorUnavailableError(ActorError):

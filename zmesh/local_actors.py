@@ -5,6 +5,7 @@ import inspect
 import os
 from typing import Any
 
+from zmesh.actor_options import DEFAULT_NAMESPACE
 from zmesh.core.records import Entry, Spec, Task
 from zmesh.object_ref import ActorExit
 from zmesh.runtime import serialization
@@ -14,10 +15,11 @@ from zmesh.wire.messages import ERROR, INLINE
 class LocalActor:
     """One actor: its instance, or why it has none any more."""
 
-    def __init__(self, oid: bytes, name: str, description: Any) -> None:
+    def __init__(self, oid: bytes, name: str, called: str, description: Any) -> None:
         self.id = oid
         self.name = name
         self.description = description
+        self.called = called
         self.restarts = 0
         self.instance: Any = None
         self.failure: Any = None
@@ -38,7 +40,9 @@ class LocalActors:
         me: PeerID that names its objects.
     """
 
-    def __init__(self, session: Any, me: bytes) -> None:
+    def __init__(self, session: Any, me: bytes, namespace: str | None) -> None:
+        self.namespace = namespace or DEFAULT_NAMESPACE
+        self._names: dict[tuple[str, str], Entry] = {}
         self._session = session
         self._me = me
         self._actors: dict[int, LocalActor] = {}  # {seq of the handles' entry: actor}
@@ -55,7 +59,9 @@ class LocalActors:
             made.append(cls(*args, **kwargs))
 
         entry = Entry(self._session.next_seq(), 0, INLINE, b"")
-        actor = self._actors[entry.seq] = LocalActor(self._session.keep(entry), name, description)
+        actor = self._actors[entry.seq] = LocalActor(
+            self._session.keep(entry), name, spec.options["actor"]["name"], description
+        )
         task = self._submit(actor, spec, init, args, kwargs, returns=1)
         if made:
             actor.instance = made[0]
@@ -65,6 +71,34 @@ class LocalActors:
             name = type(told.cause or told).__name__
             actor.died(f"its __init__ raised {name}: {told}\n{text}", actor_init_failed=True)
         return entry
+
+    def create_named(
+        self,
+        spec: Spec,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        name: str,
+        ordered: bool,
+        called: tuple[str, str],
+        description: Any,
+    ) -> tuple[Entry, Any, bool]:
+        """Make the instance, unless one has that name."""
+        found = self.find(*called)
+        if found is not None:
+            return (*found, False)
+        self._names[called] = entry = self.create(spec, args, kwargs, name=name, ordered=ordered)
+        return entry, description, True
+
+    def find(self, namespace: str, name: str) -> tuple[Entry, Any] | None:
+        """Return the living actor that has a name."""
+        entry = self._names.get((namespace, name))
+        actor = None if entry is None else self._actors[entry.seq]
+        return None if entry is None or actor is None or actor.failure else (entry, actor.description)
+
+    def names(self) -> list[tuple[str, str]]:
+        """Return the names of living actors."""
+        return sorted(called for called in self._names if self.find(*called) is not None)
 
     def call(
         self,

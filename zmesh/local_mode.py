@@ -33,13 +33,13 @@ class _Sink:
 class LocalSession:
     """The methods of runtime/session.py that the face uses, inline."""
 
-    def __init__(self) -> None:
+    def __init__(self, namespace: str | None = None) -> None:
         self.closed = self.lost = False
         self.job = _ME
         self.dropped = _Sink()
         self.information: dict[str, Any] = {"node": "local", "pid": os.getpid(), "local": True}
         self._seq = 0
-        self.actors = LocalActors(self, _ME)
+        self.actors = LocalActors(self, _ME, namespace)
         set_current(self)  # type: ignore[arg-type]  # the same methods; for refs that arrive inside values
         self._entries: dict[bytes, Entry] = {}  # those whose refs were pickled: they live as long as the session
 

@@ -63,6 +63,17 @@ class RuntimeContext:
         actor = self._session.in_actor()
         return None if actor is None else actor.id.hex()
 
+    def get_actor_name(self) -> str | None:
+        """Return the name of that actor, "" if it has none; None if no actor's method runs."""
+        actor = self._session.in_actor()
+        return None if actor is None else actor.called
+
+    @property
+    def namespace(self) -> str:
+        """Return where this program looks for names of actors."""
+        text: str = self._session.actors.namespace
+        return text
+
     @property
     def was_current_actor_reconstructed(self) -> bool:
         """Whether the actor whose method runs was made anew after its process died."""

@@ -25,7 +25,8 @@ class ActorCode:
         shape = {"CPU": int(cpus * m.UNIT)} if cpus else {}
         options = {"max_calls": 1, "places": places}
         spec = process.core.new_spec(job, "A", shape, num_returns=-1, max_retries=restarts, options=options)
-        handle: Handle = process.core.create_actor(spec, init, None, 0, self.now, name="A", ordered=places == 1)
+        handle: Handle = process.core.new_actor(spec, init, None, 0, name="A", ordered=places == 1)
+        process.core.start_actor(handle, self.now)
         self.settle(process)
         return handle
 

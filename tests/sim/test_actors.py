@@ -29,7 +29,7 @@ def rest(sim: Simulation, driver: Process, entries: list[Any]) -> None:
     for host in sim.hosts.values():
         if host.process.alive:
             assert len(host.core.directory) == 0, sim.tail()
-            assert not host.core.actors._places, sim.tail()
+            assert not host.core.actors.places._places, sim.tail()
             assert host.core.resources.available == host.core.resources.total, sim.tail()
     if driver.alive:
         assert driver.core.tasks.open == 0

@@ -24,7 +24,7 @@ from zmesh.core.records import (
     Task,
 )
 from zmesh.core.timers import Timers
-from zmesh.wire.actor_messages import ACTOR_DEAD, ActorQuery, ActorState, Call, Follow, KillActor, Retire
+from zmesh.wire.actor_messages import ACTOR_DEAD, ActorQuery, ActorState, Call, Follow, KillActor, NameAsk, Retire
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer, object_id
 from zmesh.wire.messages import ERROR, FAILED, INLINE, ITEM, STORED, Kill
 
@@ -132,6 +132,22 @@ class ActorCalls:
         actor = self.known.get(message.actor)
         if actor is not None and actor.creation is not None:
             self.kill(actor, now, no_restart=message.no_restart)
+
+    def abandon(self, handle: Handle, why: str) -> None:
+        """An actor that was not started will not be."""
+        actor = handle.actor
+        actor.version, actor.failure = ACTOR_DEAD, _died(actor, why, {})
+        assert actor.creation is not None
+        if actor.creation.inputs is not None:
+            for entry in actor.creation.inputs.held:
+                self._references.settle(entry)
+
+    def ask_name(self, kind: int, namespace: str, name: str, actor: ObjectID = b"", description: bytes = b"") -> Entry:
+        """Take a name for an actor, or find who has it; the entry resolves with what has it now: see NameTold."""
+        ticket: Entry = self._references.ask()
+        home = node_peer(self._references.here)
+        self._effects.append(Send(home, NameAsk(ticket.seq, kind, namespace, name, actor, description)))
+        return ticket
 
     # Handles.
 

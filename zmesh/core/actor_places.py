@@ -4,6 +4,7 @@ An actor's owner tells of each change, callers ask for what is newer than what t
 counted like any other object, by core/directory.py, which says when there is none left.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +23,15 @@ class Place:
 
 
 class ActorPlaces:
-    """The actors of one home."""
+    """The actors of one home.
 
-    def __init__(self, effects: list[Effect]) -> None:
+    Args:
+        gone: called with each that is dead, or that nobody has a handle of.
+    """
+
+    def __init__(self, effects: list[Effect], *, gone: Callable[[ObjectID], None]) -> None:
         self._effects = effects
+        self._gone = gone
         self._places: dict[ObjectID, Place] = {}
 
     def tell(self, peer: PeerID, state: ActorState) -> None:
@@ -37,10 +43,12 @@ class ActorPlaces:
             if state.first:  # else nobody has a handle any more, which its owner did not know
                 self._places[state.actor] = Place(state)
         elif state.version > place.state.version:
-            place.state = state
-            self._answer(place)
+            self._change(place, state)
 
-    def _answer(self, place: Place) -> None:
+    def _change(self, place: Place, state: ActorState) -> None:
+        place.state = state
+        if state.version == ACTOR_DEAD:
+            self._gone(state.actor)
         waiters, place.waiters = place.waiters, {}
         for peer in waiters:
             self._effects.append(Send(peer, place.state))
@@ -65,6 +73,7 @@ class ActorPlaces:
         """An object is held by nobody any more; if it is an actor, its owner is told."""
         place = self._places.pop(oid, None)
         if place is not None:
+            self._gone(oid)
             self._effects.append(Send(oid[:PEER_ID_BYTES], Unheld(oid)))
 
     def client_gone(self, peer: PeerID) -> None:
@@ -72,8 +81,8 @@ class ActorPlaces:
         for oid, place in self._places.items():
             place.waiters.pop(peer, None)
             if oid[:PEER_ID_BYTES] == peer and place.state.version < ACTOR_DEAD:
-                place.state = ActorState(oid, ACTOR_DEAD, b"", _failure(oid, "the program that made it has ended"))
-                self._answer(place)
+                why = _failure(oid, "the program that made it has ended")
+                self._change(place, ActorState(oid, ACTOR_DEAD, b"", why))
 
     def node_gone(self, node: NodeID) -> None:
         """A member is gone, with all who asked from there."""

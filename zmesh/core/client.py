@@ -30,7 +30,7 @@ from zmesh.core.references import References
 from zmesh.core.tasks import Tasks
 from zmesh.core.timers import Timers
 from zmesh.core.victim import Victim
-from zmesh.wire.actor_messages import ActorState, KillActor, Unheld
+from zmesh.wire.actor_messages import ActorState, KillActor, NameTold, Unheld
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
 from zmesh.wire.messages import (
     ERROR,
@@ -147,6 +147,7 @@ class ClientCore:
             Trim: lambda _, message, now: self.effects.append(Recycle([])),
             ActorState: lambda _, message, now: self.actors.told(message, now),
             Unheld: lambda _, message, now: self.actors.unheld(message.actor),
+            NameTold: lambda _, message, now: self.references.answered(message.request, INLINE, message.found),
             KillActor: lambda _, message, now: self.actors.kill_told(message, now),
         }
 
@@ -179,22 +180,26 @@ class ClientCore:
             task.outputs = [Entry(task.seq, index) for index in range(max(task.spec.num_returns, 0))]
         self.tasks.resolve(task, *failure)
 
-    def create_actor(
-        self, spec: Spec, args: Any, inputs: Inputs | None, depth: int, now: float, *, name: str, ordered: bool
+    def new_actor(
+        self, spec: Spec, args: Any, inputs: Inputs | None, depth: int, *, name: str, ordered: bool
     ) -> Handle:
-        """Make an actor; returns the entry of its first handle. See ActorCalls.find for `ordered`."""
+        """Prepare an actor for `start_actor`; returns the entry of its first handle."""
         self._seq += 1
         spec.alone = True
         creation = Creation(self._seq, spec, args, depth)
         creation.inputs = inputs
         creation.refs = 0  # handles are counted, and nobody reads what it yields
-        handle = self.actors.create(creation, self.me, name, ordered=ordered)
+        return self.actors.create(creation, self.me, name, ordered=ordered)
+
+    def start_actor(self, handle: Handle, now: float) -> None:
+        """Make the actor."""
+        creation = handle.actor.creation
+        assert creation is not None
         if self.lost is not None:
             self._refuse(creation, (ERROR, self.lost))
         else:
             self.tasks.submit(creation, now)
         self._flush()
-        return handle
 
     def call(
         self, actor: Actor, handle: Entry, spec: Spec, args: Any, inputs: Inputs | None, depth: int, now: float

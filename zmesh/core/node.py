@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from zmesh.core.actor_places import ActorPlaces
+from zmesh.core.actor_home import ActorHome
 from zmesh.core.copies import Copies
 from zmesh.core.directory import Directory
 from zmesh.core.effects import Address, DropSegments, DropUnused, Effect, KillProcess, Send, Warn
@@ -21,7 +21,6 @@ from zmesh.core.records import MARK_PLENTY, SPREAD
 from zmesh.core.resources import Resources
 from zmesh.core.status import load, status
 from zmesh.core.timers import Timers
-from zmesh.wire.actor_messages import ActorQuery, ActorState, CallerGone, Follow, KillActor, Settle
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
 from zmesh.wire.messages import (
     PROTOCOL_MAJOR,
@@ -157,11 +156,12 @@ class NodeCore:
             members=lambda: 1 + len(self.neighbours.totals),
         )
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
-        self.actors = ActorPlaces(effects)
+        others = self.neighbours.totals
+        self.actors = ActorHome(node, effects, self.matchmaking, alive=self._alive, members=lambda: list(others))
         self.directory = Directory(
             node, effects, alive=self._alive, reserve=reserve, release=release, freed=self.actors.freed
         )
-        self._inputs = self._words_of_clients()
+        self._inputs = self._words_of_clients() | self.actors.words()
         self._between_nodes = self._words_of_nodes()
 
     def _words_of_nodes(self) -> dict[type[Any], Callable[[NodeID, Any, float], None]]:
@@ -194,11 +194,6 @@ class NodeCore:
             FreeSegments: self._free_segments,
             Pull: lambda peer, m, now: self.copies.pull(peer, m.objects, now),
             LetGo: lambda peer, m, now: self.copies.let_go(peer, m.objects, now),
-            Settle: self._settle,
-            Follow: self._follow,
-            ActorState: lambda peer, m, now: self.actors.tell(peer, m),
-            ActorQuery: lambda peer, m, now: self.actors.ask(peer, m.actor, m.version),
-            KillActor: lambda peer, m, now: self.actors.kill(m),
         }
 
     def _alive(self, peer: PeerID) -> bool:
@@ -278,20 +273,6 @@ class NodeCore:
         worker = self.matchmaking.workers.get(peer)
         if worker is not None:
             self.matchmaking.unblocked(worker)
-
-    def _settle(self, peer: PeerID, message: Settle, now: float) -> None:
-        worker = self.matchmaking.workers.get(peer)
-        if worker is not None:
-            self.matchmaking.settled(worker, message.shape, now)
-
-    def _follow(self, peer: PeerID, message: Follow, now: float) -> None:
-        """A caller wants to hear of an actor's death, and the actor of the caller's."""
-        del now
-        worker = self.matchmaking.workers.get(message.worker)
-        if worker is not None and self._alive(peer):
-            worker.victims[peer] = True
-        else:
-            self._effects.append(Send(peer, WorkerDied(message.worker, 0, 0, b"", 0, 0, "", "")))
 
     def _kill(self, peer: PeerID, message: Kill, now: float) -> None:
         """Kill a worker that still executes that very attempt; else its result or its death is on the way."""
@@ -405,9 +386,6 @@ class NodeCore:
                 self._effects.append(KillProcess(worker.peer))
             if worker.state in (ATTACHED, DETACHING):
                 self.matchmaking.leave(worker)
-        for worker in self.matchmaking.workers.values():
-            if worker.state == SERVING and worker.victims.pop(peer, False):
-                self._effects.append(Send(worker.peer, CallerGone(peer)))
         self.directory.owner_died(peer)
         self.actors.client_gone(peer)
         if mourners:
@@ -443,6 +421,7 @@ class NodeCore:
             if self.links.came_back(node):
                 # It may not know that we took it for dead: the first word of the new link says so.
                 self._effects.append(Send(node_peer(node), Watch([])))
+            self.actors.names.members_changed()
             if not self._mesh_timer:
                 self._mesh_timer = self._timers.set(now + MESH_WINDOW_S, self._tell_mesh)
 
@@ -575,6 +554,7 @@ class NodeCore:
             ],
             "store": {"used": self._store[0], "capacity": self._store[1]},
             "objects": len(self.directory),
+            "names": self.actors.names.listed(),
             "copies": len(self.copies),
             "members": self._members(),
         }

@@ -346,6 +346,22 @@ class References:
         self._claims[self._requests] = (thief, seq, homes)
         self._arrived = []
 
+    def claim_found(self, oid: ObjectID) -> tuple[Entry, Entry]:
+        """Have the home count this process as a holder of what it heard of without a reference to it.
+
+        Returns (the entry, with one reference more; a ticket that resolves with the home's answer).
+        """
+        entry = self.borrow(oid, counted=True)
+        ticket = self._ticket()
+        self._hold(ticket.seq, [(oid, self._me)])
+        return entry, ticket
+
+    def unclaim(self, entry: Entry) -> None:
+        """The home said that the object is gone: it does not count us."""
+        assert entry.share is not None
+        entry.share.holds -= 1
+        self.drop(entry)
+
     def fetch(self, entry: Entry) -> None:
         """Ask its home for the value of a borrowed entry, once."""
         share = entry.share

@@ -46,6 +46,7 @@ class ActorProcess:
         self._plan = plan
         self.name: str = creation.spec.name
         self.id = object_id(creation.victim, creation.seq)
+        self.called: str = plan["name"]
         self.restarts = creation.attempt
         self.instance: Any = None
         self.description: Any = None  # what handles know of it

@@ -4,17 +4,22 @@ Every rule about actors is in core/actor_calls.py; here arguments are packed and
 """
 
 import threading
+import time
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from zmesh.actor_options import DEFAULT_NAMESPACE
 from zmesh.core.records import Entry, Handle, Inputs, MethodCall, Spec, Task
-from zmesh.exceptions import PendingCallsLimitExceededError
-from zmesh.runtime import calls
+from zmesh.exceptions import MeshError, PendingCallsLimitExceededError
+from zmesh.runtime import calls, serialization
 from zmesh.runtime.reactor import LOOK_S
+from zmesh.wire.actor_messages import NAME_FIND, NAME_TAKE
+from zmesh.wire.messages import ERROR
 
 if TYPE_CHECKING:
     from zmesh.runtime.session import Session
 
+DYING_NAME_S = 10.0  # so long a name may belong to an actor nobody knows any more
 INLINE_ARGUMENTS_MAX = 64 * 1024  # larger ones go to shared memory, as those of tasks
 
 
@@ -27,6 +32,7 @@ class ActorSession:
 
     def __init__(self, session: "Session") -> None:
         self._session = session
+        self.namespace = DEFAULT_NAMESPACE
         self.specs: dict[Any, Spec] = {}  # {how a method is called, as the face puts it: its spec}
 
     def create(self, spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any], *, name: str, ordered: bool) -> Handle:
@@ -37,17 +43,110 @@ class ActorSession:
             StoreFullError: large arguments do not fit.
         """
         payload, inputs = self._pack(spec, args, kwargs)
-        session = self._session
+        session, core = self._session, self._session.core
         reactor = session.reactor
         with reactor.lock:
             reactor.holder = threading.get_ident()
             now = monotonic()
-            handle = session.core.create_actor(spec, payload, inputs, session.depth, now, name=name, ordered=ordered)
+            handle = core.new_actor(spec, payload, inputs, session.depth, name=name, ordered=ordered)
+            core.start_actor(handle, now)
             reactor.send_out(now)
             reactor.holder = 0
         if reactor.signalled is not None:
             reactor.raise_signal()
         return handle
+
+    def create_named(
+        self,
+        spec: Spec,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        name: str,
+        ordered: bool,
+        called: tuple[str, str],
+        description: Any,
+    ) -> tuple[Entry, Any, bool]:
+        """Make an actor unless one has that name; waits until that is sure.
+
+        Args:
+            called: (namespace, name).
+            description: what a handle knows of it, for those who find it.
+
+        Returns:
+            (entry of a handle of the actor that has the name, its description, whether it is ours); if it is not, the
+            entry's reference is counted, so that the actor stays.
+
+        Raises:
+            SerializationError, StoreFullError: as `create`.
+            MeshError: the node was lost.
+        """
+        payload, inputs = self._pack(spec, args, kwargs)
+        session, core = self._session, self._session.core
+        blob = serialization.to_inline(serialization.pack(description))
+        with session.reactor.lock:
+            handle = core.new_actor(spec, payload, inputs, session.depth, name=name, ordered=ordered)
+            oid = core.references.oid(handle)
+        why = "its name could not be taken"
+        try:
+            session._promote([handle])
+            until = monotonic() + DYING_NAME_S
+            while True:
+                taken = self._ask_name(NAME_TAKE, *called, oid, blob)
+                if taken[2] == oid:
+                    session._do(lambda: core.start_actor(handle, monotonic()))
+                    return handle, description, True
+                found = self._claim(taken)
+                if found is not None:
+                    why = "another actor has its name"
+                    break
+                if monotonic() > until:
+                    raise MeshError(f"the name {called[1]!r} belongs to an actor that is gone, and is not given free")
+                time.sleep(0.01)  # its home is about to hear of its death
+        except BaseException:
+            self._abandon(handle, why)
+            raise
+        self._abandon(handle, why)
+        return (*found, False)
+
+    def _abandon(self, handle: Handle, why: str) -> None:
+        core = self._session.core
+
+        def abandon() -> None:
+            core.actors.abandon(handle, why)
+            core.references.drop(handle)
+
+        self._session._do(abandon)
+
+    def _ask_name(self, *question: Any) -> Any:
+        with self._session.reactor.lock:
+            ticket = self._session.core.actors.ask_name(*question)
+        return self._session._redeem(ticket)
+
+    def _claim(self, taken: Any) -> tuple[Entry, Any] | None:
+        """Become a holder of the actor of a name; None if it is gone."""
+        session, references = self._session, self._session.core.references
+        with session.reactor.lock:
+            entry, ticket = references.claim_found(taken[2])
+        session._wait_entries([ticket], 1, None)
+        if ticket.status == ERROR:
+            session._do(lambda: references.unclaim(entry))
+            return None
+        return entry, serialization.unpack_inline(taken[3])
+
+    def find(self, namespace: str, name: str) -> tuple[Entry, Any] | None:
+        """Return (entry, description) of the actor with that name, with a reference counted; None if there is none."""
+        taken = self._ask_name(NAME_FIND, namespace, name)
+        return self._claim(taken) if taken else None
+
+    def names(self) -> list[tuple[str, str]]:
+        """Return (namespace, name) of all actors of the mesh that have one."""
+        here = self._session.status()
+        names = list(here["names"])
+        for member in here["members"]:
+            if member["node"] != here["node"] and member["state"] == "alive":
+                names += self._session.status(node=member["node"])["names"]
+        return sorted((str(namespace), str(name)) for namespace, name in names)
 
     def call(
         self,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+from zmesh.actor_options import DEFAULT_NAMESPACE
 from zmesh.core import effects as fx
 from zmesh.core.guest_client import ATTACHED, ENDED, GuestCore
 from zmesh.core.records import Entry
@@ -32,9 +33,15 @@ _log = logging.getLogger("zmesh.connect")
 class GuestSession(Session):
     """The session of a guest."""
 
-    def __init__(self, address: tuple[str, int], keyring: Keyring, kind: str, *, log_to_driver: bool) -> None:
+    def __init__(
+        self, address: tuple[str, int], keyring: Keyring, kind: str, *, log_to_driver: bool, namespace: str
+    ) -> None:
         check_library()
-        config = {"cwd": os.getcwd(), "sys_path": [os.path.abspath(path) for path in sys.path]}
+        config = {
+            "cwd": os.getcwd(),
+            "sys_path": [os.path.abspath(path) for path in sys.path],
+            "namespace": namespace,
+        }
         rng = random.Random(os.urandom(16))
         core = GuestCore([address], rng, Hello(kind, os.getpid(), config), [], Timers(), describe_status)
         keys = [curve_keys(key.id, key.server_secret.reveal(), key.client_secret.reveal()) for key in keyring.keys]
@@ -57,6 +64,7 @@ class GuestSession(Session):
         store = GuestStore(self._to_store, self._do, self._wait_for)
         sockets.store_heard = store.heard
         super().__init__(core, reactor, store, core.me)  # type: ignore[arg-type]  # the same calls
+        self.actors.namespace = namespace
 
     def greet(self) -> None:
         """Find a node and be welcomed.
@@ -119,14 +127,22 @@ class GuestSession(Session):
         set_current(None)
 
 
-def connect(address: tuple[str, int], kind: str, *, key_file: str | None, log_to_driver: bool) -> GuestSession:
+def connect(
+    address: tuple[str, int],
+    kind: str,
+    *,
+    key_file: str | None,
+    log_to_driver: bool,
+    namespace: str = DEFAULT_NAMESPACE,
+) -> GuestSession:
     """Become a guest of the member at an address.
 
     Raises:
         NotRunningError: nobody answers there.
         ConfigError: there is no key on this machine, or it makes no sense.
     """
-    session = GuestSession(address, Keyring.load(keyring_path("default", key_file)), kind, log_to_driver=log_to_driver)
+    keyring = Keyring.load(keyring_path("default", key_file))
+    session = GuestSession(address, keyring, kind, log_to_driver=log_to_driver, namespace=namespace)
     try:
         session.greet()
     except BaseException:

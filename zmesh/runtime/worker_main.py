@@ -353,6 +353,7 @@ class Worker:
                 os.chdir(config["cwd"])
             known = dict.fromkeys(sys.path)
             sys.path[:] = [*config["sys_path"], *(path for path in known if path not in config["sys_path"])]
+            self.session.actors.namespace = config.get("namespace", self.session.actors.namespace)
         self.session.job = message.job
         cpus = max(1, message.shape.get("CPU", 0) // UNIT)
         if "ZMESH_KEEP_THREADS" not in os.environ:

@@ -9,6 +9,7 @@ from typing import Any
 from zmesh.wire.ids import ObjectID, PeerID
 
 ACTOR_DEAD = 1 << 62  # the version of an actor that will not come back
+NAME_TAKE, NAME_FIND, NAME_DROP = 0, 1, 2
 
 
 @dataclass(slots=True)
@@ -86,3 +87,50 @@ class KillActor:
 
     actor: ObjectID
     no_restart: bool
+
+
+# Names of actors. An entry is [namespace, name, ActorID, description for handles].
+
+
+@dataclass(slots=True)
+class NameAsk:
+    """Client to its node, and from there to the name's home: NAME_TAKE it, NAME_FIND or NAME_DROP what has it.
+
+    Answered by NameTold, but for NAME_DROP. `hops` counts the nodes that passed it on.
+    """
+
+    request: int
+    kind: int
+    namespace: str
+    name: str
+    actor: ObjectID = b""
+    description: bytes = b""
+    hops: int = 0
+
+
+@dataclass(slots=True)
+class NameTold:
+    """Answer to NameAsk, the same way back: the entry that has the name now; [] if none."""
+
+    request: int
+    found: list[Any]
+
+
+@dataclass(slots=True)
+class NameCopy:
+    """A name's home, or who was it, to the nodes next in line: keep these `entries`, drop the `gone`.
+
+    With a request, answered by NameCopied.
+    """
+
+    request: int
+    entries: list[Any]
+    gone: list[Any] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class NameCopied:
+    """Answer to NameCopy: done; `found` are entries of other actors that had some of the names before."""
+
+    request: int
+    found: list[Any]
