@@ -25,7 +25,7 @@ from zmesh.core.records import (
 )
 from zmesh.core.timers import Timers
 from zmesh.wire.actor_messages import ACTOR_DEAD, ActorQuery, ActorState, Call, Follow, KillActor, NameAsk, Retire
-from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer, object_id
+from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, actor_id, node_peer
 from zmesh.wire.messages import ERROR, FAILED, INLINE, ITEM, STORED, Kill
 
 BATCH_CALLS_MAX = 256
@@ -71,7 +71,7 @@ class ActorCalls:
 
     def create(self, creation: Creation, me: PeerID, name: str, *, ordered: bool) -> Handle:
         """Note that this process makes an actor; returns the entry of its first handle."""
-        oid = object_id(me, creation.seq)
+        oid = actor_id(me, creation.seq)
         creation.actor = self.known[oid] = Actor(oid, name, ordered=ordered, creation=creation)
         return Handle(creation.actor)
 
@@ -156,9 +156,10 @@ class ActorCalls:
         handle.actor.shared = True
         self._tell(handle.actor, first=True)
 
-    def unheld(self, oid: ObjectID) -> None:
+    def unheld(self, oid: ObjectID, *, own: bool) -> None:
         """No handle is left: here of a borrowed actor, anywhere of an own one. May be told in the midst of anything."""
-        if oid in self.known:
+        actor = self.known.get(oid)
+        if actor is not None and (actor.creation is not None) == own:
             self._timers.set(0.0, lambda now: self._unheld(oid, now))
 
     def _unheld(self, oid: ObjectID, now: float) -> None:

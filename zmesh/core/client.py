@@ -99,7 +99,7 @@ class ClientCore:
             effects,
             self.pulls,
             shared=lambda handle: self.actors.shared(handle),
-            unheld=lambda oid: self.actors.unheld(oid),
+            unheld=lambda oid, own: self.actors.unheld(oid, own=own),
         )
         self.victim = Victim(self.node, effects, timers, self._arguments, self._limit_time)
         self.tasks = Tasks(
@@ -146,7 +146,7 @@ class ClientCore:
             RecycleSegments: lambda _, message, now: self.effects.append(Recycle(list(message.segments))),
             Trim: lambda _, message, now: self.effects.append(Recycle([])),
             ActorState: lambda _, message, now: self.actors.told(message, now),
-            Unheld: lambda _, message, now: self.actors.unheld(message.actor),
+            Unheld: lambda _, message, now: self.actors.unheld(message.actor, own=True),
             NameTold: lambda _, message, now: self.references.answered(message.request, INLINE, message.found),
             KillActor: lambda _, message, now: self.actors.kill_told(message, now),
         }

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from zmesh.wire.ids import ObjectID, PeerID
+from zmesh.wire.ids import ACTOR_INDEX, ObjectID, PeerID
 from zmesh.wire.messages import INLINE, PENDING, Shape
 
 # States of a task at its owner.
@@ -191,7 +191,7 @@ class Handle(Entry):
     __slots__ = ("actor",)
 
     def __init__(self, actor: "Actor") -> None:
-        super().__init__(actor.creation.seq, 0, INLINE, b"")  # type: ignore[union-attr]  # it is our own
+        super().__init__(actor.creation.seq, ACTOR_INDEX, INLINE, b"")  # type: ignore[union-attr]  # it is our own
         self.actor = actor
 
 

@@ -50,8 +50,8 @@ class References:
         effects: where messages and recycling are appended, in order.
         pulls: copies of what lies on other hosts.
         shared: called before the node is told to count the handles of an own actor.
-        unheld: called when this process has no more to do with an object it borrowed, and when an own actor that the
-            node does not count has no handle left.
+        unheld: called when this process has no more to do with an object it borrowed, and, with True, when an own actor
+            that the node does not count has no handle left.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class References:
         pulls: Any,
         *,
         shared: Callable[[Handle], None],
-        unheld: Callable[[ObjectID], None],
+        unheld: Callable[[ObjectID, bool], None],
     ) -> None:
         self._me = me
         self._node = node
@@ -144,7 +144,7 @@ class References:
             if share.holds:
                 self._effects.append(Send(_home(share.oid), Release([(share.oid, share.holds, share.clean)])))
                 share.holds = 0
-            self._unheld(share.oid)
+            self._unheld(share.oid, False)
             return
         self._lent.pop((entry.seq, entry.index), None)
         if share is not None and share.promoted:
@@ -155,7 +155,7 @@ class References:
         elif status == STORED:
             self.free_segment(value, clean=share is None or share.clean)
         elif type(entry) is Handle:
-            self._unheld(object_id(self._me, entry.seq))
+            self._unheld(object_id(self._me, entry.seq, entry.index), True)
 
     def free_segment(self, location: Any, *, clean: bool = True) -> None:
         """Nobody reads what lies at (segment, nbytes, producer): let its producer write there again."""

@@ -19,7 +19,7 @@ from zmesh.core.running import Running
 from zmesh.object_ref import ActorExit
 from zmesh.runtime import calls, serialization
 from zmesh.runtime.reactor import Waiter
-from zmesh.wire.ids import object_id
+from zmesh.wire.ids import actor_id
 from zmesh.wire.messages import CANCELLED, END, ERROR
 
 Outcome = tuple[int, Any, list[bytes], int]  # (status, value, ObjectIDs inside, bytes)
@@ -45,7 +45,7 @@ class ActorProcess:
         self._creation = creation
         self._plan = plan
         self.name: str = creation.spec.name
-        self.id = object_id(creation.victim, creation.seq)
+        self.id = actor_id(creation.victim, creation.seq)
         self.called: str = plan["name"]
         self.restarts = creation.attempt
         self.instance: Any = None

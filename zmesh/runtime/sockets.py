@@ -112,7 +112,10 @@ class ClientSockets:
         if found is not None:
             fd, link = found
             self._touched[fd] = (to, link)
-            _send(link, frame, _DONTWAIT)
+            try:
+                _send(link, frame, _DONTWAIT)
+            except zmq.Again:
+                return  # it hung up, and no link redials
         elif to[:NODE_ID_BYTES] != self._here or is_guest(to):
             fd, link = self._links[self._node]
             self._touched[fd] = (self._node, link)
