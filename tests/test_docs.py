@@ -1,4 +1,4 @@
-"""What the documents show runs: README's example and every Python block of the quickstart, in order, in one program."""
+"""What the documents show runs: README's example and every Python block of some pages, in order, in one program each."""
 
 import pathlib
 import re
@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/actors.md"])
 def test_the_python_blocks_run_from_top_to_bottom(name: str, tmp_path: pathlib.Path) -> None:
     blocks = BLOCK.findall((ROOT / name).read_text())
     assert blocks
