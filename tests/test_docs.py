@@ -1,4 +1,4 @@
-"""What the documents show runs: README's example and every Python block of some pages, in order, in one program each."""
+"""What the documents show runs: the Python blocks of README and of some pages, in order, in one program each."""
 
 import pathlib
 import re

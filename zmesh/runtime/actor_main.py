@@ -5,7 +5,6 @@ call at a time has a thread for each that is taken; one with `async def` methods
 Which call is next is core/actor_server.py's business.
 """
 
-import asyncio
 import contextlib
 import contextvars
 import os
@@ -13,7 +12,7 @@ import queue
 import threading
 from collections.abc import Coroutine
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zmesh.core.running import Running
 from zmesh.object_ref import ActorExit
@@ -21,6 +20,9 @@ from zmesh.runtime import calls, serialization
 from zmesh.runtime.reactor import Waiter
 from zmesh.wire.ids import actor_id
 from zmesh.wire.messages import CANCELLED, END, ERROR
+
+if TYPE_CHECKING:
+    import asyncio
 
 Outcome = tuple[int, Any, list[bytes], int]  # (status, value, ObjectIDs inside, bytes)
 
@@ -235,6 +237,8 @@ class ActorProcess:
     # The event loop.
 
     def _start_loop(self) -> None:
+        import asyncio  # 25 ms, which few actors need
+
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="zmesh-loop", daemon=True).start()
 
@@ -245,6 +249,8 @@ class ActorProcess:
         task.add_done_callback(lambda _: self._tasks.pop(key, None))
 
     async def _run_in_loop(self, call: Running) -> None:
+        import asyncio
+
         _running.set(call)
         spec = call.spec
         try:
@@ -276,6 +282,8 @@ class ActorProcess:
         if not hasattr(values, "__aiter__"):
             outcome: Outcome = self._worker.stream(call, values)
             return outcome
+        import asyncio
+
         async for value in values:
             self._worker.send_item(call, value)
             while not self._core.may_yield(call):

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zmesh.core import effects as fx
 from zmesh.core.logs import LABEL
@@ -21,6 +21,7 @@ from zmesh.core.running import Running, WorkSpec
 from zmesh.core.timers import Timers
 from zmesh.core.worker import WorkerCore
 from zmesh.runtime import calls, serialization, session
+from zmesh.runtime.actor_main import ActorProcess
 from zmesh.runtime.forkserver import WorkerStart, describe_status
 from zmesh.runtime.reactor import Reactor, Waiter
 from zmesh.runtime.rundir import RunDir
@@ -29,9 +30,6 @@ from zmesh.runtime.sockets import ClientSockets
 from zmesh.runtime.store import Store
 from zmesh.wire.ids import node_peer
 from zmesh.wire.messages import CANCELLED, END, ERROR, FAILED, INLINE, MANY, RETRYABLE, STORED, UNIT, Attach, Hello
-
-if TYPE_CHECKING:
-    from zmesh.runtime.actor_main import ActorProcess
 
 
 class LabelledOutput(io.RawIOBase):
@@ -199,8 +197,6 @@ class Worker:
         args, kwargs = self.arguments(running)
         plan = spec.options.get("actor")
         if plan is not None:
-            from zmesh.runtime.actor_main import ActorProcess  # few workers become one
-
             self.actor = ActorProcess(self, running, plan)
             return self.actor.live(loaded[0], args, kwargs)
         if spec.num_returns == -1:
