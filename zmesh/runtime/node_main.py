@@ -35,7 +35,7 @@ from zmesh.wire.ids import NODE_ID_BYTES, PeerID, is_guest, node_peer
 from zmesh.wire.messages import Trim
 
 READ_BYTES_MAX = 64 * 1024  # of a worker's output at a time
-BOX_SLOTS = 1024
+BOX_SLOTS = 4096
 JOIN_TIMEOUT_S = 10.0
 DRAIN_S = 30.0  # tasks that run for other hosts may take so long to end when this node is told to stop
 GOODBYE_S = 1.1  # membership says three times that this node has left

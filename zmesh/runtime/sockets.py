@@ -25,6 +25,7 @@ _MORE = int(zmq.SNDMORE | zmq.DONTWAIT)
 _readable = zmq.backend.zmq_poll  # takes in what came and says whether there is a frame, in half the time of EVENTS
 _send = zmq.backend.Socket.send  # without the checks for draft sockets that zmq.Socket.send adds
 
+SOCKETS_MAX = 16_384  # a link for each actor that somebody else made; libzmq's default is 1,023
 CLOSE_LINGER_MS = 500  # last results still leave a process that ends in good order
 
 Deliver = Callable[[PeerID, bytes], None]
@@ -206,6 +207,7 @@ def new_context(io_threads: int = 1) -> Any:
     """Return a context for sockets that never keep a process from ending."""
     context = zmq.Context(io_threads=io_threads)
     context.blocky = False
+    context.set(zmq.MAX_SOCKETS, SOCKETS_MAX)
     return context
 
 
