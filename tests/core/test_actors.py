@@ -431,6 +431,26 @@ def test_an_unschedulable_actor_says_so(driver: Driver) -> None:
     assert call.value[2]["class_name"] == "A"
 
 
+def test_a_name_is_asked_of_the_node_and_who_has_it_is_held(driver: Driver) -> None:
+    oid = actor_id(OTHER, 7)
+    ticket = driver.core.actors.ask_name(a.NAME_FIND, "ns", "a")
+    question = driver.said(a.NameAsk, NODE)[0]
+    assert (question.kind, question.namespace, question.name) == (a.NAME_FIND, "ns", "a")
+    driver.hear(NODE, a.NameTold(question.request, ["ns", "a", oid, b"told"]))
+    assert ticket.value == ("ns", "a", oid, b"told")
+    entry, held = driver.core.references.claim_found(oid)
+    request = driver.said(m.Hold, NODE)[0].request
+    driver.hear(NODE, m.Ack(request))
+    assert held.status == m.INLINE
+    driver.core.references.drop(entry)
+    assert driver.said(m.Release, NODE)[0].objects == [(oid, 1, True)]
+    entry, held = driver.core.references.claim_found(oid)
+    driver.hear(NODE, m.Ack(driver.said(m.Hold, NODE)[0].request, "it is gone"))
+    assert held.status == m.ERROR
+    driver.core.references.unclaim(entry)
+    assert driver.said(m.Release) == []
+
+
 # The actor's half.
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from zmesh.exceptions import (
     ActorUnavailableError,
     ConfigError,
     LocalProtocolError,
+    NodeDiedError,
     PendingCallsLimitExceededError,
     TaskCancelledError,
     TaskError,
@@ -369,6 +371,46 @@ def test_an_actor_lets_go_of_a_caller_that_died(mesh: None) -> None:
     assert _until(lambda: zmesh.get(counter.add.remote(0)) in (0, 1), 5.0)
 
 
+def test_an_actor_dies_with_the_worker_that_made_it(mesh: None) -> None:
+    @zmesh.remote
+    class Parent:
+        def pid(self) -> int:
+            return os.getpid()
+
+        def bear(self) -> Any:
+            return Counter.options(max_restarts=-1, name="child").remote(5)
+
+    parent = Parent.remote()
+    child = zmesh.get(parent.bear.remote())
+    assert zmesh.get(child.add.remote()) == 6
+    pid = zmesh.get(child.pid.remote())
+    os.kill(zmesh.get(parent.pid.remote()), signal.SIGKILL)
+    with pytest.raises(ActorDiedError, match="the program that made it has ended"):
+        zmesh.get([child.nap.remote(60)])
+    assert _until(lambda: not os.path.exists(f"/proc/{pid}"), 5.0)
+    with pytest.raises(ActorNotFoundError):
+        zmesh.get_actor("child")
+
+
+def test_an_actor_whose_process_dies_in_init_is_made_again(mesh: None, tmp_path: pathlib.Path) -> None:
+    @zmesh.remote
+    class Shaky:
+        def __init__(self, path: str) -> None:
+            with open(path, "a") as file:
+                file.write("x")
+            if os.path.getsize(path) < 3:
+                os._exit(1)
+
+        def tries(self, path: str) -> int:
+            return os.path.getsize(path)
+
+    path = str(tmp_path / "tries")
+    shaky = Shaky.options(max_restarts=2).remote(path)
+    assert zmesh.get(shaky.tries.remote(path)) == 3
+    with pytest.raises(ActorDiedError, match="started 1 time"):
+        zmesh.get(Shaky.remote(str(tmp_path / "others")).tries.remote(path))
+
+
 def test_by_default_an_actor_needs_a_cpu_only_to_start(mesh: None) -> None:
     counters = [Counter.remote(i) for i in range(6)]
     assert zmesh.get([counter.add.remote() for counter in counters]) == [1, 2, 3, 4, 5, 6]
@@ -592,3 +634,17 @@ def test_local_mode_runs_actors_inline() -> None:
             zmesh.get(counter.end.remote("exit_actor"))
         with pytest.raises(ActorNotFoundError):
             zmesh.get_actor("c")
+
+
+def test_calls_fail_when_the_node_is_killed() -> None:
+    zmesh.shutdown()
+    zmesh.init("local", num_cpus=1)
+    counter = Counter.remote()
+    pid = zmesh.get(counter.pid.remote())
+    running = counter.nap.remote(60)
+    os.kill(zmesh.status()["pid"], signal.SIGKILL)
+    for ref in (running, counter.add.remote()):
+        with pytest.raises((NodeDiedError, ActorDiedError)):
+            zmesh.get(ref)
+    assert _until(lambda: not os.path.exists(f"/proc/{pid}"), 10.0)
+    zmesh.shutdown()
