@@ -88,6 +88,13 @@ class ActorClass:
         name = self._cls.__name__
         raise TypeError(f"actor class {name} cannot be instantiated directly: use {name}.remote()")
 
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> NoReturn:
+        """Refuse: an actor class has no subclasses."""
+        name = self._cls.__name__
+        raise TypeError(
+            f"actor class {name} cannot be subclassed: keep the plain class, and use zmesh.remote() on both"
+        )
+
     def options(self, **given: Any) -> "ActorClass":
         """Return a copy with other options; see zmesh.actor_options.ActorOptions.
 

@@ -105,6 +105,9 @@ class Counter:
     def gpus(self) -> list[int]:
         return zmesh.get_gpu_ids()
 
+    def resources(self) -> dict[str, float]:
+        return zmesh.get_runtime_context().get_assigned_resources()
+
 
 @zmesh.remote
 def add_to(counter: Any, n: int) -> int:
@@ -417,6 +420,7 @@ def test_by_default_an_actor_needs_a_cpu_only_to_start(mesh: None) -> None:
     assert zmesh.get([slow.remote(i, 0.0) for i in range(4)], timeout=10) == [0, 1, 2, 3]
     holder = Counter.options(num_cpus=2, num_gpus=1).remote()
     assert zmesh.get(holder.gpus.remote()) == [0]
+    assert zmesh.get([holder.resources.remote(), counters[0].resources.remote()]) == [{"CPU": 2, "GPU": 1}, {}]
     assert zmesh.available_resources().get("CPU", 0) == 0
     waiting = slow.remote(1, 0.0)
     assert zmesh.wait([waiting], timeout=0.2) == ([], [waiting])
@@ -550,6 +554,11 @@ def test_the_built_in_methods_have_rays_names_too(mesh: None) -> None:
 def test_misuse_says_what_to_write(mesh: None) -> None:
     with pytest.raises(TypeError, match=r"Counter\.remote\(\)"):
         Counter()
+    with pytest.raises(TypeError, match="keep the plain class"):
+
+        class Sub(Counter):
+            pass
+
     counter = Counter.remote()
     with pytest.raises(TypeError, match=r"add\.remote\(\)"):
         counter.add(1)

@@ -1,7 +1,9 @@
 """Actors in the simulator: a program that serves calls, and one that borrows a handle and calls.
 
 `ActorCode` is mixed into UserCode (programs.py). A call's program is one of "work", "die" (kills the actor's process in
-its first `times` incarnations), "hang", "exit".
+its first `times` incarnations), "hang", "exit", "stream" (items), "keep" (oids: takes refs out of its arguments, reads
+what they name, and lets go of them at the end or some time after; gives whether all could be read), "give" (count: puts
+objects and returns refs of them).
 """
 
 from collections.abc import Callable
@@ -121,8 +123,54 @@ class ActorCode:
 
         if code["kind"] == "stream":
             self._stream_call(process, call, code, end)
+        elif code["kind"] == "keep":
+            self._keep_refs(process, call, code["oids"])
+        elif code["kind"] == "give":
+            self._give_refs(process, call, code["count"])
         elif code["kind"] != "hang":
             self.at(code.get("seconds", 0.0005), end)
+
+    def _under_way(self, process: Any, call: Any) -> bool:
+        return bool(process.alive and process.core.server.running.get((call.victim, call.seq)) is call)
+
+    def _keep_refs(self, process: Any, call: Any, oids: list[bytes]) -> None:
+        core = process.core
+        entries = [core.references.borrow(oid, caller=call.victim) for oid in oids]
+        for entry in entries:
+            core.fetch(entry)
+
+        def drop() -> None:
+            if process.alive:
+                for entry in entries:
+                    core.references.drop(entry)
+                self.settle(process)
+
+        def done() -> None:
+            late = self.rng.random() < 0.5
+            found = all(entry.status in (m.INLINE, m.STORED) for entry in entries)
+            if not late:
+                drop()
+            core.call_finished(call, m.INLINE, msgpack.packb([found, 0]), [], 10, self.now)
+            if late:
+                self.at(self.rng.uniform(0.0, 0.3), drop)
+
+        self.settle(process)
+        self.when(process, entries, done, lambda: self._under_way(process, call))
+
+    def _give_refs(self, process: Any, call: Any, count: int) -> None:
+        core = process.core
+        made = [core.put(m.STORED, self.write(process, i), []) for i in range(count)]
+        oids = [core.references.oid(entry) for entry in made]
+
+        def promoted() -> None:
+            core.give(call, made)
+            core.call_finished(call, m.INLINE, msgpack.packb([oids, 0]), oids, 10, self.now)
+            for entry in made:
+                core.references.drop(entry)
+
+        ticket = core.references.promote(made)
+        self.settle(process)
+        self.when(process, [ticket], promoted, lambda: self._under_way(process, call))
 
     def _stream_call(self, process: Any, call: Any, code: dict[str, Any], end: Callable[[], None]) -> None:
         del end
@@ -157,7 +205,13 @@ class ActorCode:
             if not still():
                 drop()
                 return
-            tasks = [self.call(process, handle, call, retries=code.get("retries", 0)) for call in code["calls"]]
+            passed = [core.references.borrow(oid) for oid in code.get("passes", ())]
+            tasks = [
+                self.call(process, handle, call, retries=code.get("retries", 0), inputs=Inputs(held=list(passed)))
+                for call in code["calls"]
+            ]
+            for entry in passed:
+                core.references.drop(entry)
             core.wait_begins(self.now)
 
             def done() -> None:

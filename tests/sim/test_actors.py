@@ -273,6 +273,57 @@ def test_streams_of_calls_survive_restarts(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_refs_that_several_callers_pass_are_there_as_long_as_the_actor_has_them(seed: int, hosts: int) -> None:
+    sim = Simulation(seed, hosts=hosts)
+    driver = sim.driver("d")
+    handle = sim.create(driver, ACTOR, restarts=-1)
+    spec = sim.spec(driver)
+    passing: list[Task] = []
+    for _ in range(6):
+        objects = [sim.submit(driver, spec, program("big", value=1)) for _ in range(2)]
+        ticket = driver.core.references.promote([handle, *objects])
+        sim.settle(driver)
+        if ticket is not None:
+            finish(sim, [ticket])
+        oids = [driver.core.references.oid(entry) for entry in objects]
+        keep = program("keep", oids=oids)
+        passing += [sim.call(driver, handle, keep, retries=-1, inputs=Inputs(held=list(objects))) for _ in range(2)]
+        code = program("use", oid=driver.core.references.oid(handle), calls=[keep, keep], passes=oids, retries=-1)
+        passing.append(sim.submit(driver, spec, code, Inputs(held=[handle, *objects])))
+        for entry in objects:
+            sim.drop(driver, entry)  # the calls hold them
+        sim.run(sim.now + sim.rng.uniform(0.0, 0.02))
+        if sim.rng.random() < 0.3:
+            workers = [sim.processes[handle.actor.peer]] if handle.actor.peer else []
+            for worker in workers:
+                sim.kill(worker)
+    finish(sim, passing)
+    assert [value_of(one)[0] for one in passing] == [True] * 18
+    rest(sim, driver, [handle, *passing])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_refs_that_an_actor_returns_outlive_it(seed: int, hosts: int) -> None:
+    sim = Simulation(seed, hosts=hosts)
+    driver = sim.driver("d")
+    handle = sim.create(driver, program("actor"))
+    given = [sim.call(driver, handle, program("give", count=3)) for _ in range(4)]
+    finish(sim, given)
+    sim.run(sim.now + sim.rng.uniform(0.0, 0.01))
+    driver.core.kill_actor(handle.actor, sim.now, no_restart=True)
+    sim.settle(driver)
+    entries = [driver.core.references.borrow(oid) for one in given for oid in value_of(one)[0]]
+    for entry in entries:
+        driver.core.fetch(entry)
+    sim.settle(driver)
+    sim.run_until(lambda: all(entry.status != m.PENDING for entry in entries), 10.0)
+    assert all(entry.status == m.STORED for entry in entries)
+    rest(sim, driver, [handle, *given, *entries])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_actors_go_with_their_driver(seed: int) -> None:
     sim = Simulation(seed, hosts=1 + seed % 2)
     driver = sim.driver("d")

@@ -136,7 +136,9 @@ class WorkerCore(ClientCore):
         self.server.open(places)
         self.thief.item(INLINE, ready, [], now)
         self.effects.append(Send(self.node, Settle(lent)))
-        self._may_block = lent != self.thief.shape
+        shape = {name: amount - lent.get(name, 0) for name, amount in self.thief.shape.items()}
+        self.thief.shape = {name: amount for name, amount in shape.items() if amount > 0}
+        self._may_block = bool(self.thief.shape)
 
     def next_call(self, now: float) -> Running | None:
         """Return a call to start now, or None if there is none yet."""
