@@ -350,8 +350,9 @@ def test_a_borrower_fails_what_may_have_run_when_the_actor_restarts(driver: Driv
     driver.core.effects.clear()
     driver.hear(NODE, a.ActorState(actor_id(OTHER, 7), 2))
     assert call.value[0] == "ActorUnavailableError"
-    assert driver.did(Disconnect) == [Disconnect(W)]
+    assert driver.did(Disconnect) == []
     driver.died(W)
+    assert driver.did(Disconnect) == [Disconnect(W)]
 
 
 def test_a_borrower_forgets_an_actor_with_its_last_handle_unless_one_came_back(driver: Driver) -> None:
@@ -375,8 +376,12 @@ def test_a_borrower_forgets_an_actor_with_its_last_handle_unless_one_came_back(d
     driver.core.references.drop(driver.core.references._borrowed[actor_id(OTHER, 7)])
     driver.core.effects.clear()
     driver.pass_time(0.0)
-    assert driver.did(Disconnect) == [Disconnect(W)]
     assert driver.core.actors.known == {}
+    driver.call(driver.borrow())
+    driver.hear(NODE, a.ActorState(actor_id(OTHER, 7), 1, W))
+    assert driver.did(Connect) == [], "the link is still there"
+    driver.died(W)
+    assert driver.did(Disconnect) == [Disconnect(W)]
 
 
 def test_actors_of_a_dead_node_are_dead_or_asked_for(driver: Driver) -> None:

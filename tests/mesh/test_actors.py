@@ -326,6 +326,30 @@ def test_actors_call_each_other_and_themselves_by_handle(mesh: None) -> None:
     assert zmesh.get(counter.context.remote())[:2] == (counter._actor_id.hex(), "Counter.context")
 
 
+def test_two_actors_call_each_other_with_handles_that_come_and_go(mesh: None) -> None:
+    @zmesh.remote
+    class Peer:
+        def call(self, others: list[Any], turns: int) -> int:
+            return 0 if not turns else 1 + zmesh.get(others[0].one.remote())
+
+        def one(self) -> int:
+            return 1
+
+        def stream(self, others: list[Any], n: int) -> list[int]:
+            return zmesh.get(list(others[0].count.remote(n)))
+
+        def count(self, n: int) -> Iterator[int]:
+            yield from range(n)
+
+    one, two = Peer.remote(), Peer.remote()
+    for turn in range(3):
+        assert zmesh.get(one.call.remote([two], turn)) == (2 if turn else 0)
+        assert zmesh.get(two.call.remote([one], turn)) == (2 if turn else 0)
+        gc.collect()
+        assert zmesh.get(one.stream.remote([two], 20)) == list(range(20))
+        assert zmesh.get(two.stream.remote([one], 20)) == list(range(20))
+
+
 def test_a_borrower_hears_of_a_restart_and_of_the_end(mesh: None) -> None:
     @zmesh.remote
     class Caller:

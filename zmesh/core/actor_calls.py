@@ -66,6 +66,8 @@ class ActorCalls:
         self._take = take
         self.known: dict[ObjectID, Actor] = {}
         self.serving: dict[PeerID, Actor] = {}  # {worker: the actor that lives in it}
+        # {worker: True} that we dialled; a link stays until that ends, as the actor may talk to us over it as well.
+        self._links: dict[PeerID, bool] = {}
 
     # Inputs from above.
 
@@ -183,8 +185,6 @@ class ActorCalls:
     def _leave(self, actor: Actor) -> None:
         """It is not where it was."""
         del self.serving[actor.peer]
-        if actor.creation is None:
-            self._effects.append(Disconnect(actor.peer))
         actor.peer = b""
 
     def _retire(self, actor: Actor, now: float) -> None:
@@ -247,7 +247,8 @@ class ActorCalls:
         if message.peer:
             far = message.peer[:NODE_ID_BYTES] != self._references.here
             self._effects.append(Send(node_peer(message.peer[:NODE_ID_BYTES]), Follow(message.peer)))
-            if not far:
+            if not far and message.peer not in self._links:
+                self._links[message.peer] = True
                 self._effects.append(Connect(message.peer))
             self._serve(actor, message.version, message.peer)
         else:
@@ -255,6 +256,8 @@ class ActorCalls:
 
     def lost(self, peer: PeerID) -> None:
         """A worker is gone. What it means for an own actor was decided with its creation task."""
+        if self._links.pop(peer, False):
+            self._effects.append(Disconnect(peer))
         actor = self.serving.get(peer)
         if actor is not None and actor.creation is None:
             self._leave(actor)
