@@ -92,7 +92,7 @@ class Node:
             addresses=lambda: self._mesh.addresses(),
         )
         self._socket = NodeSocket(run_dir.socket_of(node_peer(self.node_id)))
-        self._poll = select.poll()
+        self._poll = select.epoll()  # of thousands of descriptors few have something: each worker has four
         self._readers: dict[int, Callable[[int], None]] = {}
         self._pidfds: dict[PeerID, int] = {}  # of drivers; workers are reaped by the forkserver
         self._slots: dict[PeerID, int] = {}
@@ -105,6 +105,7 @@ class Node:
             self._open_to_others(settings)
         self._watch(self._socket.fileno(), lambda fd: None)
         self._watch(forks.fileno(), self._on_reports)
+        self._watch_segments()
         self._wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -178,11 +179,12 @@ class Node:
 
     def _watch(self, fd: int, read: Callable[[int], None]) -> None:
         self._readers[fd] = read
-        self._poll.register(fd, select.POLLIN)
+        self._poll.register(fd, select.EPOLLIN)
 
     def _unwatch(self, fd: int) -> None:
         del self._readers[fd]
-        self._poll.unregister(fd)
+        with contextlib.suppress(OSError):  # it was closed, and is watched no more
+            self._poll.unregister(fd)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         del number, frame
@@ -246,7 +248,6 @@ class Node:
         """Once around: deadlines, what came, what is to be done."""
         self._timers.tick(monotonic())
         self._carry_out()
-        self._watch_segments()
         more = True
         while more or self._effects:
             more = self._socket.drain(self._deliver, self._forward)
@@ -259,8 +260,8 @@ class Node:
     def _sleep(self) -> None:
         """Until the next deadline, or until something comes."""
         deadline = self._timers.next_deadline()
-        timeout_ms = None if deadline is None else max(0.0, (deadline - monotonic()) * 1000)
-        ready = self._poll.poll(timeout_ms)
+        timeout_s = None if deadline is None else max(0.0, deadline - monotonic())
+        ready = self._poll.poll(timeout_s)
         if self._mesh is not None and deadline is not None and monotonic() - deadline > LAG_S:
             self._mesh.lagged(monotonic() - deadline)
         for fd, _ in ready:
@@ -369,14 +370,15 @@ class Node:
     # Shared memory.
 
     def _watch_segments(self) -> None:
-        known = dict.fromkeys(self._segments.filenos())
-        for fd in known:
+        for fd in self._segments.filenos():
             if fd not in self._readers:
                 self._watch(fd, self._on_segments)
 
     def _on_segments(self, fd: int) -> None:
         self._segments.handle(fd)
-        if fd not in self._segments.filenos():
+        if self._segments.listens(fd):
+            self._watch_segments()
+        elif not self._segments.serves(fd):
             self._unwatch(fd)
         self.core.store_report(self._segments.used_bytes, self._segments.capacity_bytes)
         if self._segments.wants_trim:
