@@ -419,6 +419,9 @@ def test_a_guest_that_changes_nodes_loses_its_actors(driver: Driver) -> None:
     assert serving.actor.creation is not None
     assert serving.actor.creation.cancelled
     assert [call.value[0] for call in calls] == ["ActorDiedError"] * 2
+    driver.core.effects.clear()
+    assert driver.call(theirs).status == m.PENDING
+    assert driver.said(a.ActorQuery), "somebody else's may be found again"
 
 
 def test_the_last_word_of_an_actor_that_ended_may_be_lost(driver: Driver) -> None:

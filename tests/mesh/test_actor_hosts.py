@@ -30,6 +30,9 @@ class Counter:
         self.count += n
         return self.count
 
+    def nap(self, seconds: float) -> None:
+        time.sleep(seconds)
+
     def where(self) -> str:
         return zmesh.get_runtime_context().get_node_id()
 
@@ -154,3 +157,38 @@ print(*zmesh.get([mine.double.remote(i) for i in range(50)])[-2:], zmesh.get(zme
         [sys.executable, "-c", code, mesh.all[2].address], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout.split() == ["96", "98", "2"], done.stderr
+
+
+def test_a_guest_whose_node_dies_loses_its_actors_and_makes_new_ones(mesh: Nodes) -> None:
+    code = """
+import os, sys, time, zmesh
+
+@zmesh.remote
+class Mine:
+    def double(self, x, seconds=0):
+        time.sleep(seconds)
+        return 2 * x
+
+zmesh.init(sys.argv[1])
+mine = Mine.options(max_restarts=-1, max_task_retries=-1).remote()
+theirs = zmesh.get_actor("shared")
+print(zmesh.get(mine.double.remote(1)), zmesh.get(theirs.add.remote()), flush=True)
+calls = [mine.double.remote(1, 60), theirs.nap.remote(60)]
+os.kill(int(sys.argv[2]), 9)
+for ref in (*calls, mine.double.remote(1)):
+    try:
+        zmesh.get(ref)
+    except zmesh.exceptions.ActorDiedError:
+        print("dead", flush=True)
+print(zmesh.get(Mine.remote().double.remote(2)), zmesh.get(zmesh.get_actor("shared").add.remote()), flush=True)
+"""
+    shared = on(mesh.all[1], name="shared", max_concurrency=2).remote()
+    assert zmesh.get(shared.add.remote()) == 1
+    done = subprocess.run(
+        [sys.executable, "-c", code, mesh.all[2].address, str(mesh.all[2].pid)],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.stdout.split() == ["2", "2", "dead", "dead", "dead", "4", "3"], done.stderr

@@ -278,6 +278,7 @@ class ActorCalls:
                 continue
             if actor.creation is None:
                 self._die(actor, _died(actor, why, {}), now)
+                self.known.pop(actor.oid, None)  # it may well be found again
             elif actor.creation.state == LEASED:
                 actor.creation.cancelled = True  # its thief is about to be lost
             else:
