@@ -370,6 +370,23 @@ def test_a_host_that_dies_takes_its_actors_and_they_are_made_elsewhere(seed: int
     rest(sim, driver, [*handles[1:], *first, *second])
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_network_that_loses_much_costs_time_and_nothing_else(seed: int) -> None:
+    sim = Simulation(seed, cpus=1, hosts=2)
+    sim.cuts = 0.3
+    driver = sim.driver("d")
+    handles = [sim.create(driver, program("actor", lends=False), restarts=-1) for _ in range(2)]
+    calls = []
+    for i in range(40):
+        calls += [sim.call(driver, handle, program("work", value=i), retries=-1) for handle in handles]
+        sim.run(sim.now + sim.rng.uniform(0.0, 0.05))
+        if i == 20:
+            sim.kill(sim.rng.choice(sim.live_workers()))
+    finish(sim, calls)
+    assert values(calls) == [i for i in range(40) for _ in handles]
+    rest(sim, driver, [*handles, *calls])
+
+
 def test_an_actor_that_does_not_retire_in_time_is_killed() -> None:
     sim = Simulation(5)
     driver = sim.driver("d")
