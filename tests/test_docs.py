@@ -1,4 +1,4 @@
-"""What the documents show runs: all Python blocks of a document, in order, in one program."""
+"""What the documents show runs: the Python blocks of README and of some pages, in order, in one program each."""
 
 import pathlib
 import re
@@ -11,7 +11,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/placement.md", "docs/memory.md"])
+PAGES = ("README.md", "docs/quickstart.md", "docs/actors.md", "docs/placement.md", "docs/memory.md")
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_the_python_blocks_run_from_top_to_bottom(name: str, tmp_path: pathlib.Path) -> None:
     blocks = BLOCK.findall((ROOT / name).read_text())
     assert blocks

@@ -13,20 +13,22 @@ from zmesh.wire.messages import MESSAGES
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(path for top in ("zmesh", "cli", "tests/sim") for path in ROOT.glob(f"{top}/**/*.py"))
 
-LEAVES = ("zmesh.exceptions", "zmesh.options", "zmesh._version")
+LEAVES = ("zmesh.exceptions", "zmesh.options", "zmesh.actor_options", "zmesh._version")
 FACE = (
     "zmesh",
     "zmesh.api",
     "zmesh.object_ref",
     "zmesh.remote_function",
+    "zmesh.actor",
     "zmesh.parallel_map",
     "zmesh.runtime_context",
     "zmesh.lifecycle",
     "zmesh.keys",
     "zmesh.local_mode",
+    "zmesh.local_actors",
     *LEAVES,
 )
-PURE = ("zmesh.core.effects", "zmesh.core.timers", "zmesh.core.records")
+PURE = ("zmesh.core.effects", "zmesh.core.timers", "zmesh.core.records", "zmesh.core.running")
 _PARTS = ("gossip_limits", "members", "rumours", "view", "repair", "loads", "joiner")
 GOSSIP = tuple(f"zmesh.core.{name}" for name in _PARTS)
 _STARTERS = ("connect", "processes", "rundir", "listing")
@@ -36,8 +38,11 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     "zmesh.core": (*PURE, "zmesh.wire.*", "zmesh.exceptions"),
     # The roles wire the machines; a worker is a client too.
     "zmesh.core.client": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
+    "zmesh.core.actor_inputs": ("zmesh.core.*", "zmesh.wire.*"),
+    "zmesh.core.node_members": ("zmesh.core.*", "zmesh.wire.*"),
     "zmesh.core.guest_client": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.worker": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
+    "zmesh.core.actor_home": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.node": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.groups": (*PURE, "zmesh.core.placement", "zmesh.core.bundles", "zmesh.wire.*"),
     "zmesh.core.placement": (*PURE, "zmesh.core.packing", "zmesh.wire.*"),
@@ -54,7 +59,10 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     "zmesh": (*FACE, *(f"zmesh.runtime.{name}" for name in (*_STARTERS, "session"))),
     "zmesh.lifecycle": (*FACE, *(f"zmesh.runtime.{name}" for name in (*_STARTERS, "machine"))),
     "zmesh.keys": (*FACE, "zmesh.runtime.keyring"),
-    "zmesh.local_mode": (*FACE, "zmesh.runtime.serialization", "zmesh.runtime.session", *PURE, "zmesh.wire.*"),
+    "zmesh.local_mode": (
+        *FACE, *PURE, "zmesh.wire.*", *(f"zmesh.runtime.{name}" for name in ("serialization", "session", "errors"))
+    ),
+    "zmesh.local_actors": (*FACE, "zmesh.runtime.serialization", *PURE, "zmesh.wire.*"),
     "zmesh.util": (*FACE, "zmesh.util.*"),
     "cli": ("cli.*", *FACE),
     "tests.sim": ("tests.sim.*", "zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),

@@ -4,6 +4,7 @@ The face, by topic; each name is imported on first use, so that `import zmesh` c
 
     start and stop   init, shutdown, is_initialized
     tasks            remote, map, map_unordered, cancel, explain
+    actors           remote, method, kill, get_actor; actor.exit_actor, util.list_named_actors
     objects          put, get, wait, as_completed, ObjectRef, ObjectRefGenerator
     look around      status, nodes, cluster_resources, available_resources, get_runtime_context, get_gpu_ids
     errors           exceptions
@@ -15,6 +16,8 @@ from typing import Any
 from zmesh._version import __version__
 
 _HOME = {  # {name: module it lives in}
+    "ActorClass": "zmesh.actor",
+    "ActorHandle": "zmesh.actor",
     "ObjectRef": "zmesh.object_ref",
     "ObjectRefGenerator": "zmesh.object_ref",
     "as_completed": "zmesh.api",
@@ -23,12 +26,15 @@ _HOME = {  # {name: module it lives in}
     "cluster_resources": "zmesh.api",
     "explain": "zmesh.api",
     "get": "zmesh.api",
+    "get_actor": "zmesh.actor",
     "get_gpu_ids": "zmesh.api",
     "get_runtime_context": "zmesh.runtime_context",
     "init": "zmesh.api",
     "is_initialized": "zmesh.api",
+    "kill": "zmesh.actor",
     "map": "zmesh.parallel_map",
     "map_unordered": "zmesh.parallel_map",
+    "method": "zmesh.actor",
     "nodes": "zmesh.api",
     "put": "zmesh.api",
     "remote": "zmesh.remote_function",
@@ -36,7 +42,7 @@ _HOME = {  # {name: module it lives in}
     "status": "zmesh.api",
     "wait": "zmesh.api",
 }
-_MODULES = ("exceptions", "lifecycle", "util")
+_MODULES = ("actor", "exceptions", "lifecycle", "util")
 
 __all__ = ["__version__", "exceptions", *sorted(_HOME)]
 

@@ -52,6 +52,7 @@ def init(
     spill_directory: str | None = None,
     spill_bytes_max: int | None = None,
     spill_compression: str = "none",
+    namespace: str | None = None,
 ) -> Context:
     """Connect this program to a mesh.
 
@@ -72,6 +73,8 @@ def init(
         spill_compression: "none" or "lz4".
         ignore_reinit_error: a second call is no error.
         log_to_driver: print what tasks print.
+        namespace: where names of actors are looked for and taken, unless told otherwise; "default" by default, so that
+            programs find each other's actors.
         local: run every task inline in this process, at `.remote()`, so that breakpoints and profilers work.
 
     Raises:
@@ -100,22 +103,28 @@ def init(
             "spill_bytes_max": spill_bytes_max,
             "spill_compression": spill_compression,
         }
-        _session = _connect(address, settings, key_file, log_to_driver=log_to_driver, local=local)
+        _session = _connect(address, settings, key_file, log_to_driver=log_to_driver, local=local, namespace=namespace)
         _pid = os.getpid()
         return Context(_information())
 
 
 def _connect(
-    address: str | None, settings: dict[str, Any], key_file: str | None, *, log_to_driver: bool, local: bool
+    address: str | None,
+    settings: dict[str, Any],
+    key_file: str | None,
+    *,
+    log_to_driver: bool,
+    local: bool,
+    namespace: str | None,
 ) -> "Session":
     if local:
         from zmesh.local_mode import LocalSession
 
-        return LocalSession()  # type: ignore[return-value]  # the same methods, inline
+        return LocalSession(namespace)  # type: ignore[return-value]  # the same methods, inline
     from zmesh.runtime import connect
 
     name = address if address is not None else os.environ.get("ZMESH_NODE")
-    return connect.connect(name, settings, key_file=key_file, log_to_driver=log_to_driver)
+    return connect.connect(name, settings, key_file=key_file, log_to_driver=log_to_driver, namespace=namespace)
 
 
 def _information() -> dict[str, Any]:
@@ -280,6 +289,8 @@ def cancel(ref: Any, *, force: bool = False, recursive: bool = True) -> None:
         entry = ref._entry
     else:
         raise TypeError(f"cancel() takes an ObjectRef or an ObjectRefGenerator, not {type(ref).__name__}")
+    if force and ref._session.actors.is_call(entry):
+        raise ConfigError("force=True would kill the actor, with all it has to do: zmesh.kill(actor) if you mean that")
     ref._session.cancel(entry, force=force, recursive=recursive)
 
 

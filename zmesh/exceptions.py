@@ -6,7 +6,8 @@
       they    TaskError (also an instance of the user's own class), TaskCancelledError, TaskTimeoutError,
               WorkerDiedError > OutOfMemoryError, NodeDiedError, GetTimeoutError,
               ObjectLostError > OwnerDiedError, StoreFullError > SpillError, RemoteProtocolError
-              StreamReplayError, TaskPlacementGroupRemovedError
+              StreamReplayError, TaskPlacementGroupRemovedError, ActorError > ActorDiedError, ActorUnavailableError,
+              ActorNotFoundError, ActorAlreadyExistsError, PendingCallsLimitExceededError
       us      InternalError
 
     RemoteTraceback is the `__cause__` of a TaskError.
@@ -148,6 +149,50 @@ class TaskTimeoutError(WorkerDiedError, TimeoutError):
 
 class NodeDiedError(MeshError, ConnectionError):
     """The node this program was connected to is gone; what it had running is lost."""
+
+
+class ActorError(MeshError):
+    """Something is wrong with an actor rather than with what it was to do.
+
+    Attributes:
+        actor_id: hexadecimal.
+    """
+
+    actor_id: str = ""
+
+
+class ActorDiedError(ActorError):
+    """The actor is dead and will not come back; the text says why.
+
+    Attributes:
+        class_name: of the actor.
+        actor_init_failed: its `__init__` raised; the text has the traceback.
+        exit_code, signal_name, stderr_tail, pid, attempts: of its process, as in WorkerDiedError, if that died.
+    """
+
+    class_name: str = ""
+    actor_init_failed: bool = False
+    exit_code: int | None = None
+    signal_name: str | None = None
+    stderr_tail: str = ""
+    pid: int = 0
+    attempts: int = 0
+
+
+class ActorNotFoundError(MeshError, ValueError):
+    """No actor has that name."""
+
+
+class ActorAlreadyExistsError(MeshError, ValueError):
+    """Another actor has that name in that namespace."""
+
+
+class ActorUnavailableError(ActorError):
+    """The actor's process died while it had this call, and is started again; the call may or may not have run."""
+
+
+class PendingCallsLimitExceededError(MeshError):
+    """`max_pending_calls` calls of this process have no result yet; the call was not made."""
 
 
 class GetTimeoutError(MeshError, TimeoutError):

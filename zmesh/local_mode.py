@@ -12,10 +12,12 @@ from typing import Any
 
 from zmesh.core.records import GROUP_ID_BYTES, Entry, Spec, Task
 from zmesh.exceptions import ConfigError, LocalProtocolError
+from zmesh.local_actors import LocalActor, LocalActors
 from zmesh.object_ref import ObjectRef
 from zmesh.options import STREAMING
 from zmesh.runtime import serialization
-from zmesh.runtime.session import build_error
+from zmesh.runtime.errors import build_error
+from zmesh.runtime.session import set_current
 from zmesh.wire.ids import object_id
 from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, UNIT
 
@@ -32,7 +34,7 @@ class _Sink:
 class LocalSession:
     """The methods of runtime/session.py that the face uses, inline."""
 
-    def __init__(self) -> None:
+    def __init__(self, namespace: str | None = None) -> None:
         self.closed = self.lost = False
         self.job = _ME
         self.group = None
@@ -40,10 +42,29 @@ class LocalSession:
         self.dropped = _Sink()
         self.information: dict[str, Any] = {"node": "local", "pid": os.getpid(), "local": True}
         self._seq = 0
+        self.actors = LocalActors(self, _ME, namespace)
+        set_current(self)  # type: ignore[arg-type]  # the same methods; for refs that arrive inside values
         self._entries: dict[bytes, Entry] = {}  # those whose refs were pickled: they live as long as the session
 
     def nudge(self) -> None:
         """Nobody sleeps."""
+
+    def in_actor(self) -> LocalActor | None:
+        """Return the actor whose method runs now."""
+        return self.actors.running[-1] if self.actors.running else None
+
+    def next_seq(self) -> int:
+        """Return the number of the next thing made."""
+        self._seq += 1
+        return self._seq
+
+    def failed(self, spec: Spec, status: int, value: Any) -> Task:
+        """Return a call that failed before it began."""
+        task = Task(self.next_seq(), spec, b"", 0)
+        if spec.num_returns != 1:
+            task.outputs = [Entry(task.seq, index) for index in range(max(0, spec.num_returns))]
+        self._fail(task, status, value)
+        return task
 
     def total_cpus(self) -> float:
         """Return 1: tasks run one after the other."""
@@ -59,8 +80,7 @@ class LocalSession:
 
     def submit(self, spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
         """Run the call now."""
-        self._seq += 1
-        task = Task(self._seq, spec, b"", 0)
+        task = Task(self.next_seq(), spec, b"", 0)
         if spec.num_returns != 1:
             task.outputs = [Entry(task.seq, index) for index in range(max(0, spec.num_returns))]
         for value in (*args, *kwargs.values()):
@@ -121,8 +141,7 @@ class LocalSession:
         """Keep a value."""
         if isinstance(value, ObjectRef):
             raise LocalProtocolError("put() of an ObjectRef: wrap it in a list if you want to pass the ref itself")
-        self._seq += 1
-        entry = Entry(self._seq, 0, INLINE, serialization.to_inline(serialization.pack(value, "value of put()")))
+        entry = Entry(self.next_seq(), 0, INLINE, serialization.to_inline(serialization.pack(value, "value of put()")))
         return ObjectRef(entry, self)  # type: ignore[arg-type]  # the same methods
 
     def get(self, entries: list[Entry], timeout: float | None, *, writable: bool = False) -> list[Any]:
@@ -148,8 +167,12 @@ class LocalSession:
     def note(self, ref: "ObjectRef[Any]") -> bytes:
         """Give the ref's ID; see borrow."""
         serialization.note_ref(ref)
-        oid = self.object_id(ref._entry)
-        self._entries[oid] = ref._entry
+        return self.keep(ref._entry)
+
+    def keep(self, entry: Entry) -> bytes:
+        """Keep an entry as long as the session lives; returns its ID."""
+        oid = self.object_id(entry)
+        self._entries[oid] = entry
         return oid
 
     def borrow(self, oid: bytes) -> Entry:
@@ -235,3 +258,4 @@ class LocalSession:
     def shutdown(self) -> None:
         """Nothing to stop."""
         self.closed = True
+        set_current(None)

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class ActorExit(BaseException):
+    """Raised by zmesh.actor.exit_actor(): the actor ends. User code lets it pass."""
+
+
 class ObjectRef(Generic[T]):
     """A handle of an object that is there or will be; `zmesh.get` turns it into the value.
 

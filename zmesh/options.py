@@ -54,7 +54,7 @@ class TaskOptions:
     generator_backpressure: int | None = None
 
 
-_ALIASES = {"_generator_backpressure_num_objects": "generator_backpressure"}
+ALIASES = {"_generator_backpressure_num_objects": "generator_backpressure"}
 VALID = tuple(TaskOptions.__dataclass_fields__)
 
 
@@ -66,7 +66,7 @@ def parse(given: Mapping[str, Any], base: TaskOptions | None = None) -> TaskOpti
     """
     values = {name: getattr(base, name) for name in VALID} if base is not None else {}
     for given_name, value in given.items():
-        name = _ALIASES.get(given_name, given_name)
+        name = ALIASES.get(given_name, given_name)
         if name not in VALID:
             raise ConfigError(f"unknown option {given_name!r}; valid options are: {', '.join(VALID)}")
         values[name] = value

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from zmesh import actor_options
 from zmesh import options as opts
 from zmesh.exceptions import ConfigError
 from zmesh.object_ref import ObjectRef, ObjectRefGenerator
@@ -138,25 +139,37 @@ def _number_of_returns(function: Callable[..., Any], options: TaskOptions) -> in
 
 
 def remote(*args: Any, **given: Any) -> Any:
-    """Turn a function into a RemoteFunction: `@remote`, `@remote(num_cpus=2)` or `remote(f)`.
+    """Turn a function into a RemoteFunction, or a class into an ActorClass: `@remote`, `@remote(num_cpus=2)`.
 
     Raises:
         ConfigError: an unknown option, or a value that makes no sense.
-        TypeError: not a function.
+        TypeError: neither a function nor a class.
     """
     if len(args) == 1 and not given and callable(args[0]):
-        return _make(args[0], TaskOptions())
+        return _make(args[0], {})
     if args:
         raise TypeError("@zmesh.remote takes keyword options only, e.g. @zmesh.remote(num_cpus=2)")
-    options = opts.parse(given)
-    return lambda target: _make(target, options)
+    _check_names(given)
+    return lambda target: _make(target, given)
 
 
-def _make(target: Any, options: TaskOptions) -> RemoteFunction:
+def _check_names(given: dict[str, Any]) -> None:
+    """Refuse at once what neither a function nor a class may have."""
+    for name in given:
+        if name not in (*opts.VALID, *opts.ALIASES, *actor_options.VALID):
+            functions, classes = ", ".join(opts.VALID), ", ".join(actor_options.VALID)
+            raise ConfigError(f"unknown option {name!r}; valid options are: {functions}; and for a class: {classes}")
+    if all(name in (*opts.VALID, *opts.ALIASES) for name in given):
+        opts.parse(given)
+
+
+def _make(target: Any, given: dict[str, Any]) -> Any:
     if inspect.isclass(target):
-        raise TypeError(f"@zmesh.remote on class {target.__name__}: actors are not there yet, only functions")
+        from zmesh import actor
+
+        return actor.make(target, given)
     if isinstance(target, RemoteFunction):
         raise TypeError(f"{target!r} is a remote function already")
     if not callable(target):
-        raise TypeError(f"@zmesh.remote needs a function, not {target!r}")
-    return RemoteFunction(target, options)
+        raise TypeError(f"@zmesh.remote needs a function or a class, not {target!r}")
+    return RemoteFunction(target, opts.parse(given))

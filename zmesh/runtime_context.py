@@ -4,6 +4,8 @@ import os
 from typing import Any
 
 from zmesh import api
+from zmesh.actor import ActorHandle
+from zmesh.exceptions import LocalProtocolError
 
 
 class RuntimeContext:
@@ -62,13 +64,47 @@ class RuntimeContext:
         group = api.current_group()
         return None if group is None else group["id"]
 
+    def get_actor_id(self) -> str | None:
+        """Return the ID of the actor whose method runs, or None."""
+        actor = self._session.in_actor()
+        return None if actor is None else actor.id.hex()
+
+    def get_actor_name(self) -> str | None:
+        """Return the name of that actor, "" if it has none; None if no actor's method runs."""
+        actor = self._session.in_actor()
+        return None if actor is None else actor.called
+
+    @property
+    def namespace(self) -> str:
+        """Return where this program looks for names of actors."""
+        text: str = self._session.actors.namespace
+        return text
+
+    @property
+    def was_current_actor_reconstructed(self) -> bool:
+        """Whether the actor whose method runs was made anew after its process died."""
+        actor = self._session.in_actor()
+        return actor is not None and actor.restarts > 0
+
+    @property
+    def current_actor(self) -> ActorHandle:
+        """Return a handle of the actor whose method runs, e.g. to pass on. Kept, it keeps the actor alive.
+
+        Raises:
+            LocalProtocolError: no actor runs in this process.
+        """
+        actor = self._session.in_actor()
+        if actor is None:
+            raise LocalProtocolError("current_actor is for methods of actors: no actor runs in this process")
+        return ActorHandle(self._session.borrow(actor.id), self._session, actor.description)
+
     def get_pid(self) -> int:
         """Return the process ID."""
         return os.getpid()
 
     def _running(self) -> Any:
         worker = self._worker()
-        return None if worker is None else worker.running
+        return None if worker is None else worker.current()
 
 
 def get_runtime_context() -> RuntimeContext:

@@ -667,14 +667,14 @@ def test_cancelling_a_parent_cancels_its_children(worker: Worker) -> None:
 def test_a_stream_waits_for_its_reader(worker: Worker) -> None:
     worker.work(1, options={"backpressure": 1}, returns=-1)
     worker.core.next(0.0)
-    assert worker.core.may_yield()
-    worker.core.item(m.INLINE, b"i", [], 0.0)
+    assert worker.core.may_yield(worker.core.thief.running)
+    worker.core.item(worker.core.thief.running, m.INLINE, b"i", [], 0.0)
     assert worker.said()[0].results == [(1, 0, m.ITEM, (0, m.INLINE, b"i", []))]
-    assert not worker.core.may_yield()
+    assert not worker.core.may_yield(worker.core.thief.running)
     worker.hear(D, m.Consumed(9, 1))
-    assert not worker.core.may_yield()
+    assert not worker.core.may_yield(worker.core.thief.running)
     worker.hear(D, m.Consumed(1, 1))
-    assert worker.core.may_yield()
+    assert worker.core.may_yield(worker.core.thief.running)
 
 
 def test_max_calls_ends_the_worker_after_its_results_left(worker: Worker) -> None:
@@ -760,13 +760,14 @@ def test_links_are_few(worker: Worker) -> None:
 def test_a_result_for_a_victim_that_died_meanwhile_keeps_no_references(worker: Worker) -> None:
     """They were promoted as Detach came: nobody will say that they are taken."""
     worker.work(1)
-    worker.core.next(0.0)
+    running = worker.core.next(0.0)
+    assert running is not None
     entry = worker.core.put(m.INLINE, b"v", [])
     worker.core.references.promote([entry])
     (promote,) = [said for said in worker.said() if isinstance(said, m.Promote)]
     worker.hear(NODE, m.Detach(D, 1, dead=True))
     worker.hear(NODE, m.Ack(promote.request))
-    worker.core.give([entry])
+    worker.core.give(running, [entry])
     worker.core.references.drop(entry)
     worker.core.finished(m.INLINE, b"r", [], 1, 1.0)
     worker.said()

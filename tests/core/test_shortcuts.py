@@ -12,7 +12,7 @@ from zmesh.core.shortcuts import LINK_NAME, Openings, Shortcuts
 from zmesh.core.timers import Timers
 from zmesh.wire.codec import decode
 from zmesh.wire.ids import node_peer
-from zmesh.wire.messages import Carry, Shortcut, Switch
+from zmesh.wire.shortcut_messages import Carry, Shortcut, Switch
 
 HERE, THERE = b"driverAA", b"farnodeB"
 DRIVER = HERE + b"driver.."

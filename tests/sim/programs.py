@@ -8,6 +8,7 @@ from typing import Any
 
 import msgpack
 
+from tests.sim.actors import ActorCode
 from zmesh.core.records import Entry
 from zmesh.wire import messages as m
 
@@ -17,13 +18,23 @@ def program(kind: str, **fields: Any) -> bytes:
 
     Kinds: "work" (seconds, value), "die" (seconds, times: attempts that kill the worker), "raise", "retry" (times),
     "big" (value: stored), "nest" (children: programs it submits, waits for and returns the values of),
-    "stream" (items), "many" (values), "hang".
+    "stream" (items), "many" (values), "hang"; "actor" and "use": see actors.py.
     """
     packed: bytes = msgpack.packb({"kind": kind, **fields})
     return packed
 
 
-class UserCode:
+SIGKILL = 9
+
+
+def describe_status(status: int) -> tuple[int | None, str | None, str]:
+    """Return what runtime/forkserver.py says of a status."""
+    if status == SIGKILL:
+        return None, "SIGKILL", "was killed by SIGKILL"
+    return status >> 8, None, f"ended with exit code {status >> 8}"
+
+
+class UserCode(ActorCode):
     """Runs programs; mixed into Simulation."""
 
     def _execute(self, process: Any, running: Any, code: dict[str, Any], closings: list[Callable[[], None]]) -> None:
@@ -66,6 +77,10 @@ class UserCode:
             self._borrow(process, code["oids"], seconds, still, end)
         elif kind == "give":
             self._give(process, running, code, still, end)
+        elif kind == "actor":
+            self._live(process, running, code, end)
+        elif kind == "use":
+            self._use(process, running, code, still, end)
         elif kind != "hang":
             self.at(seconds, lambda: end(m.INLINE, msgpack.packb(code.get("value")), []))
 
@@ -104,8 +119,8 @@ class UserCode:
                 end(m.END, items, [])
                 self.settle(process)
                 return
-            if process.core.may_yield():
-                process.core.item(m.INLINE, msgpack.packb(running.items), [], self.now)
+            if process.core.may_yield(running):
+                process.core.item(running, m.INLINE, msgpack.packb(running.items), [], self.now)
                 self.settle(process)
             self.at(seconds, step)
 
@@ -157,7 +172,6 @@ class UserCode:
         self, process: Any, running: Any, code: dict[str, Any], still: Callable[[], bool], end: Callable[..., None]
     ) -> None:
         """Put objects and return refs of them: the worker holds them until the victim does."""
-        del running
         references = process.core.references
         made = []
         for index in range(code["count"]):
@@ -167,7 +181,7 @@ class UserCode:
         oids = [references.oid(entry) for entry in made]
 
         def promoted() -> None:
-            process.core.give(made)
+            process.core.give(running, made)
             end(m.INLINE, msgpack.packb(oids), oids)
             for entry in made:
                 references.drop(entry)

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgpack
 
-from tests.sim.programs import UserCode
+from tests.sim.programs import SIGKILL, UserCode, describe_status
 from zmesh.core import effects as fx
 from zmesh.core.client import ClientCore
 from zmesh.core.node import Executing, Limits, NodeCore
@@ -28,15 +28,7 @@ from zmesh.wire.codec import decode, encode
 from zmesh.wire.ids import node_peer
 
 NODE = b"simnode."
-SIGKILL = 9
 UNIT = m.UNIT
-
-
-def describe_status(status: int) -> tuple[int | None, str | None, str]:
-    """Return what runtime/forkserver.py says of a status."""
-    if status == SIGKILL:
-        return None, "SIGKILL", "was killed by SIGKILL"
-    return status >> 8, None, f"ended with exit code {status >> 8}"
 
 
 @dataclass
@@ -99,6 +91,8 @@ class Simulation(UserCode):
         self.processes: dict[bytes, Process] = {}
         self.started: dict[tuple[bytes, int], int] = {}  # {(owner, seq): how often its code was entered}
         self.starts: list[tuple[float, bytes, int, int, bytes]] = []  # (time, owner, seq, attempt, worker)
+        self.call_starts: list[tuple[bytes, bytes, int, int]] = []  # (actor's worker, caller, seq, attempt)
+        self.method_specs: dict[Any, Spec] = {}
         self.written: dict[int, int] = {}  # {segment: times it was written}
         self._segments = count(1)
         self._pids = count(1000)
@@ -353,6 +347,8 @@ class Simulation(UserCode):
     def interrupted(self, process: Process, effect: fx.Interrupt) -> None:
         """A running task is interrupted: its program ends as cancelled."""
         running = process.core.thief.running
+        if (effect.owner, effect.seq) in process.core.server.running:
+            return  # a plain actor's call goes on
         if running is not None and (running.seq, running.attempt) == (effect.seq, effect.attempt):
             process.core.wait_ends(self.now)  # the interrupt flies out of a get(), too
             self._finish(process, running, m.CANCELLED, None, [])
@@ -521,6 +517,8 @@ class Simulation(UserCode):
     def _advance(self, process: Process) -> bool:
         """Let an idle worker take its next task; returns whether it took one."""
         core = process.core
+        if core.server.groups and core.thief.running is not None:
+            return self._advance_actor(process)
         if core.thief.running is not None or self.now < process.stopped_until:
             return False
         running = core.next(self.now)

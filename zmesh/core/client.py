@@ -7,6 +7,8 @@ releases it. Holds no rule of its own beyond which machine hears of what.
 from collections.abc import Callable
 from typing import Any
 
+from zmesh.core.actor_calls import ActorCalls
+from zmesh.core.actor_inputs import ActorInputs
 from zmesh.core.catalog import Catalog
 from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, UnmapSegments, Warn
 from zmesh.core.evacuation import Rescue
@@ -17,8 +19,11 @@ from zmesh.core.records import (
     LEASED,
     QUEUED,
     RESOLVED,
+    Actor,
+    Creation,
     Entry,
     Inputs,
+    MethodCall,
     Queue,
     ShapeKey,
     Spec,
@@ -33,6 +38,7 @@ from zmesh.core.shortcuts import Shortcuts
 from zmesh.core.tasks import Tasks
 from zmesh.core.timers import Timers
 from zmesh.core.victim import Victim
+from zmesh.wire.actor_messages import ActorState, KillActor, NameTold, Unheld
 from zmesh.wire.group_messages import GroupReply, GroupState
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
 from zmesh.wire.messages import (
@@ -43,7 +49,6 @@ from zmesh.wire.messages import (
     STORED,
     Ack,
     Buried,
-    Carry,
     Done,
     Fetched,
     GiveBack,
@@ -54,11 +59,9 @@ from zmesh.wire.messages import (
     NodeGone,
     Pulled,
     RecycleSegments,
-    Shortcut,
     StatusReply,
     StatusRequest,
     Steal,
-    Switch,
     Trim,
     Unpin,
     Unsteal,
@@ -66,13 +69,14 @@ from zmesh.wire.messages import (
     Welcome,
     WorkerDied,
 )
+from zmesh.wire.shortcut_messages import Carry, Shortcut, Switch
 from zmesh.wire.store_messages import ListObjects, Objects, Unmap
 
 DRAIN_S = 0.05  # after a worker's death, what it had sent may still arrive for so long
 INFEASIBLE_GRACE_S = 1.0  # work that no node can run fails after this time, so that one may still join
 
 
-class ClientCore:
+class ClientCore(ActorInputs):
     """The state of one client and all its inputs.
 
     Args:
@@ -102,20 +106,25 @@ class ClientCore:
         self._impossible: dict[ShapeKey, tuple[str, str]] = {}  # {shape that cannot run: (class, text) of the error}
         self.pulls = Pulls(self.node, effects)
         self.shortcuts = Shortcuts(me, effects, Links(effects, timers))
-        self.references = References(me, self.node, effects, self.pulls, Catalog())
+        self.references = References(
+            me, self.node, effects, self.pulls, Catalog(),
+            shared=lambda handle: self.actors.shared(handle),
+            unheld=lambda oid, own: self.actors.unheld(oid, own=own),
+        )  # fmt: skip
         self._rescue = Rescue(effects, node=lambda: self.node, references=self.references, hears=self.shortcuts.heard)
         self.victim = Victim(self.node, effects, timers, self._arguments, self._limit_time)
         self.tasks = Tasks(
             effects,
             timers,
             push=self._push,
-            forget=self.victim.forget,
+            forget=self._forget,
             drop=self.references.drop,
             fetch=self.references.fetch,
             settled=self.references.resolved,
             free=self.references.free_segment,
             inside=self.references.inside,
             waited=self._waited,
+            ended=lambda task: self.actors.ended(task),
         )
         self.groups = GroupWatch(
             effects,
@@ -125,7 +134,19 @@ class ClientCore:
             settle=self._settle,
             fail=self._group_changed,
         )
-        self._inputs: dict[type[Any], Callable[[PeerID, Any, float], None]] = {
+        self.actors = ActorCalls(
+            effects,
+            timers,
+            tasks=self.tasks,
+            references=self.references,
+            arguments=self._arguments,
+            late=self._late,
+            take=self._take,
+        )
+        self._inputs = self._words()
+
+    def _words(self) -> dict[type[Any], Callable[[PeerID, Any, float], None]]:
+        return {
             Done: self._done,
             Steal: self._steal,
             GiveBack: self._give_back,
@@ -154,6 +175,10 @@ class ClientCore:
             ),
             Objects: lambda _, message, now: self.references.answered(message.request, INLINE, message.objects),
             Unmap: lambda _, message, now: self.effects.append(UnmapSegments(list(message.segments))),
+            ActorState: lambda _, message, now: self.actors.told(message, now),
+            Unheld: lambda _, message, now: self.actors.unheld(message.actor, own=True),
+            NameTold: lambda _, message, now: self.references.answered(message.request, INLINE, message.found),
+            KillActor: lambda _, message, now: self.actors.kill_told(message, now),
         }
 
     # Inputs from the user's threads.
@@ -170,12 +195,7 @@ class ClientCore:
         task.inputs = inputs
         task.parent = self.current
         if self.lost is not None:
-            task.inputs = None
-            task.parent = None
-            self.tasks.open += 1
-            if spec.num_returns != 1:
-                task.outputs = [Entry(task.seq, index) for index in range(max(spec.num_returns, 0))]
-            self.tasks.resolve(task, ERROR, self.lost)
+            self._refuse(task, (ERROR, self.lost))
         else:
             self.tasks.submit(task, now)
         self._flush()
@@ -209,13 +229,6 @@ class ClientCore:
         self.victim.serve(now)
         self._flush()
 
-    def cancel_all(self, now: float) -> None:
-        """Cancel every unresolved task: the user pressed Ctrl-C."""
-        for task in self.unresolved():
-            self.tasks.cancel(task, now, force=False, recursive=True)
-        self.victim.serve(now)
-        self._flush()
-
     def ask_status(self, node: NodeID | None = None) -> Entry:
         """Ask our node, or another member, what is going on; the entry resolves with a dict."""
         ticket = self.references.ask()
@@ -234,7 +247,7 @@ class ClientCore:
         leased = [task for thief in self.victim.thieves.values() for task in thief.leased.values()]
         levels = [level for queue in self.victim.queues.values() for level in queue.levels.values()]
         queued = [task for level in levels for task in level if task.state == QUEUED]
-        return leased + queued + self.tasks.waiting()
+        return leased + queued + self.actors.unresolved() + self.tasks.waiting()
 
     # Inputs from the network.
 
@@ -253,10 +266,10 @@ class ClientCore:
             return
         self.lost = ("NodeDiedError", text, {})
         for task in self.unresolved():
-            if task.state == QUEUED:
-                self.victim.forget(task)
+            if task.state == QUEUED or type(task) is MethodCall:
+                self._forget(task)
             elif task.state == LEASED:
-                assert task.thief is not None
+                assert isinstance(task.thief, Thief)
                 self.victim.returned(task.thief, task)
             if task.state != RESOLVED:
                 self.tasks.resolve(task, ERROR, self.lost)
@@ -270,11 +283,22 @@ class ClientCore:
     # How the machines meet.
 
     def _push(self, task: Task, now: float, front: bool) -> None:
+        if type(task) is MethodCall:
+            self.actors.push(task, now, front=front)
+            return
+        if type(task) is Creation:
+            self.actors.starting(task, now)
         self.victim.push(task, now, front=front)
         key = task.spec.shape_key
         if key in self._impossible:
             grace_s = 0.0 if group_of(task.spec.shape) else INFEASIBLE_GRACE_S
             self.timers.set(now + grace_s, lambda then: self._fail_impossible(key, then))
+
+    def _forget(self, task: Task) -> None:
+        if type(task) is MethodCall:
+            self.actors.forget(task)
+        else:
+            self.victim.forget(task)
 
     def _limit_time(self, task: Task, now: float) -> None:
         self.tasks.limit_time(task, now)
@@ -284,8 +308,8 @@ class ClientCore:
             self.effects.append(Resolved(self._waited[:]))
             self._waited.clear()
 
-    def _arguments(self, task: Task, thief: Thief) -> tuple[Any, list[Any]]:
-        """Return the arguments and dependencies of a task as Work carries them."""
+    def _arguments(self, task: Task, thief: Thief | Actor) -> tuple[Any, list[Any]]:
+        """Return the arguments and dependencies of a task as Work and Call carry them."""
         del thief  # dependencies are named alike to every thief of the host
         deps = []
         if task.inputs is not None:
@@ -351,6 +375,7 @@ class ClientCore:
             self._lose_thief(thief, message.node, message.why, now)
         for entry in self.references.node_gone(message.node, message.why):
             self.tasks.entry_resolved(entry, now)
+        self.actors.node_gone(message.node, message.why, now)
         self.victim.serve(now)
 
     def _lose_thief(self, thief: Thief, node: NodeID, why: str, now: float) -> None:
@@ -375,6 +400,8 @@ class ClientCore:
         """Results of a thief: the hot path."""
         if message.kept:
             self.references.kept(peer, message.kept)
+        if peer in self.actors.serving and self.actors.done(peer, message.results, now):
+            return
         thief = self.victim.thieves.get(peer)
         if thief is None:
             for result in message.results:
@@ -393,6 +420,9 @@ class ClientCore:
             elif result[2] == ITEM:
                 tasks.item(task, result[3])
                 self._take(peer, result)
+                if type(task) is Creation:
+                    victim.settled(thief, now)
+                    self.actors.ready(task, peer, now)
             else:
                 victim.returned(thief, task)
                 tasks.outcome(task, result, now)
@@ -416,7 +446,7 @@ class ClientCore:
         task = self.tasks.retried.get(result[0])
         if task is not None and result[2] in (INLINE, STORED):
             if task.state == QUEUED:
-                self.victim.forget(task)
+                self._forget(task)
             elif task.state == LEASED:
                 return  # the attempt under way will resolve it; both give the same
             self.tasks.outcome(task, result, now)
@@ -473,10 +503,15 @@ class ClientCore:
         self.effects.append(Send(node_peer(message.worker[:NODE_ID_BYTES]), Buried(message.worker)))
         thief = self.victim.thieves.get(message.worker)
         if thief is None:
+            self.actors.lost(message.worker)
             self._flush()
             return
         charged = thief.leased.get(message.seq) if message.owner == self.me else None
-        if message.over and charged is not None and charged.spec.max_retries:
+        if type(charged) is Creation and message.over and charged.outputs:
+            self.victim.returned(thief, charged)  # the actor ended in good order, only its last word is lost
+            self.tasks.resolve(charged, INLINE, None)
+            charged = None
+        elif message.over and charged is not None and charged.spec.max_retries:
             charged = None  # it did finish, only its result is lost: running it again is nobody's fault
         self._requeue(thief, [task for task in thief.leased.values() if task is not charged], now)
         if charged is not None:
@@ -539,7 +574,9 @@ class ClientCore:
         if task is None:
             return self.groups.waits_for(entry) or "the object belongs to another process, which has not made it yet"
         text = self.tasks.waits_for(task)
-        if task.state == QUEUED:
+        if task.state == QUEUED and type(task) is MethodCall:
+            text = self.actors.waits_for(task)
+        elif task.state == QUEUED:
             queue = self.victim.queues[task.spec.shape_key]
             impossible = self._impossible.get(queue.key)
             text += f" behind {queue.count - 1} others for {Victim.describe(queue.shape)}"
@@ -556,5 +593,6 @@ class ClientCore:
         self.references.check()
         self.pulls.check()
         self.shortcuts.check()
+        self.actors.check()
         unresolved = self.unresolved()
         assert len(unresolved) == self.tasks.open, (len(unresolved), self.tasks.open)

@@ -48,6 +48,7 @@ class Directory:
         alive: whether a peer is a living client, of this node or, as far as is known, of another.
         reserve: books bytes in the store; False if it is full.
         release: gives them back.
+        freed: called with each object nobody holds any more.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Directory:
         alive: Callable[[PeerID], bool],
         reserve: Callable[[int], bool],
         release: Callable[[int], None],
+        freed: Callable[[ObjectID], None] = lambda oid: None,
     ) -> None:
         self._node = node
         self._effects = effects
@@ -66,6 +68,7 @@ class Directory:
         self._reserve = reserve
         self._release = release
         self._evacuation = evacuation
+        self._freed = freed
         self._records: dict[ObjectID, Record] = {}
 
     def __len__(self) -> int:
@@ -158,6 +161,7 @@ class Directory:
             oid = todo.pop()
             record = self._records.pop(oid)
             self._evacuation.freed(oid)
+            self._freed(oid)
             if record.status == STORED:
                 self.free_segments([(record.value[2], record.value[0], record.clean)])
             elif record.booked:

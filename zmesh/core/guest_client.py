@@ -13,7 +13,7 @@ from typing import Any
 from zmesh.core.client import ClientCore
 from zmesh.core.effects import Address, Dial, Effect, Rehomed, Send, Talk
 from zmesh.core.links import Links
-from zmesh.core.records import LEASED, QUEUED, WAITING, Task, Thief
+from zmesh.core.records import LEASED, QUEUED, WAITING, Actor, Task, Thief
 from zmesh.core.timers import Timers
 from zmesh.wire.guest import Knock, Opened
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID, guest_token, node_peer
@@ -201,6 +201,7 @@ class GuestCore(ClientCore):
             spec.job = self.me
         self._forget_impossible()
         if not first:
+            self.actors.lose_all(f"the node {before.hex()} its caller was a guest of is gone: {self.why}", now)
             self.groups.node_gone(before, self.why, now)
             self.groups.rewatch()
             thieves = list(self.victim.thieves.values())
@@ -231,7 +232,7 @@ class GuestCore(ClientCore):
         self.victim.told_nothing()
         super()._welcome(peer, message, now)
 
-    def _arguments(self, task: Task, thief: Thief) -> tuple[Any, list[Any]]:
+    def _arguments(self, task: Task, thief: Thief | Actor) -> tuple[Any, list[Any]]:
         args, deps = super()._arguments(task, thief)
         if self.references.moved:
             place = self.references.place

@@ -19,8 +19,10 @@ from zmesh.wire.ids import TOKEN_BYTES, NodeID, PeerID, local_peer
 from zmesh.wire.messages import Attach, Detach, Infeasible, Shape, Stop
 
 STARTING, IDLE, ATTACHED, DETACHING, STOPPING = "starting", "idle", "attached", "detaching", "stopping"
+SERVING = "serving"  # an actor, until it ends
 
 
+SETTLE_S = 0.002  # so long after a worker became an actor its owner may say that it needs no other
 SPREAD_S = 0.3  # so long a demand to be spread waits for other nodes to take their part, before this one takes all
 
 
@@ -139,6 +141,7 @@ class Matchmaking:
         self._executing = executing
         self._config_of = config_of
         self.workers: dict[PeerID, Worker] = {}
+        self._takers: dict[PeerID, Worker] = {}  # those that take tasks: all but the actors, of which there may be many
         self.demands: dict[tuple[PeerID, ShapeKey], Demanded] = {}
         self._slots = list(range(limits.workers_max - 1, -1, -1))
         self._orders = 0
@@ -242,7 +245,7 @@ class Matchmaking:
         """Stop workers that were idle for long; look again when the next one will have been."""
         self._idle_timer = 0
         waiting = []
-        for worker in self.workers.values():
+        for worker in self._takers.values():
             if worker.state == IDLE:
                 if worker.idle_s + self._limits.worker_idle_s <= now:
                     self.stop(worker)
@@ -276,6 +279,7 @@ class Matchmaking:
                 self._effects.append(Warn(f"{self._start_failures} workers ended before they were ready: see the log"))
         self._unbook(worker)
         del self.workers[worker.peer]
+        self._takers.pop(worker.peer, None)
         self._slots.append(worker.slot)
         self._slots.sort(reverse=True)
 
@@ -306,6 +310,20 @@ class Matchmaking:
         """The worker's task goes on."""
         if worker.booking is not None:
             self._resources.unblock(worker.booking)
+
+    def settled(self, worker: Worker, shape: Shape, now: float) -> None:
+        """The worker's task is an actor: it never comes back, and of what it has booked it needs `shape` no more."""
+        if worker.booking is None:
+            return
+        self._resources.reduce(worker.booking, shape)
+        worker.state = SERVING
+        self._takers.pop(worker.peer, None)
+        worker.detached_for = None
+        if worker.demand is not None:
+            worker.demand.attached.pop(worker.peer)
+            self._forget_empty(worker.demand)
+            worker.demand = None
+        self._timers.set(now + SETTLE_S, self.match)
 
     # Matching.
 
@@ -346,7 +364,7 @@ class Matchmaking:
         reserved = self._reserved = {}
         for demand in self.demands.values():
             demand.overflow = 0
-        starting = [worker for worker in self.workers.values() if worker.state == STARTING]
+        starting = [worker for worker in self._takers.values() if worker.state == STARTING]
         for demand in unmet:
             demand.waits_for = ""
             if not demand.key and self._zero_cpu() >= self._limits.zero_cpu_workers_max:
@@ -391,17 +409,17 @@ class Matchmaking:
     def _shares(self) -> dict[PeerID, int]:
         """Workers by job that use resources now."""
         shares: dict[PeerID, int] = {}
-        for worker in self.workers.values():
+        for worker in self._takers.values():
             if worker.booking is not None and not worker.booking.blocked:
                 shares[worker.job] = shares.get(worker.job, 0) + 1
         return shares
 
     def _zero_cpu(self) -> int:
-        return sum(worker.demand is not None and not worker.demand.key for worker in self.workers.values())
+        return sum(worker.demand is not None and not worker.demand.key for worker in self._takers.values())
 
     def _idle_for(self, job: PeerID) -> Worker | None:
         """Return an idle worker that may serve the job: one of its own first, the last to become idle."""
-        fit = [w for w in self.workers.values() if w.state == IDLE and w.job in (job, b"")]
+        fit = [w for w in self._takers.values() if w.state == IDLE and w.job in (job, b"")]
         return max(fit, key=lambda w: (w.job == job, w.idle_s), default=None)
 
     def _attach(self, worker: Worker, demand: Demanded, now: float) -> None:
@@ -438,19 +456,19 @@ class Matchmaking:
             return False
         if not self._slots:
             demand.waits_for = f"the node has {self._limits.workers_max} workers already, as many as it may"
-            for worker in self.workers.values():
+            for worker in self._takers.values():
                 if worker.state == IDLE:  # of another job: its place is worth more
                     self.stop(worker)
                     break
             return False
         peer = local_peer(self._node, self._rng.randbytes(TOKEN_BYTES))
-        worker = self.workers[peer] = Worker(peer, self._slots.pop())
+        worker = self.workers[peer] = self._takers[peer] = Worker(peer, self._slots.pop())
         self._effects.append(Spawn(peer, worker.slot))
         return True
 
     def _parked(self, demand: Demanded, now: float) -> Worker | None:
         """Return a worker of the same job that waits for work somewhere else, where it is not needed."""
-        for worker in self.workers.values():
+        for worker in self._takers.values():
             if worker.state == ATTACHED and worker.job == demand.job and worker.demand is not demand:
                 assert worker.demand is not None
                 needless = worker.demand.lacks < 0 or now - worker.attached_s >= self._limits.fresh_s
@@ -466,7 +484,7 @@ class Matchmaking:
     def _make_room(self, demand: Demanded, now: float) -> bool:
         """Detach workers so that the demand will fit; returns whether some are on their way for it."""
         coming: Shape = {}
-        for worker in self.workers.values():
+        for worker in self._takers.values():
             if worker.detached_for is demand and worker.booking is not None and not worker.booking.blocked:
                 _add(coming, worker.booking.shape)
         if coming:
@@ -500,7 +518,7 @@ class Matchmaking:
         """Return the workers whose taking would give the demand something."""
         return [
             worker
-            for worker in self.workers.values()
+            for worker in self._takers.values()
             if worker.state == ATTACHED
             and worker.demand is not None
             and worker.demand is not demand
@@ -521,7 +539,7 @@ class Matchmaking:
     def _unfair(self, demand: Demanded, now: float) -> list[Worker]:
         """Workers of the group that has too many, compared with this demand's: by job and shape."""
         groups: dict[tuple[PeerID, ShapeKey], list[Worker]] = {}
-        for worker in self.workers.values():
+        for worker in self._takers.values():
             if worker.demand is not None and worker.booking is not None and not worker.booking.blocked:
                 groups.setdefault((worker.job, worker.demand.key), []).append(worker)
         mine = len(groups.pop((demand.job, demand.key), ()))
@@ -555,8 +573,9 @@ class Matchmaking:
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""
         for worker in self.workers.values():
-            booked = worker.state in (ATTACHED, DETACHING)
+            booked = worker.state in (ATTACHED, DETACHING, SERVING)
             assert booked == (worker.booking is not None), worker
+            assert (worker.peer in self._takers) == (worker.state != SERVING)
             if worker.demand is not None:
                 assert worker.demand.attached[worker.peer] is worker
         for demand in self.demands.values():

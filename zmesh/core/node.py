@@ -7,29 +7,30 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from zmesh.core.actor_home import ActorHome
 from zmesh.core.copies import Copies
 from zmesh.core.directory import Directory
-from zmesh.core.effects import Address, DropSegments, DropUnused, Effect, KillProcess, Send, Warn
+from zmesh.core.effects import Address, DropUnused, Effect, KillProcess, Send, Warn
 from zmesh.core.evacuation import Evacuation
 from zmesh.core.groups import Groups
 from zmesh.core.guests import Guests
-from zmesh.core.lending import Lending, lease_key
+from zmesh.core.lending import Lending
 from zmesh.core.links import Links
 from zmesh.core.listing import Listing
-from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, STOPPING, Limits, Matchmaking
+from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, SERVING, STARTING, STOPPING, Limits, Matchmaking
 from zmesh.core.neighbours import Neighbours
+from zmesh.core.node_members import MemberInputs
 from zmesh.core.pressure import Pressure
 from zmesh.core.records import MARK_PLENTY, SPREAD, Client, Executing
 from zmesh.core.resources import Resources
 from zmesh.core.shortcuts import Openings
 from zmesh.core.status import load, status
 from zmesh.core.timers import Timers
-from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, is_guest, node_peer
+from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
 from zmesh.wire.messages import (
     PROTOCOL_MAJOR,
     Blocked,
     Buried,
-    Carry,
     Demand,
     Evacuated,
     Fetch,
@@ -45,7 +46,6 @@ from zmesh.wire.messages import (
     Leaving,
     LetGo,
     Log,
-    Mesh,
     NodeGone,
     PeersGone,
     Promote,
@@ -56,20 +56,18 @@ from zmesh.wire.messages import (
     Spare,
     StatusReply,
     StatusRequest,
-    Switch,
     Unblocked,
     Watch,
     Welcome,
     WorkerDied,
 )
+from zmesh.wire.shortcut_messages import Carry, Switch
 from zmesh.wire.store_messages import ListObjects, Objects
 
 __all__ = ["Executing", "Limits", "NodeCore"]
 
-MESH_WINDOW_S = 0.05  # clients hear of members that come within this time in one message
 
-
-class NodeCore:
+class NodeCore(MemberInputs):
     """The state of one node and all its inputs.
 
     Args:
@@ -135,11 +133,28 @@ class NodeCore:
         self.pressure = pressure or Pressure()
         self._mourners: dict[PeerID, dict[PeerID, bool]] = {}  # {dead worker: clients that have not buried it}
         self.resources = Resources(total)
-        self.matchmaking = Matchmaking(
-            node,
+        self.matchmaking = self._make_matchmaking(rng, limits)
+        self.groups = Groups(
+            node, rng, effects, timers, self.resources, self.matchmaking, self.neighbours, self._alive,
+            draining=lambda: self._draining,
+        )  # fmt: skip
+        self.lending = self._make_lending(rng)
+        self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
+        others = self.neighbours.totals
+        self.actors = ActorHome(node, effects, self.matchmaking, alive=self._alive, members=lambda: list(others))
+        self.directory = Directory(
+            node, effects, self.evacuation, alive=self._alive, reserve=reserve, release=release, freed=self.actors.freed
+        )
+        self.listing = self._make_listing(effects, timers, segment_state)
+        self._inputs = self._words_of_clients() | self.groups.of_clients | self.actors.words()
+        self._between_nodes = self._words_of_nodes() | self.groups.of_nodes
+
+    def _make_matchmaking(self, rng: random.Random, limits: Limits) -> Matchmaking:
+        return Matchmaking(
+            self.node,
             rng,
-            effects,
-            timers,
+            self._effects,
+            self._timers,
             limits,
             resources=self.resources,
             executing=self._executing,
@@ -150,19 +165,12 @@ class NodeCore:
             matched=self._matched,
             short=lambda: self.pressure.short,
         )
-        self.groups = Groups(
-            node, rng, effects, timers, self.resources, self.matchmaking, self.neighbours, self._alive,
-            draining=lambda: self._draining,
-        )  # fmt: skip
-        self.lending = Lending(
-            rng, effects, demands=self.matchmaking.own, fits=Resources.count, congested=self.links.congested,
+
+    def _make_lending(self, rng: random.Random) -> Lending:
+        return Lending(
+            rng, self._effects, demands=self.matchmaking.own, fits=Resources.count, congested=self.links.congested,
             config_of=self._config_of, members=lambda: 1 + len(self.neighbours.usable),
         )  # fmt: skip
-        self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
-        self.directory = Directory(node, effects, self.evacuation, alive=self._alive, reserve=reserve, release=release)
-        self.listing = self._make_listing(effects, timers, segment_state)
-        self._inputs = self._words_of_clients() | self.groups.of_clients
-        self._between_nodes = self._words_of_nodes() | self.groups.of_nodes
 
     def _make_listing(self, effects: list[Effect], timers: Timers, state: Callable[[int], str]) -> Listing:
         return Listing(
@@ -422,11 +430,12 @@ class NodeCore:
         self.openings.gone(peer)
         for worker in self.matchmaking.client_gone(peer):
             box = self._executing(worker.slot)
-            if box is not None and box.owner == peer:
+            if (box is not None and box.owner == peer) or worker.state == SERVING:
                 self._effects.append(KillProcess(worker.peer))
             if worker.state in (ATTACHED, DETACHING):
                 self.matchmaking.leave(worker)
         self.directory.owner_died(peer)
+        self.actors.client_gone(peer)
         if mourners:
             self._mourners[peer] = mourners
         else:
@@ -452,138 +461,11 @@ class NodeCore:
         """A FetchCopy is over; see Copies.fetched."""
         self.copies.fetched(oid, location, error, now)
 
-    # From other nodes.
-
-    def member_up(self, node: NodeID, total: Shape, now: float, python: str = "") -> None:
-        """A member is there, or says that it has other resources than before."""
-        if node != self.node and self.neighbours.up(node, total, foreign=python if self._foreign(python) else ""):
-            if self.links.came_back(node):
-                # It may not know that we took it for dead: the first word of the new link says so.
-                self._effects.append(Send(node_peer(node), Watch([])))
-            if not self._mesh_timer:
-                self._mesh_timer = self._timers.set(now + MESH_WINDOW_S, self._tell_mesh)
-            self.groups.placement.news(now)
-
-    def member_down(self, node: NodeID, why: str, now: float) -> None:
-        """A member is dead or has left: so are its clients, and our link to it."""
-        if node not in self.neighbours.totals:
-            return
-        self.links.died(node)
-        self._forget_member(node, why, now)
-
-    def link_ended(self, node: NodeID, why: str, now: float) -> None:
-        """That member took us for dead: nothing agreed with it counts any more, but it is there."""
-        total, foreign = self.neighbours.totals.get(node), self.neighbours.foreign.get(node, "")
-        if total is not None:
-            self._forget_member(node, why, now)
-            self.neighbours.up(node, total, foreign=foreign)
-
-    def _forget_member(self, node: NodeID, why: str, now: float) -> None:
-        for peer in self.neighbours.down(node):
-            self._far_client_gone(peer, now)
-        self.groups.node_gone(node, now)
-        for dead in [dead for dead, left in self._mourners.items() if any(p[:NODE_ID_BYTES] == node for p in left)]:
-            for peer in [peer for peer in self._mourners.get(dead, {}) if peer[:NODE_ID_BYTES] == node]:
-                self._buried(peer, Buried(dead), now)
-        self.directory.node_died(node)
-        self.evacuation.node_gone(node)
-        self.lending.node_gone(node, self.matchmaking.demands.get)
-        self.copies.node_gone(node, now)
-        lost = [segment for segment, keeper in self._kept.items() if keeper == node]
-        for segment in lost:
-            del self._kept[segment]
-        if lost:
-            self._effects.append(DropSegments(lost))
-        self._effects += [Send(peer, NodeGone(node, why)) for peer in self._clients]
-        self._tell_mesh(now)
-        self.matchmaking.match(now)
-
-    def _far_client_gone(self, peer: PeerID, now: float) -> None:
-        self._client_died(peer, {})
-        self._job_ended(peer)
-        self.groups.client_gone(peer, now)
-
-    def _peers_gone(self, node: NodeID, message: PeersGone, now: float) -> None:
-        del node
-        for peer in self.neighbours.forget(message.peers):
-            self._far_client_gone(peer, now)
-        self.matchmaking.match(now)
-
-    def _mesh(self) -> Mesh:
-        return Mesh([dict(self.resources.total), *(dict(total) for total in self.neighbours.usable)])
-
-    def _tell_mesh(self, now: float) -> None:
-        del now
-        if self._mesh_timer:
-            self._timers.cancel(self._mesh_timer)
-            self._mesh_timer = 0
-        self._effects += [Send(peer, self._mesh()) for peer in self._clients]
-
-    def heard_load(self, node: NodeID, load: dict[str, Any], now: float) -> None:
-        """Gossip says how busy a member is."""
-        backlog = load.get("backlog", ())
-        sane = [(shape, workers) for shape, workers in backlog if isinstance(shape, dict)]
-        if node in self.neighbours.totals and node not in self.neighbours.foreign:
-            self.groups.heard(node, load, now)
-            self.lending.backlog(node, sane, self._spare_now())
-
-    def drain(self, now: float) -> None:
-        """Take no more work of other hosts, and give back what has not started."""
-        self._draining = True
-        self.lending.withdraw()
-        self.matchmaking.drain()
-        self._matched(now)
-
-    @property
-    def drained(self) -> bool:
-        """Whether nothing of other hosts runs here any more."""
-        return not any(demand.far and demand.attached for demand in self.matchmaking.demands.values())
-
-    def _spare(self, node: NodeID, message: Spare, now: float) -> None:
-        del now
-        if node not in self.neighbours.foreign:
-            self.lending.spare(node, message.free)
-
-    def _lease(self, node: NodeID, m: Lease, now: float) -> None:
-        if m.client[:NODE_ID_BYTES] != node or not (self._alive(m.client) and self._alive(m.job)):
-            return
-        if m.workers:
-            self._configs[m.job] = dict(m.config)
-            if m.client == m.job and not is_guest(m.client):
-                self.openings.offer(m.client)
-        if m.workers and self._draining:
-            self._effects.append(Send(node_peer(node), LeaseBack(m.client, dict(m.shape), 0, m.number)))
-            return
-        self.matchmaking.demand(m.client, m.job, dict(m.shape), m.workers, m.depth, m.priority, now, lease=m.number)
-
-    def _lease_back(self, node: NodeID, m: LeaseBack, now: float) -> None:
-        key = lease_key(m.client, m.shape)
-        self.lending.came_back(node, self.matchmaking.demands.get(key), key, m.workers, m.number)
-        self.matchmaking.match(now)
-
     def _free_segments(self, peer: PeerID, message: FreeSegments, now: float) -> None:
         del peer, now
         for _, segment, _ in message.segments:
             self._kept.pop(segment, None)
         self.directory.free_segments(message.segments)
-
-    def _matched(self, now: float) -> None:
-        """Workers and demands were matched: what is left over on either side concerns other nodes."""
-        if not self.neighbours.totals:
-            return
-        self.lending.lend()
-        for demand in [demand for demand in self.matchmaking.demands.values() if demand.far and demand.overflow > 0]:
-            self.lending.hand_back(demand)
-        self.lending.offer(self._spare_now())
-        shapes = [demand.key for demand in self.matchmaking.own() if demand.overflow > 0]
-        urgent = any(shape not in self._told_shapes for shape in shapes)
-        if urgent or (self._told_shapes and not shapes):
-            self._told_shapes = shapes
-            self._announce(self.load(), now, urgent)
-
-    def _spare_now(self) -> Shape:
-        """Return what other nodes may use here."""
-        return {} if self._draining or self.pressure.short else self.matchmaking.spare()
 
     def memory(self, used: float, told: Callable[[int, int], tuple[int, str, bool]], now: float) -> None:
         """So much of the memory is in use, 0 to 1. `told` tells of (pid, slot) what Pressure.victim wants to know."""
@@ -607,6 +489,7 @@ class NodeCore:
         return told | {
             "memory_used": round(self.pressure.used, 3),
             "objects": len(self.directory),
+            "names": self.actors.names.listed(),
             "copies": len(self.copies),
             "placement_groups": self.groups.placement.describe(),
             "members": self._members(),
@@ -618,6 +501,7 @@ class NodeCore:
         self.matchmaking.check()
         self.groups.check()
         self.directory.check()
+        self.actors.check()
         self.copies.check()
         self.evacuation.check()
         self.links.check()

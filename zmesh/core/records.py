@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from zmesh.wire.ids import ObjectID, PeerID
-from zmesh.wire.messages import PENDING, Shape
+from zmesh.wire.ids import ACTOR_INDEX, ObjectID, PeerID
+from zmesh.wire.messages import INLINE, PENDING, Shape
 
 # States of a task at its owner.
 WAITING, QUEUED, LEASED, RESOLVED = 0, 1, 2, 3
@@ -233,11 +233,76 @@ class Task(Entry):
         self.attempt = 0
         self.state = QUEUED
         self.cancelled = False
-        self.thief: Thief | None = None
+        self.thief: Thief | Actor | None = None  # who has it while it is LEASED
         self.inputs: Inputs | None = None
         self.outputs: list[Entry] | None = None  # of num_returns other than 1; grows while a stream runs
         self.parent: Any = None  # (owner, seq) of the task that submitted it, in a worker
         self.timer = 0  # of timeout=, 0 if none
+
+
+class Handle(Entry):
+    """The entry of an own actor: its references are handles. The ActorID is its ObjectID."""
+
+    __slots__ = ("actor",)
+
+    def __init__(self, actor: "Actor") -> None:
+        super().__init__(actor.creation.seq, ACTOR_INDEX, INLINE, b"")  # type: ignore[union-attr]  # it is our own
+        self.actor = actor
+
+
+class Creation(Task):
+    """The streaming task that is an own actor: leased as long as it lives, its only item says that it is ready."""
+
+    __slots__ = ("actor",)
+
+    actor: "Actor"
+
+
+class MethodCall(Task):
+    """A call of an actor's method."""
+
+    __slots__ = ("actor",)
+
+    actor: "Actor"
+
+
+class Actor:
+    """An actor, as a process that may call it knows it."""
+
+    __slots__ = (
+        "creation",
+        "failure",
+        "handle",
+        "name",
+        "oid",
+        "open",
+        "ordered",
+        "peer",
+        "queue",
+        "retiring",
+        "sent",
+        "shared",
+        "specs",
+        "timer",
+        "version",
+    )
+
+    def __init__(self, oid: ObjectID, name: str, *, ordered: bool, creation: Creation | None = None) -> None:
+        self.oid = oid
+        self.name = name
+        self.ordered = ordered  # it runs one call at a time, so those of one caller start in order
+        self.creation = creation  # of an own one
+        self.version = 0 if creation is not None else -1  # see messages.ActorState
+        self.peer: PeerID = b""  # where it is; empty while it is not known to be alive
+        self.failure: Any = None  # (status, value) that every call gets, once it is dead
+        self.queue: deque[MethodCall] = deque()  # to be sent, in order; resolved ones are skipped
+        self.sent: dict[int, MethodCall] = {}  # {seq: call} sent to `peer` and not answered, in order
+        self.specs: dict[int, bool] = {}  # {spec index: True} that `peer` has
+        self.open = 0  # calls without a result
+        self.handle: Entry | None = None  # held while there are open calls
+        self.shared = False  # the home is told of each change
+        self.retiring = False  # nobody has a handle
+        self.timer = 0  # kills one that does not retire in time
 
 
 class Thief:
@@ -322,3 +387,14 @@ class Client:
     kind: str
     pid: int
     config: dict[str, Any] = field(default_factory=dict)
+
+
+class View:
+    """A dependency with live views in this process, read for a victim."""
+
+    __slots__ = ("count", "kept", "victim")
+
+    def __init__(self, victim: PeerID) -> None:
+        self.victim = victim
+        self.count = 0  # live views
+        self.kept = 0  # how many of our Dones listed it

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Effect, Recycle, Resolved, Send
-from zmesh.core.records import Copy, Entry, Share, Spec
+from zmesh.core.records import Copy, Entry, Handle, Share, Spec, View
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer, object_id, split_object_id
 from zmesh.wire.messages import (
     ERROR,
@@ -30,17 +30,6 @@ from zmesh.wire.messages import (
 Key = Any  # of a dependency a thief reads: an ObjectID its home counts, (victim, seq, index), or a Copy of this host's
 
 
-class View:
-    """A dependency with live views in this process, read for a victim."""
-
-    __slots__ = ("count", "kept", "victim")
-
-    def __init__(self, victim: PeerID) -> None:
-        self.victim = victim
-        self.count = 0  # live views
-        self.kept = 0  # how many of our Dones listed it
-
-
 class References:
     """Counts of one client.
 
@@ -50,20 +39,36 @@ class References:
         effects: where messages and recycling are appended, in order.
         pulls: copies of what lies on other hosts.
         catalog: stored objects of this process.
+        shared: called before the node is told to count the handles of an own actor.
+        unheld: called when this process has no more to do with an object it borrowed, and, with True, when an own actor
+            that the node does not count has no handle left.
     """
 
-    def __init__(self, me: PeerID, node: PeerID, effects: list[Effect], pulls: Any, catalog: Any) -> None:
+    def __init__(
+        self,
+        me: PeerID,
+        node: PeerID,
+        effects: list[Effect],
+        pulls: Any,
+        catalog: Any,
+        *,
+        shared: Callable[[Handle], None],
+        unheld: Callable[[ObjectID, bool], None],
+    ) -> None:
         self._me = me
         self._node = node
         self._effects = effects
         self._pulls = pulls
+        self._shared = shared
+        self._unheld = unheld
         self._requests = 0
         self.catalog = catalog
         self.moved: dict[PeerID, bool] = {}  # {what this process was called before it became another node's: True}
         self._tickets: dict[int, Entry] = {}  # {request: entry that resolves when the node answers}
         self._lent: dict[tuple[int, int], Entry] = {}  # {(seq, index): own entry somebody else may name}
         self._borrowed: dict[ObjectID, Entry] = {}
-        self._uncounted: dict[ObjectID, Entry] = {}  # borrowed for the running task; its victim holds them meanwhile
+        # {object: (entry, caller)} borrowed for a running task, or for that caller's call, who hold them meanwhile
+        self._uncounted: dict[ObjectID, tuple[Entry, PeerID]] = {}
         self._views: dict[Key, View] = {}
         self._away: dict[tuple[int, int], Entry] = {}  # {(seq, index): own entry whose bytes lie on another host}
         self._leavers: dict[NodeID, bool] = {}  # {member that is about to leave: True}
@@ -72,6 +77,11 @@ class References:
         self._claims: dict[int, tuple[PeerID, int, dict[PeerID, bool]]] = {}
         # {(victim, seq): the references in each result or item not yet taken, in the order sent}
         self._given: dict[tuple[PeerID, int], deque[list[Entry]]] = {}
+
+    @property
+    def here(self) -> NodeID:
+        """Return the node of this host."""
+        return self._node[:NODE_ID_BYTES]
 
     # References and views in this process.
 
@@ -128,6 +138,7 @@ class References:
             if share.holds:
                 self._effects.append(Send(_home(share.oid), Release([(share.oid, share.holds, share.clean)])))
                 share.holds = 0
+            self._unheld(share.oid, False)
             return
         self._lent.pop((entry.seq, entry.index), None)
         self._away.pop((entry.seq, entry.index), None)
@@ -140,6 +151,8 @@ class References:
                 share.holds = 0
         elif status == STORED:
             self.free_segment(value, clean=share is None or share.clean)
+        elif type(entry) is Handle:
+            self._unheld(object_id(self._me, entry.seq, entry.index), True)
 
     def free_segment(self, location: Any, *, clean: bool = True) -> None:
         """Nobody reads what lies at (segment, nbytes, producer): let its producer write there again."""
@@ -218,6 +231,8 @@ class References:
             share.promoted = True
             share.holds = 1
             self._lent[entry.seq, entry.index] = entry
+            if type(entry) is Handle:
+                self._shared(entry)
             inside = [self.oid(inner) for inner in share.inside]
             value = self.place(entry.value) if self.moved and entry.status == STORED else entry.value
             objects.append((self.oid(entry), entry.status, value, inside))
@@ -297,11 +312,12 @@ class References:
 
     # What we hold of others.
 
-    def borrow(self, oid: ObjectID, *, counted: bool = False) -> Entry:
+    def borrow(self, oid: ObjectID, *, counted: bool = False, caller: PeerID = b"") -> Entry:
         """Return the entry of a reference that arrived inside a value, with one reference more.
 
         Args:
             counted: the node was told to count this process as a holder.
+            caller: whose call of an actor it arrived with; empty for a task.
         """
         owner, seq, index = split_object_id(oid)
         entry = self._lent.get((seq, index)) if owner == self._me else self._borrowed.get(oid)
@@ -311,7 +327,7 @@ class References:
             entry = self._borrowed[oid] = Entry(seq, index, refs=0)
             entry.share = Share(oid)
             if not counted:
-                self._uncounted[oid] = entry
+                self._uncounted[oid] = (entry, caller)
         entry.refs += 1
         if counted:
             assert entry.share is not None
@@ -337,6 +353,22 @@ class References:
             homes[self._node] = True
         self._claims[self._requests] = (thief, seq, homes)
         self._arrived = []
+
+    def claim_found(self, oid: ObjectID) -> tuple[Entry, Entry]:
+        """Have the home count this process as a holder of what it heard of without a reference to it.
+
+        Returns (the entry, with one reference more; a ticket that resolves with the home's answer).
+        """
+        entry = self.borrow(oid, counted=True)
+        ticket = self._ticket()
+        self._hold(ticket.seq, [(oid, self._me)])
+        return entry, ticket
+
+    def unclaim(self, entry: Entry) -> None:
+        """The home said that the object is gone: it does not count us."""
+        assert entry.share is not None
+        entry.share.holds -= 1
+        self.drop(entry)
 
     def fetch(self, entry: Entry) -> None:
         """Ask its home for the value of a borrowed entry, once."""
@@ -506,21 +538,25 @@ class References:
             self._effects.append(Send(view.victim, Unpin([full[1:]])))
 
     def keeps(self, victim: PeerID) -> list[Any]:
-        """Return the keys for Done.kept, as a task for `victim` ends: live views, and references borrowed by it."""
+        """Return the keys for Done.kept, as a task or call of `victim` ends: live views, and references that came
+        with it."""
         keys: list[Any] = []
         for full, view in self._views.items():
+            if view.victim != victim:
+                continue  # told to its own, or to be told
             if isinstance(full, bytes):
                 if not view.kept:
                     view.kept = 1
                     keys.append(full)
-            elif view.victim == victim:
+            else:
                 view.kept = 1
                 keys.append(full[1:])
-        for oid, entry in self._uncounted.items():
-            assert entry.share is not None
-            entry.share.holds += 1
-            keys.append(oid)
-        self._uncounted.clear()
+        for oid, (entry, caller) in list(self._uncounted.items()):
+            if caller in (b"", victim):
+                del self._uncounted[oid]
+                assert entry.share is not None
+                entry.share.holds += 1
+                keys.append(oid)
         return keys
 
     @property

@@ -167,6 +167,15 @@ class Resources:
             booking.blocked = False
             self._move(booking, -1, gpu=False)
 
+    def reduce(self, booking: Booking, shape: Shape) -> None:
+        """Give back part of a booking for good; GPUs stay booked."""
+        for name, amount in shape.items():
+            part = min(amount, booking.shape.get(name, 0)) if name != "GPU" else 0
+            if part:
+                booking.shape[name] -= part
+                if not booking.blocked:
+                    self.available[name] += part
+
     def release(self, booking: Booking) -> None:
         """Undo a booking."""
         self.block(booking)

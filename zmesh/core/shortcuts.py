@@ -22,7 +22,7 @@ from typing import Any
 from zmesh.core.effects import Address, Detour, DialNode, Effect, HangUp, Post, PostAck, Send
 from zmesh.wire.codec import encode
 from zmesh.wire.ids import NODE_ID_BYTES, TOKEN_BYTES, NodeID, PeerID, node_peer
-from zmesh.wire.messages import Carry, Shortcut, Switch
+from zmesh.wire.shortcut_messages import Carry, Shortcut, Switch
 
 Parcel = tuple[int, int, int, bool, PeerID, PeerID, bytes]  # epoch, seq, ack, more, source, to, frame
 LinkName = bytes  # of a shortcut at the far node: LINK_NAME and the token

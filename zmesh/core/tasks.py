@@ -52,6 +52,7 @@ class Tasks:
         free: frees the segment of a result nobody accepts.
         inside: notes the references inside a value that arrived.
         waited: collects resolved entries that somebody waits for.
+        ended: a task that concerns an actor was resolved.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Tasks:
         free: Callable[[Any], None],
         inside: Callable[[Entry, list[bytes]], None],
         waited: list[Entry],
+        ended: Callable[[Task], None],
     ) -> None:
         self._effects = effects
         self._timers = timers
@@ -78,6 +80,7 @@ class Tasks:
         self._free = free
         self._inside = inside
         self._waited = waited
+        self._ended = ended
         self._dependents: dict[int, list[Task]] = {}  # {id() of a pending entry: tasks that wait for it}
         self.retried: dict[int, Task] = {}  # {seq: task} charged at least once and unresolved
         self.parents: dict[Any, list[Task]] = {}  # {parent task: its unresolved children}, in a worker
@@ -135,6 +138,12 @@ class Tasks:
             elif not task.inputs.missing:
                 self._push(task, now, False)
 
+    def announce(self, task: Task, now: float) -> None:
+        """The task was resolved: those that waited for any of its results go on."""
+        self.entry_resolved(task, now)
+        for output in task.outputs or ():
+            self.entry_resolved(output, now)
+
     def _fail_dependent(self, task: Task, entry: Entry) -> None:
         """A task whose input failed fails with the same error."""
         self.resolve(task, entry.status, entry.value)
@@ -161,9 +170,7 @@ class Tasks:
             return
         else:
             self.resolve(task, FAILED if status == RETRYABLE else status, value)
-        self.entry_resolved(task, now)
-        for output in task.outputs or ():
-            self.entry_resolved(output, now)
+        self.announce(task, now)
 
     def _many(self, task: Task, values: list[Any]) -> None:
         assert task.outputs is not None
@@ -240,6 +247,8 @@ class Tasks:
                 self._drop(entry)
             for entry in inputs.held:
                 self._drop(entry)
+        if type(task) is not Task:
+            self._ended(task)
 
     def _fail_outputs(self, task: Task, status: int, value: Any) -> None:
         assert task.outputs is not None
@@ -315,9 +324,7 @@ class Tasks:
             }
             message = death_text(task.spec.name, text, attempts, pid, tail)
             self.resolve(task, ERROR, (name, message, attributes))
-        self.entry_resolved(task, now)
-        for output in task.outputs or ():
-            self.entry_resolved(output, now)
+        self.announce(task, now)
 
     def node_died(self, task: Task, node: NodeID, why: str, now: float) -> None:
         """The node whose worker may have been running this task is gone: charge it, and retry or fail it."""
@@ -329,9 +336,22 @@ class Tasks:
         else:
             text = f"the node {node.hex()} that ran {task.spec.name} is gone ({why}); it was started {task.attempt + 1}"
             self.resolve(task, ERROR, ("NodeDiedError", f"{text} time(s)", {"attempts": task.attempt + 1}))
-        self.entry_resolved(task, now)
-        for output in task.outputs or ():
-            self.entry_resolved(output, now)
+        self.announce(task, now)
+
+    def interrupted(self, task: Task, failure: Any, now: float, *, final: bool) -> None:
+        """The actor went while it may have been running this call: charge it, and retry it or fail it with `failure`.
+
+        Args:
+            final: the actor will not come back, so there is nothing to retry.
+        """
+        if task.cancelled:
+            self._cancelled(task)
+        elif not final and self._may_retry(task):
+            self._retry(task, now)
+            return
+        else:
+            self.resolve(task, *failure)
+        self.announce(task, now)
 
     def _kill(self, worker: PeerID, seq: int, attempt: int, reason: str) -> None:
         """Ask the worker's node to kill it if it still runs that attempt."""
@@ -368,9 +388,7 @@ class Tasks:
         if task.state == QUEUED:
             self._forget(task)
         self._cancelled(task)
-        self.entry_resolved(task, now)
-        for output in task.outputs or ():
-            self.entry_resolved(output, now)
+        self.announce(task, now)
 
     def _cancelled(self, task: Task) -> None:
         self.resolve(task, ERROR, ("TaskCancelledError", f"{task.spec.name} was cancelled", {}))

@@ -9,14 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Connect, Disconnect, Effect, Interrupt, Send
-from zmesh.core.records import Copy
-from zmesh.wire.ids import NODE_ID_BYTES, PeerID, object_id
+from zmesh.core.running import Arguments, Running, WorkSpec
+from zmesh.wire.ids import NODE_ID_BYTES, PeerID
 from zmesh.wire.messages import (
     CANCELLED,
-    ERROR,
     ITEM,
-    PENDING,
-    STORED,
     Attach,
     Cancel,
     Detach,
@@ -37,41 +34,8 @@ FLUSH_RESULTS_MAX = 128  # half a batch: the next one is on its way while the ot
 FLUSH_BYTES_MAX = 256 * 1024
 LINKS_MAX = 64  # open links to victims; a worker meets few in its life
 STALL_S = 0.02  # a task that has run for so long is not what its neighbours were promised
-RUN_DECAY = 0.9  # of a function's longest run, per run
 
 FREE, ATTACHED, CLOSING = "free", "attached", "closing"
-
-
-class WorkSpec:
-    """A function with its options, as the victim sent it."""
-
-    __slots__ = ("blob", "calls", "digest", "index", "job", "longest_s", "name", "num_returns", "options", "peak_s")
-
-    def __init__(self, record: Any) -> None:
-        self.index, self.job, self.name, self.num_returns, self.options, self.digest, self.blob = record
-        self.peak_s: float | None = None  # decayed maximum of its run time here
-        self.longest_s = -1.0  # since the last Done; negative: it did not run
-        self.calls = 0
-
-
-class Running:
-    """The task under way."""
-
-    __slots__ = ("args", "attempt", "copies", "deps", "depth", "items", "seq", "spec", "started", "taken", "victim")
-
-    def __init__(self, victim: PeerID, spec: WorkSpec, record: Any, started: float) -> None:
-        self.victim = victim
-        self.spec = spec
-        self.seq: int = record[0]
-        self.attempt: int = record[1]
-        self.depth: int = record[3]
-        # INLINE bytes, or (segment, nbytes, producer, key): on this host. The same holds for the places of `deps`.
-        self.args = record[4]
-        self.deps = record[5] if len(record) > 5 else ()
-        self.copies: list[Copy] = []  # of far arguments, held while it runs
-        self.started = started
-        self.items = 0  # sent of a stream
-        self.taken = 0  # of those, taken by the reader
 
 
 class ThiefHalf:
@@ -112,8 +76,7 @@ class ThiefHalf:
         self._oldest_s = 0.0  # when the first of them was added
         self._bytes = 0
         self._links: dict[PeerID, bool] = {}  # {victim: True} with an open link
-        self._pulls = pulls
-        self._awaited: dict[int, dict[Any, Copy]] = {}  # {seq not started: {key of its far argument: copy}}
+        self._arguments = Arguments(pulls)
 
     # From the node.
 
@@ -151,7 +114,7 @@ class ThiefHalf:
         if self.state == FREE or message.epoch != self.epoch:
             return  # a Detach that crossed our Free
         if message.dead:
-            self._forget(self._queue)
+            self._arguments.forget(self.victim, self._queue)
             self._queue.clear()
             self._results.clear()
             self._withdrawn = self.victim_dead = True
@@ -182,31 +145,9 @@ class ThiefHalf:
         for record in message.specs:
             self._specs[record[0]] = WorkSpec(record)
         self._queue.extend(message.tasks)
-        for record in message.tasks:
-            if len(record) > 5 or type(record[4]) is not bytes:
-                self._fetch_arguments(record)
+        self._arguments.fetch(peer, message.tasks)
         if self.state == CLOSING or self.blocked:
             self.give_back()
-
-    def _fetch_arguments(self, record: Any) -> None:
-        """Have what lies on other hosts copied here, while other tasks run."""
-        victim, seq, args = self.victim, record[0], record[4]
-        places = [(value, key) for status, value, key in record[5] if status == STORED] if len(record) > 5 else []
-        if type(args) is not bytes:
-            places.append((args, (args[3], 0)))
-        for place, key in places:
-            if self._pulls.is_far(place):
-                copies = self._awaited.setdefault(seq, {})
-                if key not in copies:
-                    oid = key if isinstance(key, bytes) else object_id(victim, *key)
-                    copies[key] = self._pulls.want(oid, place)
-
-    def _forget(self, records: Any) -> None:
-        """These tasks will not run here: let go of what was fetched for them."""
-        if self._awaited:
-            for record in records:
-                for copy in self._awaited.pop(record[0], {}).values():
-                    self._pulls.drop(copy)
 
     def unstolen(self, peer: PeerID, message: Unstolen) -> None:
         """No work will follow: the worker is free once its task is over."""
@@ -225,7 +166,7 @@ class ThiefHalf:
         for record in self._queue:
             if record[0] == message.seq:
                 self._queue.remove(record)
-                self._forget([record])
+                self._arguments.forget(peer, [record])
                 self._add((message.seq, message.attempt, CANCELLED, None), 0, now)
                 self.flush()
                 break
@@ -239,7 +180,7 @@ class ThiefHalf:
             if self._results:
                 self.flush()
             return None
-        record = self._next_ready() if self._awaited else self._queue.popleft()
+        record = self._arguments.next_ready(self.victim, self._queue)
         if record is None:
             if self._results:
                 self.flush()
@@ -253,46 +194,16 @@ class ThiefHalf:
         ):
             self.flush()
         running = self.running = Running(self.victim, spec, record, now)
-        if running.seq in self._awaited:
-            self._place_copies(running, self._awaited.pop(running.seq))
+        self._arguments.place(running)
         return running
-
-    def _next_ready(self) -> Any:
-        """Take the first task whose arguments are here; None if each waits for some."""
-        for record in self._queue:
-            if all(copy.status != PENDING for copy in self._awaited.get(record[0], {}).values()):
-                self._queue.remove(record)
-                return record
-        return None
-
-    @staticmethod
-    def _place_copies(running: Running, copies: dict[Any, Copy]) -> None:
-        """Name the places on this host, or the failures, instead of those on others."""
-        running.copies = list(copies.values())
-        running.deps = [
-            (copies[key].status, copies[key].value, copies[key]) if status == STORED and key in copies else dep
-            for dep in running.deps
-            for status, _, key in (dep,)
-        ]
-        args = running.args
-        if type(args) is not bytes and (args[3], 0) in copies:
-            copy = copies[args[3], 0]
-            running.args = (*copy.value, copy) if copy.status == STORED else (ERROR, copy.value)
 
     def finished(self, status: int, value: Any, inside: list[bytes], size: int, now: float) -> None:
         """The running task is over. `size` is what its result takes in a message, in bytes."""
         running = self.running
         assert running is not None
         self.running = None
-        for copy in running.copies:
-            self._pulls.drop(copy)
-        spec = running.spec
-        elapsed_s = now - running.started
-        spec.calls += 1
-        peak_s = spec.peak_s
-        spec.peak_s = elapsed_s if peak_s is None or elapsed_s > peak_s else max(elapsed_s, peak_s * RUN_DECAY)
-        if elapsed_s > spec.longest_s:
-            spec.longest_s = elapsed_s
+        self._arguments.drop(running)
+        running.spec.ran(now - running.started)
         if self.victim_dead:
             self._leave()
             return
@@ -342,7 +253,7 @@ class ThiefHalf:
         else:
             for record in records:
                 self._queue.remove(record)
-        self._forget(records)
+        self._arguments.forget(self.victim, records)
         self._effects.append(Send(self.victim, GiveBack([(record[0], record[1]) for record in reversed(records)])))
 
     def stalled(self, now: float) -> None:
@@ -350,11 +261,11 @@ class ThiefHalf:
         if self.running is not None and now - self.running.started >= STALL_S:
             self.flush()
             # One that waits for arguments from another host stays, so that they travel meanwhile.
-            self._return([record for record in self._queue if record[0] not in self._awaited])
+            self._return([record for record in self._queue if not self._arguments.awaits(self.victim, record)])
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""
-        assert all(any(record[0] == seq for record in self._queue) for seq in self._awaited)
+        self._arguments.check(self.victim, self._queue)
         if self.state == FREE:
             assert not self._queue
             assert not self._results

@@ -97,6 +97,17 @@ class Victim:
         if queue.told:
             self._watch(queue, now)
 
+    def settled(self, thief: Thief, now: float) -> None:
+        """What the thief runs is an actor: it is not one of those who take tasks any more."""
+        queue = thief.queue
+        thief.idlers.pop(thief.peer, None)
+        if queue.thieves.get(thief.peer) is thief:
+            del queue.thieves[thief.peer]
+        thief.queue = Queue(queue.key, queue.shape)
+        thief.queue.thieves[thief.peer] = thief
+        self._tell(queue, self._wanted(queue))  # at once: the node is about to look for another worker
+        self._watch(queue, now)
+
     def returned(self, thief: Thief, task: Task) -> None:
         """A lease ended: by a result, a give-back or death. The caller decides what becomes of the task."""
         del thief.leased[task.seq]

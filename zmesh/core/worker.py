@@ -3,19 +3,24 @@
 from collections.abc import Callable
 from typing import Any
 
+from zmesh.core.actor_server import ActorServer
 from zmesh.core.client import ClientCore
 from zmesh.core.effects import Effect, Exit, Send
 from zmesh.core.records import Entry
-from zmesh.core.thief import ATTACHED, CLOSING, FREE, Running, ThiefHalf
+from zmesh.core.running import Running
+from zmesh.core.thief import ATTACHED, CLOSING, FREE, ThiefHalf
 from zmesh.core.timers import Timers
+from zmesh.wire.actor_messages import Call, CallerGone, Retire, Settle
 from zmesh.wire.ids import PeerID
 from zmesh.wire.messages import (
+    INLINE,
     Attach,
     Blocked,
     Cancel,
     Consumed,
     Detach,
     Free,
+    Shape,
     Stop,
     Taken,
     Unblocked,
@@ -44,16 +49,21 @@ class WorkerCore(ClientCore):
         super().__init__(me, effects, timers, describe_status)
         self._attached = attached
         self._block_timer = 0
+        self._may_block = True  # false for an actor that has given back all it had booked
         self._leaving = False  # takes no more tasks
         self._left = False  # has asked to end
         self.thief = ThiefHalf(
             self.node,
             effects,
-            keeps=lambda victim: [] if self.references.keeps_nothing else self.references.keeps(victim),
+            keeps=self._keeps,
             watched=lambda: self.references.watched,
             pulls=self.pulls,
         )
+        self.server = ActorServer(effects, keeps=self._keeps, pulls=self.pulls)
         self._inputs |= {
+            Call: lambda peer, message, now: self.server.called(peer, message, now),
+            CallerGone: self._caller_gone,
+            Retire: self._retire,
             Attach: self._attach,
             Detach: lambda _, message, now: self._detach(message, now),
             Work: lambda peer, message, _: self.thief.work(peer, message),
@@ -63,6 +73,9 @@ class WorkerCore(ClientCore):
             Stop: self._stop,
             Taken: lambda peer, message, _: self.references.taken(peer, message.seq),
         }
+
+    def _keeps(self, victim: PeerID) -> list[Any]:
+        return [] if self.references.keeps_nothing else self.references.keeps(victim)
 
     # From the worker's main thread.
 
@@ -105,28 +118,53 @@ class WorkerCore(ClientCore):
         super().receive(peer, message, now)
         self._leave_if_idle()
 
-    def item(self, status: int, value: Any, inside: list[bytes], now: float) -> None:
-        """The running stream yielded; see ThiefHalf.item."""
-        self.thief.item(status, value, inside, now)
+    def item(self, running: Running, status: int, value: Any, inside: list[bytes], now: float) -> None:
+        """A stream, of a task or a call, yielded."""
+        if running is self.thief.running:
+            self.thief.item(status, value, inside, now)
+        else:
+            self.server.item(running, status, value, inside, now)
 
-    def give(self, entries: list[Entry]) -> None:
-        """The running task's result contains these references; see References.give."""
-        running = self.thief.running
-        assert running is not None
-        if not self.thief.victim_dead:  # nobody else would say that they are taken
+    def give(self, running: Running, entries: list[Entry]) -> None:
+        """A result of this task or call contains these references; see References.give."""
+        if running is not self.thief.running or not self.thief.victim_dead:  # nobody else would say that they are taken
             self.references.give(running.victim, running.seq, entries)
 
-    def may_yield(self) -> bool:
-        """Whether the running stream may send one more item than its reader has taken."""
-        running = self.thief.running
-        assert running is not None
+    # From an actor's threads.
+
+    def serve(self, places: dict[str, int], lent: Shape, ready: bytes, now: float) -> None:
+        """The running task has made an actor: it is called from now on, and `lent` is what it needs no more."""
+        self.server.open(places)
+        self.thief.item(INLINE, ready, [], now)
+        self.effects.append(Send(self.node, Settle(lent)))
+        shape = {name: amount - lent.get(name, 0) for name, amount in self.thief.shape.items()}
+        self.thief.shape = {name: amount for name, amount in shape.items() if amount > 0}
+        self._may_block = bool(self.thief.shape)
+
+    def next_call(self, now: float) -> Running | None:
+        """Return a call to start now, or None if there is none yet."""
+        running = self.server.next(now)
+        self.current = None if running is None else (running.victim, running.seq)
+        return running
+
+    def call_finished(
+        self, running: Running, status: int, value: Any, inside: list[bytes], size: int, now: float
+    ) -> None:
+        """A call is over; see ActorServer.finished."""
+        self.server.finished(running, status, value, inside, size, now)
+        if not self.references.keeps_nothing:
+            self.server.flush()  # what the call keeps must be told before the caller lets go of its arguments
+
+    def may_yield(self, running: Running) -> bool:
+        """Whether a stream may send one more item than its reader has taken."""
         ahead_max = running.spec.options.get("backpressure", 0)
         return not ahead_max or running.items - running.taken < ahead_max
 
     def wait_begins(self, now: float) -> None:
         """The task waits for others: its results go out, and soon its CPU is given back."""
         self.thief.flush()
-        if not self._block_timer:
+        self.server.flush()
+        if self._may_block and not self._block_timer:
             self._block_timer = self.timers.set(now + BLOCK_AFTER_S, self._block)
 
     def _block(self, now: float) -> None:
@@ -159,14 +197,26 @@ class WorkerCore(ClientCore):
         self.thief.detach(message, now)
 
     def _cancel(self, peer: PeerID, message: Cancel, now: float) -> None:
-        if self.thief.cancel(peer, message, now) and message.recursive:
+        runs = self.server.cancel(peer, message, now) or self.thief.cancel(peer, message, now)
+        if runs and message.recursive:
             self.tasks.cancel_children((peer, message.seq), now)
 
     def _consumed(self, peer: PeerID, message: Consumed, now: float) -> None:
         del now
         running = self.thief.running
+        if self.server.taken(peer, message.seq, message.count):
+            return
         if running is not None and running.victim == peer and running.seq == message.seq:
             running.taken = max(running.taken, message.count)
+
+    def _retire(self, peer: PeerID, message: Retire, now: float) -> None:
+        del peer, message, now
+        self.server.retired = True
+
+    def _caller_gone(self, peer: PeerID, message: CallerGone, now: float) -> None:
+        del peer, now
+        self.server.caller_gone(message.peer)
+        self.references.victim_died(message.peer)
 
     def _stop(self, peer: PeerID, message: Stop, now: float) -> None:
         """End, unless somebody would miss what this process owns: then say that it is still there."""
@@ -181,4 +231,5 @@ class WorkerCore(ClientCore):
         """Verify the tables; for tests and the simulator."""
         super().check()
         self.thief.check()
+        self.server.check()
         assert self.thief.state in (FREE, ATTACHED, CLOSING)

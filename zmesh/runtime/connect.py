@@ -8,6 +8,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+from zmesh.actor_options import DEFAULT_NAMESPACE
 from zmesh.core import effects as fx
 from zmesh.core.client import ClientCore
 from zmesh.core.timers import Timers
@@ -86,7 +87,7 @@ class DriverSession(Session):
             NotRunningError: it does not answer.
             MeshError: it speaks another version of the protocol.
         """
-        config = machine.job_config()
+        config = machine.job_config() | {"namespace": self.actors.namespace}
         if kind == "driver":
             self.reactor.sockets.listen()
         self.reactor.start(handle_sigint=kind == "driver")
@@ -130,7 +131,14 @@ def far_address(name: str | None) -> tuple[str, int] | None:
     return machine.parse_address(text) if ":" in text or text != (name or "") else None
 
 
-def connect(name: str | None, settings: dict[str, Any], *, key_file: str | None = None, log_to_driver: bool) -> Session:
+def connect(
+    name: str | None,
+    settings: dict[str, Any],
+    *,
+    key_file: str | None = None,
+    log_to_driver: bool,
+    namespace: str | None = None,
+) -> Session:
     """Find or start a node and connect to it; see zmesh.init for the names.
 
     Raises:
@@ -141,7 +149,9 @@ def connect(name: str | None, settings: dict[str, Any], *, key_file: str | None 
     if far is not None:
         from zmesh.runtime import guest_session
 
-        return guest_session.connect(far, "driver", key_file=key_file, log_to_driver=log_to_driver)
+        return guest_session.connect(
+            far, "driver", key_file=key_file, log_to_driver=log_to_driver, namespace=namespace or DEFAULT_NAMESPACE
+        )
     node = None
     record = None
     if name != "local":
@@ -153,6 +163,7 @@ def connect(name: str | None, settings: dict[str, Any], *, key_file: str | None 
         node = processes.start_node(settings, private=True)
         record = node.record
     session = DriverSession(record, rundir.RunDir(record["path"]), node, log_to_driver=log_to_driver)
+    session.actors.namespace = namespace or DEFAULT_NAMESPACE
     try:
         session.greet("driver")
     except BaseException:

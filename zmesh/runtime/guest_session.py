@@ -7,6 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+from zmesh.actor_options import DEFAULT_NAMESPACE
 from zmesh.core import effects as fx
 from zmesh.core.guest_client import ATTACHED, ENDED, GuestCore
 from zmesh.core.records import Entry
@@ -15,13 +16,14 @@ from zmesh.exceptions import MeshError, NodeDiedError, NotRunningError
 from zmesh.runtime import machine
 from zmesh.runtime.connect import show
 from zmesh.runtime.curve import check_library, curve_keys
+from zmesh.runtime.errors import build_error
 from zmesh.runtime.forkserver import describe_status
 from zmesh.runtime.guest_sockets import GuestSockets
 from zmesh.runtime.guest_store import GuestStore
 from zmesh.runtime.keyring import Keyring, keyring_path
 from zmesh.runtime.machine import resolves
 from zmesh.runtime.reactor import Reactor, Waiter
-from zmesh.runtime.session import Session, build_error, set_current, unset_current
+from zmesh.runtime.session import Session, set_current, unset_current
 from zmesh.wire.ids import NODE_ID_BYTES, store_peer
 from zmesh.wire.messages import Goodbye, Hello
 
@@ -33,9 +35,11 @@ _log = logging.getLogger("zmesh.connect")
 class GuestSession(Session):
     """The session of a guest."""
 
-    def __init__(self, address: tuple[str, int], keyring: Keyring, kind: str, *, log_to_driver: bool) -> None:
+    def __init__(
+        self, address: tuple[str, int], keyring: Keyring, kind: str, *, log_to_driver: bool, namespace: str
+    ) -> None:
         check_library()
-        config = machine.job_config()
+        config = machine.job_config() | {"namespace": namespace}
         rng = random.Random(os.urandom(16))
         core = GuestCore([address], rng, Hello(kind, os.getpid(), config), [], Timers(), describe_status)
         keys = [curve_keys(key.id, key.server_secret.reveal(), key.client_secret.reveal()) for key in keyring.keys]
@@ -59,6 +63,7 @@ class GuestSession(Session):
         store = GuestStore(self._to_store, self._do, self._wait_for)
         sockets.store_heard = store.heard
         super().__init__(core, reactor, store, core.me)  # type: ignore[arg-type]  # the same calls
+        self.actors.namespace = namespace
 
     def greet(self) -> None:
         """Find a node and be welcomed.
@@ -121,7 +126,14 @@ class GuestSession(Session):
         unset_current(self)
 
 
-def connect(address: tuple[str, int], kind: str, *, key_file: str | None, log_to_driver: bool) -> GuestSession:
+def connect(
+    address: tuple[str, int],
+    kind: str,
+    *,
+    key_file: str | None,
+    log_to_driver: bool,
+    namespace: str = DEFAULT_NAMESPACE,
+) -> GuestSession:
     """Become a guest of the member at an address.
 
     Raises:
@@ -130,7 +142,8 @@ def connect(address: tuple[str, int], kind: str, *, key_file: str | None, log_to
     """
     if not resolves(address[0]):
         raise NotRunningError(f"no address is known for the name {address[0]!r}: say HOST:PORT of a member of the mesh")
-    session = GuestSession(address, Keyring.load(keyring_path("default", key_file)), kind, log_to_driver=log_to_driver)
+    keyring = Keyring.load(keyring_path("default", key_file))
+    session = GuestSession(address, keyring, kind, log_to_driver=log_to_driver, namespace=namespace)
     try:
         session.greet()
     except BaseException:

@@ -39,7 +39,7 @@ from zmesh.wire.messages import Trim
 from zmesh.wire.store_messages import Unmap
 
 READ_BYTES_MAX = 64 * 1024  # of a worker's output at a time
-BOX_SLOTS = 1024
+BOX_SLOTS = 4096
 MEMORY_LOOK_S = 0.5
 MEMORY_IDLE_LOOK_S = 2.0  # while no task runs
 JOIN_TIMEOUT_S = 10.0
@@ -106,7 +106,7 @@ class Node:
             python=machine.python_minor(),
         )
         self._socket = NodeSocket(run_dir.socket_of(node_peer(self.node_id)))
-        self._poll = select.poll()
+        self._poll = select.epoll()  # of thousands of descriptors few have something: each worker has four
         self._readers: dict[int, Callable[[int], None]] = {}
         self._pidfds: dict[PeerID, int] = {}  # of drivers; workers are reaped by the forkserver
         self._slots: dict[PeerID, int] = {}
@@ -117,10 +117,14 @@ class Node:
         self._handlers = self._handlers_of_effects()
         if not driver:
             self._open_to_others(settings)
+        self._watch_all(driver)
+
+    def _watch_all(self, driver: int) -> None:
+        """Sleep on sockets, pipes, signals, and the program a private node is for."""
         self._watch(self._socket.fileno(), lambda fd: None)
         for disk in self._segments.disk_filenos():
             self._watch(disk, lambda fd: self._segments.disk_done())
-        self._watch(forks.fileno(), self._on_reports)
+        self._watch(self._forks.fileno(), self._on_reports)
         self._watch_segments()
         self._wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -206,11 +210,12 @@ class Node:
 
     def _watch(self, fd: int, read: Callable[[int], None]) -> None:
         self._readers[fd] = read
-        self._poll.register(fd, select.POLLIN)
+        self._poll.register(fd, select.EPOLLIN)
 
     def _unwatch(self, fd: int) -> None:
         del self._readers[fd]
-        self._poll.unregister(fd)
+        with contextlib.suppress(OSError):  # it was closed, and is watched no more
+            self._poll.unregister(fd)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         del number, frame
@@ -293,8 +298,8 @@ class Node:
     def _sleep(self) -> None:
         """Until the next deadline, or until something comes."""
         deadline = self._timers.next_deadline()
-        timeout_ms = None if deadline is None else max(0.0, (deadline - monotonic()) * 1000)
-        ready = self._poll.poll(timeout_ms)
+        timeout_s = None if deadline is None else max(0.0, deadline - monotonic())
+        ready = self._poll.poll(timeout_s)
         if self._mesh is not None and deadline is not None and monotonic() - deadline > LAG_S:
             self._mesh.lagged(monotonic() - deadline)
         for fd, _ in ready:
@@ -420,14 +425,15 @@ class Node:
     # Shared memory.
 
     def _watch_segments(self) -> None:
-        known = dict.fromkeys(self._segments.filenos())
-        for fd in known:
+        for fd in self._segments.filenos():
             if fd not in self._readers:
                 self._watch(fd, self._on_segments)
 
     def _on_segments(self, fd: int) -> None:
         self._segments.handle(fd)
-        if fd not in self._segments.filenos():
+        if self._segments.listens(fd):
+            self._watch_segments()
+        elif not self._segments.serves(fd):
             self._unwatch(fd)
         self._watch_segments()
 

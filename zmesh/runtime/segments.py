@@ -330,6 +330,14 @@ class SegmentServer:
         """Return the descriptors to poll: the listener, and every connection."""
         return [self._listener.fileno(), *self._connections]
 
+    def listens(self, fd: int) -> bool:
+        """Whether a descriptor is the listener: what comes there are new connections."""
+        return fd == self._listener.fileno()
+
+    def serves(self, fd: int) -> bool:
+        """Whether a descriptor is that of a connection that is still open."""
+        return fd in self._connections
+
     def handle(self, fd: int) -> list[tuple[str, int]]:
         """Serve what came in on a descriptor; one that is not ours any more is no error.
 

@@ -13,7 +13,6 @@ from concurrent.futures import Future
 from time import monotonic
 from typing import Any
 
-from zmesh import exceptions
 from zmesh.core import effects as fx
 from zmesh.core.client import ClientCore
 from zmesh.core.records import Entry, Inputs, Spec, Task
@@ -25,6 +24,8 @@ from zmesh.exceptions import (
 )
 from zmesh.object_ref import ObjectRef
 from zmesh.runtime import calls, serialization
+from zmesh.runtime.actor_session import ActorSession
+from zmesh.runtime.errors import build_error
 from zmesh.runtime.group_calls import GroupCalls
 from zmesh.runtime.reactor import LOOK_S, Reactor, Waiter, listen, unlisten
 from zmesh.runtime.store import Store
@@ -48,6 +49,7 @@ class Session(GroupCalls):
         self.core = core
         self.reactor = reactor
         self.store = store
+        self.actors = ActorSession(self)
         self.job = job
         self.information: dict[str, Any] = {"node": core.node[:NODE_ID_BYTES].hex(), "pid": 0}
         self.depth = 0  # of the tasks this process submits now
@@ -501,6 +503,10 @@ class Session(GroupCalls):
         """This thread runs tasks: its waits give the CPU back."""
         self._task_thread = threading.get_ident()
 
+    def in_actor(self) -> Any:
+        """Return the actor this process is: none, if it is no worker."""
+        return None
+
     @property
     def lost(self) -> bool:
         """Whether the node is gone."""
@@ -549,16 +555,6 @@ def _in_terms_of_the_call(
                 serialization.pack(value, where)
             except SerializationError as found:
                 return SerializationError(f"{name}.remote(): {found}", found.path)
-    return error
-
-
-def build_error(failure: Any) -> exceptions.MeshError:
-    """Return the exception of an ERROR value: (class in zmesh.exceptions, text, attributes)."""
-    name, text, attributes = failure
-    cls = getattr(exceptions, name, exceptions.MeshError)
-    error = exceptions.bare(cls)
-    error.args = (text,)
-    error.__dict__.update(attributes)
     return error
 
 

@@ -25,6 +25,7 @@ _MORE = int(zmq.SNDMORE | zmq.DONTWAIT)
 _readable = zmq.backend.zmq_poll  # takes in what came and says whether there is a frame, in half the time of EVENTS
 _send = zmq.backend.Socket.send  # without the checks for draft sockets that zmq.Socket.send adds
 
+SOCKETS_MAX = 16_384  # a link for each actor that somebody else made; libzmq's default is 1,023
 CLOSE_LINGER_MS = 500  # last results still leave a process that ends in good order
 
 _ADOPTED = b"adopted"
@@ -65,6 +66,7 @@ class ClientSockets:
         self._dial(node)
         self._router: Any = None
         self._router_fd = -1
+        self._dialled_us: dict[PeerID, bool] = {}  # {peer: True} that spoke to our ROUTER: it is answered there
 
     def _dial(self, peer: PeerID) -> None:
         link = _tune(self._context.socket(zmq.DEALER))
@@ -90,12 +92,18 @@ class ClientSockets:
             self.changed = True
 
     def connect(self, peer: PeerID) -> None:
-        """Open a link to a victim of this host; to guests and to those of other hosts our node's link leads."""
-        if peer not in self._links and peer[:NODE_ID_BYTES] == self._here and not is_guest(peer):
+        """Open a link to a peer of this host; to guests and to those of other hosts our node's link leads.
+
+        Not to one that dialled us: two connections between the same two would not keep what we say in order.
+        """
+        if peer in self._links or peer in self._dialled_us:
+            return
+        if peer[:NODE_ID_BYTES] == self._here and not is_guest(peer):
             self._dial(peer)
 
     def disconnect(self, peer: PeerID) -> None:
         """Close the link to a victim; what was sent still leaves."""
+        self._dialled_us.pop(peer, None)
         fd, link = self._links.pop(peer, (-1, None))
         if link is not None:
             del self._by_fd[fd]
@@ -110,7 +118,10 @@ class ClientSockets:
         if found is not None:
             fd, link = found
             self._touched[fd] = (to, link)
-            _send(link, frame, _DONTWAIT)
+            try:
+                _send(link, frame, _DONTWAIT)
+            except zmq.Again:
+                return  # it hung up, and no link redials
         elif to[:NODE_ID_BYTES] != self._here or is_guest(to):
             if to[:NODE_ID_BYTES] in self.shortcuts:
                 self.send_over(to, frame)
@@ -175,9 +186,12 @@ class ClientSockets:
                 if peer == self._node:
                     *source, frame = socket.recv_multipart(_DONTWAIT)
                     sender = source[0] if source else peer
+                elif peer:
+                    sender, frame = peer, socket.recv(_DONTWAIT)
                 else:
-                    sender = peer or socket.recv(_DONTWAIT)
+                    sender = socket.recv(_DONTWAIT)
                     frame = socket.recv(_DONTWAIT)
+                    self._dialled_us[sender] = True
             except zmq.Again:
                 continue
             deliver(sender, frame)
@@ -218,6 +232,7 @@ class ClientSockets:
         else:
             while _readable(item, 0):
                 sender = socket.recv(_DONTWAIT)
+                self._dialled_us[sender] = True
                 deliver(sender, socket.recv(_DONTWAIT))
 
     def descriptors(self) -> list[int]:
@@ -238,6 +253,7 @@ def new_context(io_threads: int = 1) -> Any:
     """Return a context for sockets that never keep a process from ending."""
     context = zmq.Context(io_threads=io_threads)
     context.blocky = False
+    context.set(zmq.MAX_SOCKETS, SOCKETS_MAX)
     return context
 
 

@@ -16,15 +16,17 @@ from typing import Any
 
 from zmesh.core import effects as fx
 from zmesh.core.logs import LABEL
-from zmesh.core.records import outside_group
-from zmesh.core.thief import Running, WorkSpec
+from zmesh.core.records import Entry, outside_group
+from zmesh.core.running import Running, WorkSpec
 from zmesh.core.timers import Timers
 from zmesh.core.worker import WorkerCore
 from zmesh.runtime import calls, serialization, session
+from zmesh.runtime.actor_main import ActorProcess
+from zmesh.runtime.errors import build_error
 from zmesh.runtime.forkserver import WorkerStart, describe_status
 from zmesh.runtime.reactor import Reactor, Waiter
 from zmesh.runtime.rundir import RunDir
-from zmesh.runtime.session import INLINE_BYTES_MAX, Session, build_error
+from zmesh.runtime.session import INLINE_BYTES_MAX, Session
 from zmesh.runtime.sockets import ClientSockets
 from zmesh.runtime.store import Store
 from zmesh.wire.ids import node_peer
@@ -65,7 +67,7 @@ class Worker:
 
     def __init__(self, start: WorkerStart, run_dir: RunDir) -> None:
         self._start = start
-        self._pid = os.getpid()
+        self.pid = os.getpid()
         self._functions: dict[bytes, Any] = {}  # {digest: (function, classes to retry) or the error of loading it}
         self._in_user_code: Any = None  # (owner, seq, attempt) while an interrupt may be raised
         self._interrupt: Any = None  # the same of a task to interrupt, that was not yet in user code
@@ -73,6 +75,7 @@ class Worker:
         # The node may have been started with some GPUs hidden: its first is not the machine's.
         self._visible_gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
         self.running: Running | None = None
+        self.actor: ActorProcess | None = None
         self._name = ""
         self._enter = start.boxes.entering(start.slot)
         self._leave = start.boxes.leaving(start.slot)
@@ -104,7 +107,7 @@ class Worker:
         self.session.in_task_thread()
         self.reactor.start(handle_sigint=False)
         with self.reactor.lock:
-            self.core.effects.append(fx.Send(self.core.node, Hello("worker", self._pid)))
+            self.core.effects.append(fx.Send(self.core.node, Hello("worker", self.pid)))
             self.reactor.pump(monotonic())
         self._loop()
         self.session.close(linger_ms=1000)
@@ -115,6 +118,18 @@ class Worker:
             raw, encoding="utf-8", errors="backslashreplace", line_buffering=True, write_through=True
         )
 
+    def current(self) -> Running | None:
+        """Return the task or call this thread runs."""
+        return self.running if self.actor is None else self.actor.current()
+
+    def out_of_task(self) -> None:
+        """What was the running task's code waits for calls now: a signal for it has come too late."""
+        self._in_user_code = None
+
+    def called(self, name: str) -> None:
+        """Say in logs that this function runs now."""
+        self._name = name
+
     # The loop.
 
     def _loop(self) -> None:
@@ -124,9 +139,10 @@ class Worker:
         running: Running | None = None
 
         def take() -> bool:
-            """Take the next task, if there is one: asked under the lock after each look at the sockets."""
+            """Take the next task, if there is one: asked under the lock after each look at the sockets, by anybody."""
             nonlocal running
-            running = core.next(monotonic())
+            if running is None:
+                running = core.next(monotonic())
             return running is not None or self._exiting
 
         while not self._exiting:
@@ -146,6 +162,7 @@ class Worker:
 
     def _look(self, now: float) -> None:
         self.core.thief.stalled(now)
+        self.core.server.stalled(now)
 
     # One task.
 
@@ -174,10 +191,10 @@ class Worker:
                 raise
         except BaseException as error:
             self._in_user_code = None
-            return self._failure(error, spec)
+            return self.failure(error, spec)
         finally:
             self._in_user_code = self._interrupt = None
-            if os.getpid() != self._pid:
+            if os.getpid() != self.pid:
                 os._exit(0)  # user code forked and its child came back here: it is not this worker
             self._leave()
             self.running = None
@@ -186,25 +203,34 @@ class Worker:
         loaded = self._functions.get(spec.digest)
         if loaded is None:
             loaded = self._functions[spec.digest] = serialization.loads(spec.blob)
-        if running.deps == () and type(running.args) is bytes:
-            args, kwargs = serialization.unpack_inline(running.args)
-        else:
-            args, kwargs = self._resolve_arguments(running)
+        args, kwargs = self.arguments(running)
+        plan = spec.options.get("actor")
+        if plan is not None:
+            self.actor = ActorProcess(self, running, plan)
+            return self.actor.live(loaded[0], args, kwargs)
         if spec.num_returns == -1:
-            return self._stream(running, loaded[0](*args, **kwargs))
+            return self.stream(running, loaded[0](*args, **kwargs))
         value = loaded[0](*args, **kwargs)
         del args, kwargs
+        return self.packed(running, spec, value)
+
+    def packed(self, running: Running, spec: WorkSpec, value: Any) -> tuple[int, Any, list[bytes], int]:
+        """Return a result as `Done` carries it, and its size."""
         if spec.num_returns == 1:
             plain = calls.pack_plain_value(value)
             if plain is not None and len(plain) <= INLINE_BYTES_MAX:
                 return INLINE, plain, [], len(plain)
             status, packed, inside, size = self.session.pack_value(value, f"result of {spec.name}")
-            oids = self._give(inside)
+            oids = self._give(running, inside)
             del value  # only now: it may have the last ref, and the background thread lets go of what nobody holds
             return status, packed, oids, size
         return self._many(running, spec, value)
 
-    def _resolve_arguments(self, running: Running) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(self, running: Running) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Unpack the arguments of a task or call."""
+        if running.deps == () and type(running.args) is bytes:
+            plain: tuple[tuple[Any, ...], dict[str, Any]] = serialization.unpack_inline(running.args)
+            return plain
         values = [self._dependency(running, status, value, key) for status, value, key in running.deps]
         if type(running.args) is bytes:
             args, kwargs = serialization.unpack_inline(running.args)
@@ -236,12 +262,12 @@ class Worker:
 
         return self.store.view(segment, nbytes, on_unpin, writable=False)
 
-    def _give(self, inside: list[Any]) -> list[bytes]:
+    def _give(self, running: Running, inside: list[Any]) -> list[bytes]:
         """Keep the refs inside a result alive until the victim holds them itself; returns their IDs."""
         if not inside:
             return []
         with self.reactor.lock:
-            self.core.give(inside)
+            self.core.give(running, inside)
         return [self.core.references.oid(entry) for entry in inside]
 
     def _many(self, running: Running, spec: WorkSpec, value: Any) -> tuple[int, Any, list[bytes], int]:
@@ -255,11 +281,11 @@ class Worker:
         total = 0
         for index, one in enumerate(values):
             status, packed, inside, size = self.session.pack_value(one, f"result {index} of {spec.name}")
-            results.append((status, packed, self._give(inside)))
+            results.append((status, packed, self._give(running, inside)))
             total += size
         return MANY, results, [], total
 
-    def _stream(self, running: Running, values: Iterator[Any]) -> tuple[int, Any, list[bytes], int]:
+    def stream(self, running: Running, values: Iterator[Any]) -> tuple[int, Any, list[bytes], int]:
         """Send each yielded value at once; wait while the reader is too far behind."""
         if hasattr(values, "__aiter__"):
             values = _from_async(values)
@@ -267,27 +293,36 @@ class Worker:
             raise TypeError(f'{running.spec.name} has num_returns="streaming", but is no generator')
         reactor, core = self.reactor, self.core
         room = Waiter(1)
+        in_task = threading.current_thread() is threading.main_thread()
         for value in values:
-            status, packed, inside, _ = self.session.pack_value(value, f"item of {running.spec.name}")
-            oids = self._give(inside)
-            with reactor.lock:
-                reactor.holder = threading.get_ident()
-                core.item(status, packed, oids, monotonic())
-                reactor.pump(monotonic())
-                reactor.holder = 0
-            if reactor.signalled is not None:
-                reactor.raise_signal()
-            if not core.may_yield():
+            self.send_item(running, value)
+            if not core.may_yield(running):
                 room.satisfied = False
-                reactor.wait_until(room, core.may_yield, in_task=True)
+                reactor.wait_until(room, lambda: core.may_yield(running), in_task=in_task)
             del value
         return END, running.items, [], 0
 
-    def _failure(self, error: BaseException, spec: WorkSpec) -> tuple[int, Any, list[bytes], int]:
-        blob = serialization.pack_error(error, spec.name, self._pid)
+    def send_item(self, running: Running, value: Any) -> None:
+        """Send what a stream yielded."""
+        reactor = self.reactor
+        status, packed, inside, _ = self.session.pack_value(value, f"item of {running.spec.name}")
+        oids = self._give(running, inside)
+        with reactor.lock:
+            reactor.holder = threading.get_ident()
+            self.core.item(running, status, packed, oids, monotonic())
+            reactor.pump(monotonic())
+            reactor.holder = 0
+        if reactor.signalled is not None:
+            reactor.raise_signal()
+
+    def failure(self, error: BaseException, spec: WorkSpec) -> tuple[int, Any, list[bytes], int]:
+        """Return what user code raised as `Done` carries it, and its size."""
+        blob = serialization.pack_error(error, spec.name, self.pid)
         status = FAILED
         if spec.options.get("retry"):
             loaded = self._functions.get(spec.digest)
+            if loaded is None and spec.blob:
+                loaded = self._functions[spec.digest] = serialization.loads(spec.blob)
             classes = loaded[1] if loaded is not None else ()
             if not classes or isinstance(error, tuple(classes)):
                 status = RETRYABLE
@@ -302,6 +337,8 @@ class Worker:
         self.reactor.nudge()
 
     def _interrupt_task(self, effect: fx.Interrupt) -> None:
+        if self.actor is not None and self.actor.interrupt(effect.owner, effect.seq):
+            return
         self._interrupt = (effect.owner, effect.seq, effect.attempt)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
@@ -322,6 +359,7 @@ class Worker:
                 os.chdir(config["cwd"])
             known = dict.fromkeys(sys.path)
             sys.path[:] = [*config["sys_path"], *(path for path in known if path not in config["sys_path"])]
+            self.session.actors.namespace = config.get("namespace", self.session.actors.namespace)
         self.session.job = message.job
         cpus = max(1, outside_group(message.shape).get("CPU", 0) // UNIT)
         if "ZMESH_KEEP_THREADS" not in os.environ:
@@ -343,6 +381,16 @@ class WorkerSession(Session):
         with self.reactor.lock:
             self.worker.sockets.listen()
         return super().spec(*args, **kwargs)
+
+    def in_actor(self) -> "ActorProcess | None":
+        """Return the actor this process is, if it is one."""
+        return self.worker.actor
+
+    def borrow(self, oid: bytes) -> Entry:
+        """As Session.borrow; says with whose call of an actor the ref came."""
+        running = self.worker.current() if self.worker.actor is not None else None
+        with self.reactor.lock:
+            return self.core.references.borrow(oid, caller=b"" if running is None else running.victim)
 
 
 def _from_async(values: Any) -> Iterator[Any]:

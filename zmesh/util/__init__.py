@@ -1,4 +1,8 @@
-"""Other interfaces, built on the face alone."""
+"""Other interfaces, built on the face alone; and looking around among named actors."""
+
+from typing import Any
+
+from zmesh import api
 
 # As in Ray, `zmesh.util.placement_group` is the function; the module of that name is what imports name.
 from zmesh.util import scheduling_strategies
@@ -15,8 +19,22 @@ __all__ = [
     "PlacementGroup",
     "get_current_placement_group",
     "get_placement_group",
+    "list_named_actors",
     "placement_group",
     "placement_group_table",
     "remove_placement_group",
     "scheduling_strategies",
 ]
+
+
+def list_named_actors(all_namespaces: bool = False) -> list[Any]:
+    """Return the names of the living actors that have one: of this program's namespace, or of all.
+
+    Returns:
+        Texts; with all_namespaces dicts: {"namespace": ..., "name": ...}.
+    """
+    session = api.auto_init()
+    names = session.actors.names()
+    if all_namespaces:
+        return [{"namespace": namespace, "name": name} for namespace, name in names]
+    return [name for namespace, name in names if namespace == session.actors.namespace]

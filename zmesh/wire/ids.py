@@ -18,6 +18,7 @@ NODE_ID_BYTES = 8
 PEER_ID_BYTES = 16
 TOKEN_BYTES = PEER_ID_BYTES - NODE_ID_BYTES
 OBJECT_ID_BYTES = 28
+ACTOR_INDEX = 1
 
 _TAIL = struct.Struct(">QI")
 
@@ -50,6 +51,14 @@ def store_peer(node: NodeID) -> PeerID:
 def object_id(owner: PeerID, seq: int, index: int = 0) -> ObjectID:
     """Return the ID of result `index` of the owner's task `seq`."""
     return owner + _TAIL.pack(seq, index)
+
+
+def actor_id(owner: PeerID, seq: int) -> ObjectID:
+    """Return the ID of the actor that the owner's task `seq` is: its handles are counted as an object's refs.
+
+    The task's only item, which says that the actor is made, has index 0.
+    """
+    return object_id(owner, seq, ACTOR_INDEX)
 
 
 def split_object_id(oid: ObjectID) -> tuple[PeerID, int, int]:

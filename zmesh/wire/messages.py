@@ -26,8 +26,24 @@ Amounts of resources are integers, in units of 1/10,000, keyed by name: {"CPU": 
 from dataclasses import dataclass, field
 from typing import Any
 
+from zmesh.wire.actor_messages import (
+    ActorQuery,
+    ActorState,
+    Call,
+    CallerGone,
+    Follow,
+    KillActor,
+    NameAsk,
+    NameCopied,
+    NameCopy,
+    NameTold,
+    Retire,
+    Settle,
+    Unheld,
+)
 from zmesh.wire.group_messages import GROUP_MESSAGES
 from zmesh.wire.ids import NodeID, ObjectID, PeerID
+from zmesh.wire.shortcut_messages import SHORTCUT_MESSAGES
 from zmesh.wire.store_messages import STORE_MESSAGES
 
 PROTOCOL_MAJOR = 1
@@ -479,36 +495,6 @@ class LetGo:
 
 
 @dataclass(slots=True)
-class Shortcut:
-    """Node to a driver elsewhere that its workers serve: dial my control port under `token`; see core/shortcuts.py."""
-
-    token: bytes
-    host: str
-    port: int
-
-
-@dataclass(slots=True)
-class Switch:
-    """Driver to far node and back: this is my last word by way of your node, all others come over the shortcut."""
-
-    token: bytes
-
-
-@dataclass(slots=True)
-class Carry:
-    """A parcel of a shortcut that has no connection now, by way of the driver's node; `seq` 0: an acknowledgement."""
-
-    token: bytes
-    epoch: int
-    seq: int
-    ack: int
-    more: bool
-    source: PeerID
-    to: PeerID
-    frame: bytes
-
-
-@dataclass(slots=True)
 class Leaving:
     """A node to members, and each of these to its clients: `node` leaves soon. Copy what you need of it.
 
@@ -578,11 +564,22 @@ MESSAGES: tuple[type[Any], ...] = (
     Pull,
     Pulled,
     LetGo,
-    Shortcut,
-    Switch,
-    Carry,
+    *SHORTCUT_MESSAGES,
     Leaving,
     Evacuated,
     *GROUP_MESSAGES,
     *STORE_MESSAGES,
+    Settle,
+    Follow,
+    CallerGone,
+    Call,
+    Retire,
+    ActorState,
+    ActorQuery,
+    Unheld,
+    KillActor,
+    NameAsk,
+    NameTold,
+    NameCopy,
+    NameCopied,
 )

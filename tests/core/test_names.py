@@ -1,0 +1,220 @@
+"""Names of actors, on one node and on many that exchange nothing but the messages of names."""
+
+import random
+from collections import deque
+from typing import Any
+
+import pytest
+
+from zmesh.core.effects import Effect, Send
+from zmesh.core.names import COPIES, Names
+from zmesh.wire import actor_messages as m
+from zmesh.wire.codec import decode, encode
+from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, actor_id, node_peer
+
+
+class Net:
+    """Nodes that know each other, and links that deliver in order when told to."""
+
+    def __init__(self, count: int, seed: int = 0) -> None:
+        self.rng = random.Random(seed)
+        self.living: list[NodeID] = []
+        self.names: dict[NodeID, Names] = {}
+        self.effects: dict[NodeID, list[Effect]] = {}
+        self.links: dict[tuple[NodeID, NodeID], deque[bytes]] = {}
+        self.told: dict[int, Any] = {}  # {request: what the client heard}
+        self.dead_clients: list[PeerID] = []
+        self.requests = 0
+        for _ in range(count):
+            self.join()
+
+    def join(self) -> NodeID:
+        node = self.rng.randbytes(NODE_ID_BYTES)
+        self.living.append(node)
+        self.effects[node] = []
+        self.names[node] = Names(
+            node,
+            self.effects[node],
+            members=lambda: [other for other in self.living if other != node],
+            alive=lambda peer: peer not in self.dead_clients,
+        )
+        for other in self.living:
+            self.names[other].members_changed()
+        self._collect()
+        return node
+
+    def die(self, node: NodeID) -> None:
+        self.living.remove(node)
+        for link in [link for link in self.links if node in link]:
+            del self.links[link]
+        for other in self.living:
+            self.names[other].members_changed(node)
+        self._collect()
+
+    def client(self, node: NodeID) -> PeerID:
+        return node + b"client.."
+
+    def ask(self, node: NodeID, kind: int, name: str, actor: bytes = b"") -> int:
+        self.requests += 1
+        self.names[node].ask(self.client(node), m.NameAsk(self.requests, kind, "ns", name, actor, b"told"))
+        self._collect()
+        return self.requests
+
+    def take(self, node: NodeID, name: str, seq: int = 1) -> int:
+        return self.ask(node, m.NAME_TAKE, name, actor_id(self.client(node), seq))
+
+    def _collect(self) -> None:
+        for node in self.living:
+            for effect in self.effects[node]:
+                assert isinstance(effect, Send)
+                target = effect.to[:NODE_ID_BYTES]
+                if effect.to != node_peer(target):
+                    self.told[effect.message.request] = effect.message.found
+                elif target in self.living:
+                    self.links.setdefault((node, target), deque()).append(encode(effect.message))
+            self.effects[node].clear()
+            self.names[node].check()
+
+    def step(self) -> bool:
+        """Deliver the first message of some link."""
+        links = sorted(link for link, queue in self.links.items() if queue)
+        if not links:
+            return False
+        source, target = self.rng.choice(links)
+        message = decode(self.links[source, target].popleft())
+        names, peer = self.names[target], node_peer(source)
+        if isinstance(message, m.NameAsk):
+            names.ask(peer, message)
+        elif isinstance(message, m.NameTold):
+            names.told(message)
+        elif isinstance(message, m.NameCopy):
+            names.keep(peer, message)
+        else:
+            names.copied(source, message)
+        self._collect()
+        return True
+
+    def settle(self) -> None:
+        while self.step():
+            pass
+
+    def holders(self, name: str) -> list[NodeID]:
+        return [node for node in self.living if ("ns", name) in self.names[node]._entries]
+
+
+def test_on_one_node_a_name_is_taken_found_and_dropped_at_once() -> None:
+    net = Net(1)
+    node = net.living[0]
+    actor = actor_id(net.client(node), 1)
+    assert net.told[net.take(node, "a")][2] == actor
+    assert net.told[net.ask(node, m.NAME_FIND, "a")] == ["ns", "a", actor, b"told"]
+    assert net.told[net.take(node, "a", seq=2)][2] == actor
+    assert net.names[node].listed() == [("ns", "a")]
+    net.names[node].actor_gone(actor_id(net.client(node), 2))
+    assert net.told[net.ask(node, m.NAME_FIND, "a")] != []
+    net.names[node].actor_gone(actor)
+    assert net.told[net.ask(node, m.NAME_FIND, "a")] == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_name_is_kept_by_three_nodes_and_found_from_all(seed: int) -> None:
+    net = Net(7, seed)
+    request = net.take(net.living[3], "a")
+    net.settle()
+    actor = net.told[request][2]
+    assert len(net.holders("a")) == COPIES
+    finds = [net.ask(node, m.NAME_FIND, "a") for node in net.living]
+    net.settle()
+    assert all(net.told[find][2] == actor for find in finds)
+    assert sum(len(net.names[node].listed()) for node in net.living) == 1
+    net.names[net.living[3]].actor_gone(actor)
+    net._collect()
+    net.settle()
+    assert net.holders("a") == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_all_who_take_a_name_at_once_one_gets_it(seed: int) -> None:
+    net = Net(5, seed)
+    requests = [net.take(node, "a") for node in net.living]
+    net.settle()
+    assert len({bytes(net.told[request][2]) for request in requests}) == 1
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_names_survive_the_death_of_two_nodes_and_move_to_new_ones(seed: int) -> None:
+    net = Net(6, seed)
+    owner = net.living[0]
+    for i in range(20):
+        net.take(owner, f"a{i}", seq=i)
+    net.settle()
+    for _ in range(8):
+        victims = [node for node in net.living if node != owner]
+        if net.rng.random() < 0.5 and len(victims) > 2:
+            for node in net.rng.sample(victims, 2):
+                net.die(node)
+        else:
+            net.join()
+        net.settle()
+        finds = [net.ask(net.rng.choice(net.living), m.NAME_FIND, f"a{i}") for i in range(20)]
+        net.settle()
+        assert [net.told[find][1] for find in finds] == [f"a{i}" for i in range(20)]
+        assert all(len(net.holders(f"a{i}")) == min(COPIES, len(net.living)) for i in range(20))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_death_of_a_names_home_answers_every_question(seed: int) -> None:
+    net = Net(5, seed)
+    owner = net.living[0]
+    requests = [net.take(owner, f"a{i}", seq=i) for i in range(10)]
+    for _ in range(net.rng.randrange(30)):
+        net.step()
+    net.die(net.living[1])
+    net.settle()
+    assert all(request in net.told for request in requests)
+    finds = [net.ask(net.living[1], m.NAME_FIND, f"a{i}") for i in range(10)]
+    net.settle()
+    assert all(net.told[find] for find in finds)
+
+
+def test_names_go_with_the_node_of_their_actors() -> None:
+    net = Net(4)
+    net.take(net.living[0], "a")
+    net.settle()
+    net.die(net.living[0])
+    net.settle()
+    assert net.holders("a") == []
+
+
+def test_a_name_whose_program_died_while_it_was_taken_is_free_again() -> None:
+    net = Net(4)
+    node = net.living[0]
+    net.take(node, "a")
+    net.dead_clients.append(net.client(node))
+    net.settle()
+    assert net.holders("a") == []
+
+
+def test_a_new_home_that_does_not_know_a_name_yet_hears_of_it_before_it_gives_it_away() -> None:
+    for seed in range(200):
+        net = Net(3, seed)
+        node = net.living[0]
+        first = net.take(node, "a")
+        net.settle()
+        joined = net.join()
+        if net.names[node].line(("ns", "a"))[0] != joined:
+            continue
+        net.links.clear()  # what the others hand over is late
+        second = net.take(joined, "a")
+        net.settle()
+        assert net.told[second][2] == net.told[first][2]
+        return
+    raise AssertionError("no seed made the new node the home")
+
+
+def test_a_late_answer_is_ignored() -> None:
+    net = Net(2)
+    net.names[net.living[0]].told(m.NameTold(99, []))
+    net.names[net.living[0]].copied(net.living[1], m.NameCopied(99, []))
+    net._collect()
+    assert net.told == {}

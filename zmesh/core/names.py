@@ -1,0 +1,217 @@
+"""Names of actors, mesh-wide: which actor has a name, and that no two have the same.
+
+A name has a home, the living node that comes first in an order that each pair of name and node has of its own; the
+next two keep copies. Taking a name is decided at its home, and told only when the copies are there. When members come
+or go, whoever keeps a name hands it to those who are first in line now.
+
+Source: rendezvous hashing, Thaler and Ravishankar, IEEE/ACM ToN 1998: of n nodes, one that comes or goes moves 1/n of
+the names.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from zmesh.core.effects import Effect, Send
+from zmesh.wire.actor_messages import NAME_DROP, NAME_FIND, NAME_TAKE, NameAsk, NameCopied, NameCopy, NameTold
+from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
+
+COPIES = 3  # nodes that keep a name, its home among them
+HOPS_MAX = 3  # nodes whose views differ pass a question on so often, before the one who has it answers
+_MASK = (1 << 64) - 1
+
+Key = tuple[str, str]  # (namespace, name)
+Entry = tuple[str, str, ObjectID, bytes]  # see messages.NameAsk
+
+
+@dataclass(slots=True)
+class Asked:
+    """A question passed on, or a name taken whose copies are on their way."""
+
+    asker: PeerID
+    message: NameAsk
+    at: NodeID = b""  # the node it was passed on to
+    missing: dict[NodeID, bool] = field(default_factory=dict)  # {node that has not confirmed its copy: True}
+
+
+class Names:
+    """The names that one node keeps, and the questions of its clients.
+
+    Args:
+        node: its ID.
+        members: the other living members.
+        alive: whether a client of this node lives.
+    """
+
+    def __init__(
+        self,
+        node: NodeID,
+        effects: list[Effect],
+        *,
+        members: Callable[[], list[NodeID]],
+        alive: Callable[[PeerID], bool],
+    ) -> None:
+        self._node = node
+        self._effects = effects
+        self._members = members
+        self._alive = alive
+        self._entries: dict[Key, Entry] = {}
+        self._lines: dict[Key, list[NodeID]] = {}  # {name kept here: the nodes that were first in line}
+        self._asked: dict[int, Asked] = {}
+        self._requests = 0
+        self._ours: dict[ObjectID, Key] = {}  # {actor whose home is this node: its name}
+
+    def line(self, key: Key) -> list[NodeID]:
+        """Return the nodes that keep a name, its home first."""
+        mark = _mixed(f"{key[0]}\0{key[1]}".encode())
+        ranked = sorted([self._node, *self._members()], key=lambda node: _mixed(node, mark))
+        return ranked[:COPIES]
+
+    # Questions.
+
+    def ask(self, peer: PeerID, message: NameAsk) -> None:
+        """A client of this node asks, or another node whose view says that this one should know."""
+        key = (message.namespace, message.name)
+        line = self.line(key)
+        if line[0] != self._node and message.hops < HOPS_MAX:
+            self._pass_on(peer, message, line[0])
+            return
+        held = self._entries.get(key)
+        if message.kind == NAME_DROP:
+            self._drop(key, message.actor)
+        elif message.kind == NAME_FIND or held is not None:
+            self._tell(peer, message, held)
+        else:
+            entry = (message.namespace, message.name, message.actor, message.description)
+            self._keep(entry, line)
+            self._copy(peer, message, entry, line)
+
+    def _pass_on(self, peer: PeerID, message: NameAsk, node: NodeID) -> None:
+        self._requests += 1
+        if message.kind != NAME_DROP:
+            self._asked[self._requests] = Asked(peer, message, at=node)
+        fields = (message.kind, message.namespace, message.name, message.actor, message.description)
+        self._effects.append(Send(node_peer(node), NameAsk(self._requests, *fields, message.hops + 1)))
+
+    def _copy(self, peer: PeerID, message: NameAsk, entry: Entry, line: list[NodeID]) -> None:
+        others = {node: True for node in line if node != self._node}
+        if not others:
+            self._tell(peer, message, entry)
+            return
+        self._requests += 1
+        self._asked[self._requests] = Asked(peer, message, missing=others)
+        for node in others:
+            self._effects.append(Send(node_peer(node), NameCopy(self._requests, [entry])))
+
+    def _tell(self, peer: PeerID, message: NameAsk, entry: Entry | None) -> None:
+        if peer[:NODE_ID_BYTES] == self._node and message.kind == NAME_TAKE and entry and entry[2] == message.actor:
+            self._ours[message.actor] = (message.namespace, message.name)
+            if not self._alive(peer):
+                self.actor_gone(message.actor)
+                return
+        self._effects.append(Send(peer, NameTold(message.request, list(entry or ()))))
+
+    # Answers of other nodes.
+
+    def told(self, message: NameTold) -> None:
+        """A node answers what was passed on to it."""
+        asked = self._asked.pop(message.request, None)
+        if asked is not None:
+            self._tell(asked.asker, asked.message, tuple(message.found) if message.found else None)
+
+    def copied(self, node: NodeID, message: NameCopied) -> None:
+        """A node keeps a copy; if it knows of another actor by that name, that one has it."""
+        asked = self._asked.get(message.request)
+        if asked is None:
+            return
+        for entry in message.found:
+            self._entries[entry[0], entry[1]] = tuple(entry)
+        self._confirmed(message.request, asked, node)
+
+    def _confirmed(self, request: int, asked: Asked, node: NodeID) -> None:
+        asked.missing.pop(node, None)
+        if not asked.missing:
+            del self._asked[request]
+            key = (asked.message.namespace, asked.message.name)
+            self._tell(asked.asker, asked.message, self._entries.get(key))
+
+    # Copies.
+
+    def keep(self, peer: PeerID, message: NameCopy) -> None:
+        """Keep what another node hands over, unless an actor has that name here already."""
+        found = []
+        for entry in message.entries:
+            held = self._entries.get((entry[0], entry[1]))
+            if held is not None and held[2] != entry[2]:
+                found.append(held)
+            else:
+                self._keep(tuple(entry), self.line((entry[0], entry[1])))
+        for namespace, name, actor in message.gone:
+            self._forget((namespace, name), actor)
+        if message.request:
+            self._effects.append(Send(peer, NameCopied(message.request, found)))
+
+    def _keep(self, entry: Entry, line: list[NodeID]) -> None:
+        self._entries[entry[0], entry[1]] = entry
+        self._lines[entry[0], entry[1]] = line
+
+    def _forget(self, key: Key, actor: ObjectID) -> bool:
+        held = self._entries.get(key)
+        if held is None or held[2] != actor:
+            return False
+        del self._entries[key]
+        del self._lines[key]
+        return True
+
+    def _drop(self, key: Key, actor: ObjectID) -> None:
+        if self._forget(key, actor):
+            for node in self.line(key):
+                if node != self._node:
+                    self._effects.append(Send(node_peer(node), NameCopy(0, [], [(*key, actor)])))
+
+    # What happens to actors, clients and members.
+
+    def actor_gone(self, actor: ObjectID) -> None:
+        """An actor whose home is this node is dead: its name is free."""
+        key = self._ours.pop(actor, None)
+        if key is not None:
+            self.ask(node_peer(self._node), NameAsk(0, NAME_DROP, *key, actor))
+
+    def members_changed(self, gone: NodeID = b"") -> None:
+        """A member came, or `gone` is dead, with the actors whose home it was."""
+        for key, entry in list(self._entries.items()):
+            if gone and entry[2][:NODE_ID_BYTES] == gone:
+                self._forget(key, entry[2])
+                continue
+            line = self.line(key)
+            for node in line:
+                if node != self._node and node not in self._lines[key]:
+                    self._effects.append(Send(node_peer(node), NameCopy(0, [entry])))
+            self._lines[key] = line
+            if self._node not in line:
+                self._forget(key, entry[2])
+        for request, asked in list(self._asked.items()):
+            if gone and asked.at == gone:
+                del self._asked[request]
+                self.ask(asked.asker, asked.message)
+            elif gone in asked.missing:
+                self._confirmed(request, asked, gone)
+
+    def listed(self) -> list[tuple[str, str]]:
+        """Return the names this node is the home of."""
+        return sorted(key for key, line in self._lines.items() if line[0] == self._node)
+
+    def check(self) -> None:
+        """Verify the tables; for tests and the simulator."""
+        assert list(self._entries) == list(self._lines) or dict.fromkeys(self._entries) == dict.fromkeys(self._lines)
+        assert all(key == (entry[0], entry[1]) for key, entry in self._entries.items())
+        assert all(bool(asked.at) != bool(asked.missing) for asked in self._asked.values())
+
+
+def _mixed(data: bytes, start: int = 0xCBF29CE484222325) -> int:
+    """Return 64 bits that depend on all of `data`: FNV-1a, then splitmix64's finish."""
+    value = start
+    for byte in data:
+        value = ((value ^ byte) * 0x100000001B3) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
