@@ -83,7 +83,7 @@ def _check(options: TaskOptions) -> None:
     if options.num_gpus > 1 and options.num_gpus != int(options.num_gpus):
         raise ConfigError(f"num_gpus above 1 must be a whole number, not {options.num_gpus!r}")
     for name, amount in (options.resources or {}).items():
-        if isinstance(name, str) and (name == "spread" or name.startswith(("node:", "label:"))):
+        if isinstance(name, str) and (name == "spread" or name.startswith(("node:", "label:", "env:"))):
             raise ConfigError(f"{name!r} is no resource: use scheduling_strategy=")
         if isinstance(name, str) and "@" in name:
             raise ConfigError(f"the name of a resource must not hold '@', as {name!r} does")
