@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from zmesh import runtime_env as envs
 from zmesh.exceptions import ConfigError, LocalProtocolError, NotRunningError
 from zmesh.object_ref import ObjectRef, ObjectRefGenerator
 
@@ -49,6 +50,7 @@ def init(
     log_to_driver: bool = True,
     local: bool = False,
     key_file: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
 ) -> Context:
     """Connect this program to a mesh.
 
@@ -66,6 +68,8 @@ def init(
         ignore_reinit_error: a second call is no error.
         log_to_driver: print what tasks print.
         local: run every task inline in this process, at `.remote()`, so that breakpoints and profilers work.
+        runtime_env: what all tasks find around them: {"env_vars", "working_dir", "py_modules", "pip"}; see
+            docs/runtime-env.md.
 
     Raises:
         LocalProtocolError: zmesh runs in this process already.
@@ -83,24 +87,36 @@ def init(
             raise LocalProtocolError(
                 "zmesh.init() was called before; zmesh.shutdown() first, or ignore_reinit_error=True"
             )
-        settings = {
+        environment = envs.check(runtime_env)
+        settings: dict[str, Any] = {
             "num_cpus": num_cpus,
             "num_gpus": num_gpus,
             "resources": dict(resources or {}),
             "memory": memory,
             "store_bytes": object_store_memory,
         }
-        if local:
-            from zmesh.local_mode import LocalSession
-
-            _session = LocalSession()  # type: ignore[assignment]  # the same methods, inline
-        else:
-            from zmesh.runtime import connect
-
-            name = address if address is not None else os.environ.get("ZMESH_NODE")
-            _session = connect.connect(name, settings, key_file=key_file, log_to_driver=log_to_driver)
-        _pid = os.getpid()
+        session = _local_session() if local else _connect(address, settings, key_file, log_to_driver)
+        if environment:
+            try:
+                session.enter_environment(environment)
+            except BaseException:
+                session.shutdown()
+                raise
+        _session, _pid = session, os.getpid()
         return Context(_information())
+
+
+def _connect(address: str | None, settings: dict[str, Any], key_file: str | None, log_to_driver: bool) -> "Session":
+    from zmesh.runtime import connect
+
+    name = address if address is not None else os.environ.get("ZMESH_NODE")
+    return connect.connect(name, settings, key_file=key_file, log_to_driver=log_to_driver)
+
+
+def _local_session() -> "Session":
+    from zmesh.local_mode import LocalSession
+
+    return LocalSession()  # type: ignore[return-value]  # the same methods, inline
 
 
 def _information() -> dict[str, Any]:

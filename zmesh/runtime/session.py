@@ -25,6 +25,7 @@ from zmesh.exceptions import (
 )
 from zmesh.object_ref import ObjectRef
 from zmesh.runtime import calls, serialization
+from zmesh.runtime.environment_calls import EnvironmentCalls
 from zmesh.runtime.group_calls import GroupCalls
 from zmesh.runtime.reactor import LOOK_S, Reactor, Waiter, listen, unlisten
 from zmesh.runtime.store import Store
@@ -34,7 +35,7 @@ from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, UNIT
 INLINE_BYTES_MAX = 64 * 1024  # larger values go to shared memory: Source: perf/arrays.py, a put costs about 20 us
 
 
-class Session(GroupCalls):
+class Session(GroupCalls, EnvironmentCalls):
     """A client of a mesh.
 
     Args:
@@ -55,6 +56,8 @@ class Session(GroupCalls):
         self.dropped = reactor.dropped
         self.nudge = reactor.nudge
         self._specs: dict[Any, Spec] = {}  # {(digest, options key): spec}
+        self.packages: dict[Any, Any] = {}  # {(path, module?): (files, package)} as they were packed last
+        self.shared: dict[str, Any] = {}  # {digest: (package, ref)} of what this process packed
         self._futures: queue.SimpleQueue[Callable[[], None] | None] | None = None
         self._task_thread = 0  # ident of a worker's main thread
         self.closed = False  # also in a forked child, which must start anew
@@ -71,6 +74,7 @@ class Session(GroupCalls):
         """
         blob, refs = serialization.dumps_function((function, options.pop("retry_classes", ())))
         digest = hashlib.blake2b(blob, digest_size=16).digest()
+        refs += self.package_refs(options["options"].get("env"))
         held = [ref._entry for ref in refs]
         self._promote(held)
         full = (digest, key, self.job)

@@ -20,7 +20,9 @@ from zmesh.core.records import outside_group
 from zmesh.core.thief import Running, WorkSpec
 from zmesh.core.timers import Timers
 from zmesh.core.worker import WorkerCore
+from zmesh.object_ref import ObjectRef
 from zmesh.runtime import calls, serialization, session
+from zmesh.runtime.environments import Environment
 from zmesh.runtime.forkserver import WorkerStart, describe_status
 from zmesh.runtime.reactor import Reactor, Waiter
 from zmesh.runtime.rundir import RunDir
@@ -90,6 +92,7 @@ class Worker:
         self.reactor = Reactor(self.core, self.sockets, handlers, None)
         self.reactor.look = self._look
         self.session = WorkerSession(self)
+        self.environment = Environment(self._fetch_package)
 
     def run(self) -> None:
         """Work until told to stop."""
@@ -179,6 +182,7 @@ class Worker:
     def _call(self, running: Running, spec: WorkSpec) -> tuple[int, Any, list[bytes], int]:
         loaded = self._functions.get(spec.digest)
         if loaded is None:
+            self._enter_environment(spec)  # what the function imports may be part of it
             loaded = self._functions[spec.digest] = serialization.loads(spec.blob)
         if running.deps == () and type(running.args) is bytes:
             args, kwargs = serialization.unpack_inline(running.args)
@@ -196,6 +200,17 @@ class Worker:
             del value
             return status, packed, self._give(inside), size
         return self._many(running, spec, value)
+
+    def _enter_environment(self, spec: WorkSpec) -> None:
+        described = spec.options.get("env")
+        if described is not None:
+            self.environment.enter(described)
+            self.session.runtime_env, self.session.runtime_env_here = described, self.environment.here
+
+    def _fetch_package(self, oid: bytes) -> bytes:
+        ref: ObjectRef[bytes] = ObjectRef(self.session.borrow(oid), self.session)
+        data: bytes = self.session.get([ref._entry], None)[0]
+        return data
 
     def _resolve_arguments(self, running: Running) -> tuple[tuple[Any, ...], dict[str, Any]]:
         values = [self._dependency(running, status, value, key) for status, value, key in running.deps]
@@ -322,6 +337,7 @@ class Worker:
         visible = self._visible_gpus
         names = [visible[gpu] if gpu < len(visible) else str(gpu) for gpu in message.gpus]
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names)
+        os.environ.update(self.environment.variables)
 
 
 class WorkerSession(Session):
