@@ -227,12 +227,18 @@ def wait(
     """Wait until `num_returns` of the refs have a value or an error, or the timeout.
 
     Returns:
-        (ready, rest), both in the order given; at most num_returns are in ready.
+        (ready, rest), both in the order given; at most num_returns are in ready. In a loop over `rest`, as it is or
+        with more refs at its end, a call does not look at the refs again.
     """
     del fetch_local  # every object of a host is local
     if timeout is not None and timeout < 0:
         raise ConfigError(f"timeout must be seconds from 0, or None, not {timeout!r}")
-    refs = list(refs)
+    again = getattr(refs, "zmesh_round", None)  # of a list that a wait returned
+    if again is not None:
+        found: tuple[list[Any], list[Any]] | None = again.wait(refs, num_returns, timeout)
+        if found is not None:
+            return found
+    given, refs = refs, list(refs)
     entries = _entries(refs, "wait()")
     if len({id(entry) for entry in entries}) != len(entries):
         raise ConfigError("wait() needs refs that differ")
@@ -245,7 +251,7 @@ def wait(
     rest: list[Any] = []
     for ref in refs:
         (ready if ref._entry.status and len(ready) < num_returns else rest).append(ref)
-    return ready, rest
+    return ready, refs[0]._session.rest(given, rest)
 
 
 def as_completed(refs: Iterable[Any], timeout: float | None = None) -> Iterator[Any]:

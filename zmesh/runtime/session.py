@@ -28,6 +28,7 @@ from zmesh.runtime import calls, serialization
 from zmesh.runtime.environment_calls import EnvironmentCalls
 from zmesh.runtime.group_calls import GroupCalls
 from zmesh.runtime.reactor import LOOK_S, Reactor, Waiter, listen, unlisten
+from zmesh.runtime.rounds import RoundCalls
 from zmesh.runtime.store import Store
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID
 from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, UNIT
@@ -35,7 +36,7 @@ from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, UNIT
 INLINE_BYTES_MAX = 64 * 1024  # larger values go to shared memory: Source: perf/arrays.py, a put costs about 20 us
 
 
-class Session(GroupCalls, EnvironmentCalls):
+class Session(GroupCalls, EnvironmentCalls, RoundCalls):
     """A client of a mesh.
 
     Args:
@@ -233,7 +234,7 @@ class Session(GroupCalls, EnvironmentCalls):
                 self.cancel_all()
             raise
         finally:
-            if waiter.remaining > 0 or len(listening) > needed:
+            if needed - waiter.remaining < len(entries):  # some are pending
                 with reactor.lock:
                     for entry in listening:
                         if entry.status == PENDING:
