@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/placement.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/placement.md", "docs/runtime-env.md"])
 def test_the_python_blocks_run_from_top_to_bottom(name: str, tmp_path: pathlib.Path) -> None:
     blocks = BLOCK.findall((ROOT / name).read_text())
     assert blocks

@@ -190,6 +190,22 @@ def test_a_task_may_loop_too() -> None:
 # Many.
 
 
+def test_many_objects_go_through_one_task_and_one_get() -> None:
+    refs = [zmesh.put(number) for number in range(10_000)]
+
+    @zmesh.remote
+    def add(*numbers: int) -> int:
+        return sum(numbers)
+
+    @zmesh.remote(num_returns=3_000)
+    def split() -> Any:
+        return range(3_000)
+
+    assert zmesh.get(add.remote(*refs)) == sum(range(10_000))
+    assert zmesh.get(split.remote()) == list(range(3_000))
+    assert zmesh.get(refs) == list(range(10_000))
+
+
 def per_ref_s(count: int, loop: Callable[[list[Any]], None], make: Callable[[int], list[Any]] = ended) -> float:
     """Return the best of three, in seconds for each ref."""
     best = float("inf")
