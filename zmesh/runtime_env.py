@@ -169,6 +169,16 @@ def packages_of(described: Mapping[str, Any]) -> list[Any]:
     return [*first, *described.get("py_modules", ())]
 
 
+def renamed(described: Mapping[str, Any], packages: Mapping[str, Package]) -> dict[str, Any]:
+    """Return an environment in which packages have other ObjectIDs: {digest: package}."""
+    changed = dict(described)
+    if "working_dir" in changed:
+        changed["working_dir"] = packages.get(changed["working_dir"][0], changed["working_dir"])
+    if "py_modules" in changed:
+        changed["py_modules"] = [packages.get(package[0], package) for package in changed["py_modules"]]
+    return changed
+
+
 # Packing.
 
 

@@ -15,6 +15,7 @@ import zmesh
 from tests.mesh.test_hosts import Nodes, nodes, on  # noqa: F401  # a fixture
 from tests.runtime.test_environments import wheel
 from zmesh.exceptions import ConfigError, RuntimeEnvError, TaskCancelledError
+from zmesh.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 @pytest.fixture
@@ -285,6 +286,37 @@ def test_two_hosts_get_a_package_once_each(
         (directory,) = unpacked(tmp_path / name) if zmesh.get(refs, timeout=20) else ()
         assert zmesh.get(refs) == [("some data", str(tmp_path / name / directory), 7)] * 4
         assert os.path.getsize(tmp_path / name / directory / "large.bin") == 3 << 20
+
+
+@pytest.mark.slow
+def test_a_guest_takes_its_packages_to_another_node(
+    nodes: Nodes,  # noqa: F811
+    tree: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tree / "large.bin").write_bytes(os.urandom(1 << 20))
+    made = []
+    for name in ("one", "two"):
+        monkeypatch.setenv("ZMESH_CACHE_DIR", str(tmp_path / name))
+        made.append(nodes.start())
+    nodes.await_members(made[0], 2)
+    zmesh.init(made[0].address, runtime_env={"working_dir": tree})
+
+    @zmesh.remote
+    def works(seconds: float) -> int:
+        time.sleep(seconds)
+        return os.path.getsize("large.bin")
+
+    here = {"scheduling_strategy": NodeAffinitySchedulingStrategy(made[0].id, soft=True)}
+    assert zmesh.get(works.options(**here).remote(0)) == 1 << 20
+    assert unpacked(tmp_path / "two") == []
+    refs = [works.options(**here).remote(0.2) for _ in range(10)]
+    zmesh.get(refs[0])
+    os.kill(made[0].pid, signal.SIGKILL)
+    assert zmesh.get(refs, timeout=30) == [1 << 20] * 10
+    assert zmesh.get(works.remote(0), timeout=10) == 1 << 20
+    assert len(unpacked(tmp_path / "two")) == 1
 
 
 def test_a_program_elsewhere_that_is_killed_leaves_only_the_cache(

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from zmesh import runtime_env as envs
-from zmesh.object_ref import ObjectRef
 
 _packing = threading.Lock()  # two threads that pack the same would put it twice, and one of the two would be freed
 
@@ -63,8 +62,15 @@ class EnvironmentCalls:
             found: envs.Package = package
             return found
 
-    def package_refs(self: Any, described: Mapping[str, Any] | None) -> list[ObjectRef[Any]]:
-        """Return refs of an environment's packages, for whoever must hold them."""
-        if described is None:
-            return []
-        return [ObjectRef(self.borrow(oid), self) for _, oid in envs.packages_of(described)]
+    def renew_packages(self: Any) -> None:
+        """This process has another name: have its node keep the packages anew, and name them so. Under the lock."""
+        renewed = {digest: envs.Package(digest, ref.binary()) for digest, (_, ref) in self.shared.items()}
+        # Nobody waits for the answer: what tells workers of them goes the same way, and later.
+        self.core.references.promote([ref._entry for _, ref in self.shared.values()])
+        self.shared = {digest: (renewed[digest], ref) for digest, (_, ref) in self.shared.items()}
+        self.packages.clear()
+        for spec in self.core.specs:
+            if "env" in spec.options:
+                spec.options["env"] = envs.renamed(spec.options["env"], renewed)
+        if self.runtime_env is not None:
+            self.runtime_env = envs.renamed(self.runtime_env, renewed)

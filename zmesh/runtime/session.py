@@ -75,7 +75,6 @@ class Session(GroupCalls, EnvironmentCalls, RoundCalls):
         """
         blob, refs = serialization.dumps_function((function, options.pop("retry_classes", ())))
         digest = hashlib.blake2b(blob, digest_size=16).digest()
-        refs += self.package_refs(options["options"].get("env"))
         held = [ref._entry for ref in refs]
         self._promote(held)
         full = (digest, key, self.job)
