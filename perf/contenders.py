@@ -79,6 +79,14 @@ class Contender:
         """Make a value ready to be the argument of many tasks."""
         return value
 
+    def submit_many(self, function: Callable[..., Any], results: int) -> list[Any]:
+        """Start one task, function(results), with so many results; returns a handle of each."""
+        raise NotImplementedError
+
+    def wait_for_each(self, handles: list[Any]) -> None:
+        """Wait for handles one by one, as their tasks end."""
+        raise NotImplementedError
+
     def processes(self) -> list[int]:
         """Return the pids of all its processes but the driver."""
         return descendants_of(os.getpid())
@@ -134,6 +142,16 @@ class Zmesh(Contender):
     def share(self, value: Any) -> Any:
         """Put it."""
         return self._zmesh.put(value)
+
+    def submit_many(self, function: Callable[..., Any], results: int) -> list[Any]:
+        """Ask for num_returns."""
+        refs: list[Any] = self._zmesh.remote(num_returns=results)(function).remote(results)
+        return refs
+
+    def wait_for_each(self, handles: list[Any]) -> None:
+        """Go on with the rest of each wait."""
+        while handles:
+            _, handles = self._zmesh.wait(handles)
 
     def processes(self) -> list[int]:
         """Return the node, its descendants, and whatever else descends from us."""
@@ -294,6 +312,16 @@ class Ray(Contender):
     def share(self, value: Any) -> Any:
         """Put it."""
         return self._ray.put(value)
+
+    def submit_many(self, function: Callable[..., Any], results: int) -> list[Any]:
+        """Ask for num_returns."""
+        refs: list[Any] = self._ray.remote(num_returns=results)(function).remote(results)
+        return refs
+
+    def wait_for_each(self, handles: list[Any]) -> None:
+        """Go on with the rest of each wait."""
+        while handles:
+            _, handles = self._ray.wait(handles)
 
 
 class Dask(Contender):

@@ -22,6 +22,16 @@ def increment(number: int) -> int:
     return number + 1
 
 
+def count(*values: Any) -> int:
+    """Return how many arguments there are."""
+    return len(values)
+
+
+def numbers(count: int) -> list[int]:
+    """Return so many results."""
+    return list(range(count))
+
+
 def identify(seconds: float) -> int:
     """Hold a worker for some seconds and return its pid."""
     time.sleep(seconds)

@@ -11,10 +11,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-PAGES = ("README.md", "docs/quickstart.md", "docs/actors.md", "docs/placement.md", "docs/memory.md")
+PAGES = ("quickstart", "actors", "placement", "memory", "runtime-env")
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", ["README.md", *(f"docs/{page}.md" for page in PAGES)])
 def test_the_python_blocks_run_from_top_to_bottom(name: str, tmp_path: pathlib.Path) -> None:
     blocks = BLOCK.findall((ROOT / name).read_text())
     assert blocks

@@ -13,7 +13,7 @@ from zmesh.wire.messages import MESSAGES
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(path for top in ("zmesh", "cli", "tests/sim") for path in ROOT.glob(f"{top}/**/*.py"))
 
-LEAVES = ("zmesh.exceptions", "zmesh.options", "zmesh.actor_options", "zmesh._version")
+LEAVES = ("zmesh.exceptions", "zmesh.options", "zmesh.actor_options", "zmesh.runtime_env", "zmesh._version")
 FACE = (
     "zmesh",
     "zmesh.api",
@@ -81,7 +81,7 @@ HOMES = {  # {foreign module: the files that know it}
     "pickle": ("zmesh.runtime.serialization",),
     "cloudpickle": ("zmesh.runtime.serialization",),
     "numpy": ("zmesh.runtime.serialization", "zmesh.runtime.store", "zmesh.runtime.guest_store"),
-    "subprocess": ("zmesh.runtime.processes", "cli.shell_map"),
+    "subprocess": ("zmesh.runtime.processes", "zmesh.runtime.environments", "cli.shell_map"),
     "msgpack": (
         "zmesh.wire.codec",
         "zmesh.runtime.store",

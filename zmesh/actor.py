@@ -146,6 +146,12 @@ class ActorClass:
         shape, fallback = opts.placed(task)
         at_once = options.max_concurrency or (ASYNC_CONCURRENCY if self._is_async else 1)
         lent = {"CPU": UNIT} if options.num_cpus is None else {}
+        environment = session.environment(None)  # of the program: its actors find it, too
+        sent: dict[str, Any] = {"max_calls": 1}
+        if environment is not None:
+            sent["env"] = environment
+            mark = {f"env:{environment['id']}": 1}
+            shape, fallback = shape | mark, fallback and fallback | mark
         plan = {
             "places": {"": at_once, **(options.concurrency_groups or {})},
             "async": self._is_async,
@@ -159,12 +165,12 @@ class ActorClass:
             STREAMING,
             {
                 "fallback": fallback,
-                "options": {"actor": plan, "max_calls": 1},
+                "options": sent | {"actor": plan},
                 "max_retries": options.max_restarts,
                 "retry_classes": (),
                 "priority": options.priority,
             },
-            ("actor", opts.key(task), options.max_restarts, str(plan)),
+            ("actor", opts.key(task), options.max_restarts, str(plan), environment and environment["id"]),
         )
         self._session = session
 

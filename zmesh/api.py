@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from zmesh import runtime_env as envs
 from zmesh.exceptions import ConfigError, LocalProtocolError, NotRunningError
 from zmesh.object_ref import ObjectRef, ObjectRefGenerator
 
@@ -53,6 +54,7 @@ def init(
     spill_bytes_max: int | None = None,
     spill_compression: str = "none",
     namespace: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
 ) -> Context:
     """Connect this program to a mesh.
 
@@ -67,15 +69,15 @@ def init(
         resources: {name: amount} of custom resources of a private node.
         memory: bytes that tasks may book on a private node; physical memory by default.
         object_store_memory: bytes of shared memory a private node may use; 30 % of physical memory by default.
-        spill_directory: where a private node writes cold objects when its store is full; a directory of the user's
-            cache, or of /var/tmp, by default.
+        spill_directory: where a private node writes cold objects; in the user's cache, or /var/tmp, by default.
         spill_bytes_max: bytes it may write there; until 5 % of the disk are left by default; 0: it never spills.
         spill_compression: "none" or "lz4".
         ignore_reinit_error: a second call is no error.
         log_to_driver: print what tasks print.
-        namespace: where names of actors are looked for and taken, unless told otherwise; "default" by default, so that
-            programs find each other's actors.
+        namespace: where names of actors are looked for and taken; "default", so that programs share them, by default.
         local: run every task inline in this process, at `.remote()`, so that breakpoints and profilers work.
+        runtime_env: what all tasks find around them: {"env_vars", "working_dir", "py_modules", "pip"}; see
+            docs/runtime-env.md.
 
     Raises:
         LocalProtocolError: zmesh runs in this process already.
@@ -90,10 +92,9 @@ def init(
         if is_initialized():
             if ignore_reinit_error:
                 return Context(_information())
-            raise LocalProtocolError(
-                "zmesh.init() was called before; zmesh.shutdown() first, or ignore_reinit_error=True"
-            )
-        settings = {
+            raise LocalProtocolError("zmesh.init() was called before: zmesh.shutdown(), or ignore_reinit_error=True")
+        environment = envs.check(runtime_env)
+        settings: dict[str, Any] = {
             "num_cpus": num_cpus,
             "num_gpus": num_gpus,
             "resources": dict(resources or {}),
@@ -103,9 +104,19 @@ def init(
             "spill_bytes_max": spill_bytes_max,
             "spill_compression": spill_compression,
         }
-        _session = _connect(address, settings, key_file, log_to_driver=log_to_driver, local=local, namespace=namespace)
-        _pid = os.getpid()
+        session = _connect(address, settings, key_file, log_to_driver=log_to_driver, local=local, namespace=namespace)
+        _enter(session, environment)
+        _session, _pid = session, os.getpid()
         return Context(_information())
+
+
+def _enter(session: "Session", environment: dict[str, Any]) -> None:
+    if environment:
+        try:
+            session.enter_environment(environment)
+        except BaseException:
+            session.shutdown()
+            raise
 
 
 def _connect(
@@ -235,12 +246,18 @@ def wait(
     """Wait until `num_returns` of the refs have a value or an error, or the timeout.
 
     Returns:
-        (ready, rest), both in the order given; at most num_returns are in ready.
+        (ready, rest), both in the order given; at most num_returns are in ready. In a loop over `rest`, as it is or
+        with more refs at its end, a call does not look at the refs again.
     """
     del fetch_local  # every object of a host is local
     if timeout is not None and timeout < 0:
         raise ConfigError(f"timeout must be seconds from 0, or None, not {timeout!r}")
-    refs = list(refs)
+    again = getattr(refs, "zmesh_round", None)  # of a list that a wait returned
+    if again is not None:
+        found: tuple[list[Any], list[Any]] | None = again.wait(refs, num_returns, timeout)
+        if found is not None:
+            return found
+    given, refs = refs, list(refs)
     entries = _entries(refs, "wait()")
     if len({id(entry) for entry in entries}) != len(entries):
         raise ConfigError("wait() needs refs that differ")
@@ -253,7 +270,7 @@ def wait(
     rest: list[Any] = []
     for ref in refs:
         (ready if ref._entry.status and len(ready) < num_returns else rest).append(ref)
-    return ready, rest
+    return ready, refs[0]._session.rest(given, rest)
 
 
 def as_completed(refs: Iterable[Any], timeout: float | None = None) -> Iterator[Any]:

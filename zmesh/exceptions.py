@@ -6,8 +6,8 @@
       they    TaskError (also an instance of the user's own class), TaskCancelledError, TaskTimeoutError,
               WorkerDiedError > OutOfMemoryError, NodeDiedError, GetTimeoutError,
               ObjectLostError > OwnerDiedError, StoreFullError > SpillError, RemoteProtocolError
-              StreamReplayError, TaskPlacementGroupRemovedError, ActorError > ActorDiedError, ActorUnavailableError,
-              ActorNotFoundError, ActorAlreadyExistsError, PendingCallsLimitExceededError
+              StreamReplayError, TaskPlacementGroupRemovedError, RuntimeEnvError, ActorError > ActorDiedError,
+              ActorUnavailableError, ActorNotFoundError, ActorAlreadyExistsError, PendingCallsLimitExceededError
       us      InternalError
 
     RemoteTraceback is the `__cause__` of a TaskError.
@@ -109,6 +109,10 @@ class TaskCancelledError(MeshError):
 
 class TaskPlacementGroupRemovedError(MeshError):
     """The placement group the task was for is no more: it was removed, or its program or its node is gone."""
+
+
+class RuntimeEnvError(MeshError):
+    """A worker could not make the runtime_env= of a task, which never ran; the text has the last of what pip wrote."""
 
 
 class WorkerDiedError(MeshError):

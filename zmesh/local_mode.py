@@ -4,12 +4,14 @@ The same results and errors as with workers, and nothing else: no processes, no 
 Values are pickled as they would be, so that what works here works there.
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
+from zmesh import runtime_env as envs
 from zmesh.core.records import GROUP_ID_BYTES, Entry, Spec, Task
 from zmesh.exceptions import ConfigError, LocalProtocolError
 from zmesh.local_actors import LocalActor, LocalActors
@@ -38,6 +40,8 @@ class LocalSession:
         self.closed = self.lost = False
         self.job = _ME
         self.group = None
+        self.runtime_env_here: dict[str, Any] = {}
+        self._environment = contextlib.ExitStack()  # what init() was given, until shutdown
         self._groups: dict[str, Any] = {}  # {ID: its entry in the table}
         self.dropped = _Sink()
         self.information: dict[str, Any] = {"node": "local", "pid": os.getpid(), "local": True}
@@ -78,6 +82,26 @@ class LocalSession:
         sent = dict(options["options"], function=function, retry_classes=options["retry_classes"])
         return Spec(0, _ME, name, shape, num_returns=num_returns, options=sent, max_retries=options["max_retries"])
 
+    def enter_environment(self, given: dict[str, Any]) -> None:
+        """Take on an environment until shutdown."""
+        self._environment.enter_context(_inside(given))
+        self.runtime_env_here = given
+
+    def environment(self, given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Return the environment of a task, laid over that of init(); None if it needs nothing more.
+
+        Raises:
+            ConfigError: it asks for pip.
+        """
+        if not given:
+            return None
+        _refuse_pip(given)
+        return envs.merge(self.runtime_env_here, given) | {"id": repr(given)}
+
+    def packed_environment(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return it as it is: nothing leaves this machine."""
+        return dict(given)
+
     def submit(self, spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
         """Run the call now."""
         task = Task(self.next_seq(), spec, b"", 0)
@@ -109,6 +133,18 @@ class LocalSession:
         return self.value(value._entry) if isinstance(value, ObjectRef) else value
 
     def _run(self, task: Task, spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        described = spec.options.get("env")
+        if described is None:
+            self._call(task, spec, args, kwargs)
+            return
+        before, self.runtime_env_here = self.runtime_env_here, {key: described[key] for key in described if key != "id"}
+        try:
+            with _inside(described):
+                self._call(task, spec, args, kwargs)
+        finally:
+            self.runtime_env_here = before
+
+    def _call(self, task: Task, spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         value = spec.options["function"](*args, **kwargs)
         if spec.num_returns == STREAMING:
             task.outputs = []
@@ -158,6 +194,11 @@ class LocalSession:
 
     def wait(self, entries: list[Entry], num_returns: int, timeout: float | None) -> None:
         """Return at once: everything is there."""
+
+    def rest(self, given: Any, rest: list[Any]) -> list[Any]:
+        """Return it: a loop of waits has nothing to wait for."""
+        del given
+        return rest
 
     def completed(self, entries: list[Entry], timeout: float | None) -> Iterator[Entry]:
         """Yield them as they are."""
@@ -256,6 +297,40 @@ class LocalSession:
         return told | {"workers": [], "demands": [], "objects": 0}
 
     def shutdown(self) -> None:
-        """Nothing to stop."""
+        """Leave the environment of init(); nothing else is to stop."""
+        self._environment.close()
         self.closed = True
         set_current(None)
+
+
+def _refuse_pip(given: Mapping[str, Any]) -> None:
+    if "pip" in given:
+        raise ConfigError("runtime_env: pip has no place in init(local=True), as tasks run in this process: install it")
+
+
+@contextlib.contextmanager
+def _inside(given: Mapping[str, Any]) -> Iterator[None]:
+    """Have this process find what a task in that environment would: variables, directory and import path."""
+    _refuse_pip(given)
+    variables = given.get("env_vars", {})
+    before = {name: os.environ.get(name) for name in variables}
+    directory = os.getcwd()
+    places = [os.path.dirname(module) for module in given.get("py_modules", ())]
+    os.environ.update(variables)
+    if "working_dir" in given:
+        os.chdir(given["working_dir"])
+        places.insert(0, given["working_dir"])
+    sys.path[:0] = places
+    try:
+        yield
+    finally:
+        for name, text in before.items():
+            if text is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = text
+        for place in places:
+            with contextlib.suppress(ValueError):  # the task took it off
+                sys.path.remove(place)
+        if "working_dir" in given:
+            os.chdir(directory)

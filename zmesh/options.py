@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zmesh import runtime_env as envs
 from zmesh.exceptions import ConfigError
 
 UNIT = 10_000  # resources are counted in units of 1/10,000
@@ -36,6 +37,7 @@ class TaskOptions:
         timeout: seconds it may run; then its worker is killed and it counts as died.
         priority: higher ones start first; 0 by default.
         generator_backpressure: items a stream may be ahead of its reader; None: without limit.
+        runtime_env: variables, files and packages the task finds, laid over those of the program: zmesh.runtime_env.
     """
 
     num_returns: int | str | None = None
@@ -52,6 +54,7 @@ class TaskOptions:
     timeout: float | None = None
     priority: int = 0
     generator_backpressure: int | None = None
+    runtime_env: Mapping[str, Any] | None = None
 
 
 ALIASES = {"_generator_backpressure_num_objects": "generator_backpressure"}
@@ -70,6 +73,7 @@ def parse(given: Mapping[str, Any], base: TaskOptions | None = None) -> TaskOpti
         if name not in VALID:
             raise ConfigError(f"unknown option {given_name!r}; valid options are: {', '.join(VALID)}")
         values[name] = value
+    values["runtime_env"] = envs.check(values.get("runtime_env"))
     options = TaskOptions(**values)
     _check(options)
     return options
@@ -86,7 +90,7 @@ def _check(options: TaskOptions) -> None:
     if options.num_gpus > 1 and options.num_gpus != int(options.num_gpus):
         raise ConfigError(f"num_gpus above 1 must be a whole number, not {options.num_gpus!r}")
     for name, amount in (options.resources or {}).items():
-        if isinstance(name, str) and (name == "spread" or name.startswith(("node:", "label:"))):
+        if isinstance(name, str) and (name == "spread" or name.startswith(("node:", "label:", "env:"))):
             raise ConfigError(f"{name!r} is no resource: use scheduling_strategy=")
         if isinstance(name, str) and "@" in name:
             raise ConfigError(f"the name of a resource must not hold '@', as {name!r} does")
@@ -182,8 +186,8 @@ def in_bundle(plain: dict[str, int], group: str, bundles: Any, index: int) -> di
 
 
 def key(options: TaskOptions) -> Any:
-    """Return what two equal sets of options have in common, hashable."""
-    return tuple(_frozen(getattr(options, name)) for name in VALID)
+    """Return what two equal sets of options have in common, hashable; but for the runtime_env."""
+    return tuple(_frozen(getattr(options, name)) for name in VALID if name != "runtime_env")
 
 
 def _frozen(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zmesh import actor_options
@@ -85,6 +86,7 @@ class RemoteFunction:
         options = self._options
         captured = session.group
         shape, fallback = opts.placed(options, captured)
+        environment = session.environment(options.runtime_env)
         name = options.name or getattr(self._function, "__qualname__", repr(self._function))
         retry = options.retry_exceptions
         sent: dict[str, Any] = {}  # what the worker needs to know
@@ -101,6 +103,10 @@ class RemoteFunction:
             sent["group"] = group
         if not options.max_retries or not options.oom_retries:
             sent["once"] = True
+        if environment is not None:
+            sent["env"] = environment
+            mark = {f"env:{environment['id']}": 1}  # a worker serves one environment only
+            shape, fallback = shape | mark, fallback and fallback | mark
         self._spec = session.spec(
             self._function,
             name,
@@ -115,13 +121,19 @@ class RemoteFunction:
                 "priority": options.priority,
                 "retry_classes": () if isinstance(retry, bool) else tuple(retry),
             },
-            (opts.key(options), captured and captured["id"]),
+            (opts.key(options), captured and captured["id"], environment and environment["id"]),
         )
         self._session = session
         self._group = captured
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteFunction, (self._function, self._options)
+        options = self._options
+        if options.runtime_env:
+            # Its paths are of this machine: elsewhere only what they hold makes sense.
+            from zmesh import api
+
+            options = replace(options, runtime_env=api.auto_init().packed_environment(options.runtime_env))
+        return RemoteFunction, (self._function, options)
 
     def __repr__(self) -> str:
         return f"RemoteFunction({self._function.__qualname__})"

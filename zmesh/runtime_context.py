@@ -53,7 +53,7 @@ class RuntimeContext:
         if worker is None:
             return {}
         shape = {name.partition("@")[0]: amount for name, amount in worker.core.thief.shape.items()}
-        return {name: amount / 10_000 for name, amount in shape.items() if name != "bundle"}
+        return {name: n / 10_000 for name, n in shape.items() if name != "bundle" and not name.startswith("env:")}
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """Return {"GPU": [...]} of the running task."""
@@ -97,6 +97,11 @@ class RuntimeContext:
         if actor is None:
             raise LocalProtocolError("current_actor is for methods of actors: no actor runs in this process")
         return ActorHandle(self._session.borrow(actor.id), self._session, actor.description)
+
+    @property
+    def runtime_env(self) -> dict[str, Any]:
+        """What is set up around the running task, with the paths of its host; in a driver, what init() was given."""
+        return dict(self._session.runtime_env_here)
 
     def get_pid(self) -> int:
         """Return the process ID."""

@@ -204,9 +204,12 @@ class Simulation(UserCode):
         return process
 
     def spec(self, process: Process, **options: Any) -> Spec:
-        """Register a function; `cpus` (1) makes its shape."""
+        """Register a function; `cpus` (1) makes its shape, `environment` adds the mark of a runtime environment."""
         cpus = options.pop("cpus", 1)
         shape = {"CPU": int(cpus * UNIT)} if cpus else {}
+        environment = options.pop("environment", "")
+        if environment:
+            shape[environment] = 1
         job = process.peer if process.slot < 0 else process.core.thief.job
         spec: Spec = process.core.new_spec(job, "f", shape, **options)
         return spec

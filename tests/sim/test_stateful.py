@@ -23,6 +23,7 @@ class Host(RuleBasedStateMachine):
         self.drivers = [self.sim.driver("a"), self.sim.driver("b")]
         self.specs = [self.sim.spec(driver, max_retries=-1) for driver in self.drivers]
         self.once = [self.sim.spec(driver, max_retries=0) for driver in self.drivers]
+        self.apart = [self.sim.spec(driver, max_retries=-1, environment="env:a") for driver in self.drivers]
         self.tasks: list[list[Task]] = [[], []]
         self.final: dict[int, tuple[int, object]] = {}  # {id of a task: its outcome, when first seen}
 
@@ -37,6 +38,10 @@ class Host(RuleBasedStateMachine):
         }[kind]
         spec = (self.once if once else self.specs)[who]
         self.tasks[who].append(self.sim.submit(self.drivers[who], spec, code))
+
+    @rule(who=st.integers(0, 1))
+    def submit_in_an_environment(self, who: int) -> None:
+        self.tasks[who].append(self.sim.submit(self.drivers[who], self.apart[who], LEAVES[0]))
 
     @rule(who=st.integers(0, 1))
     @precondition(lambda self: any(self.tasks))

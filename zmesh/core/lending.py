@@ -81,7 +81,7 @@ class Lending:
             self._rng.shuffle(thieves)
             for thief in thieves:
                 free = self._spare[thief]
-                fit = 0 if self._congested(thief) else self._fits(demand.shape, free)
+                fit = 0 if self._congested(thief) else self._fits(demand.needs, free)
                 if SPREAD in demand.shape:
                     share = -(-demand.workers // self._members())
                     fit = min(fit, share - self._leases.get(key, {}).get(thief, 0))
@@ -95,7 +95,7 @@ class Lending:
         demand.lent += workers
         demand.overflow -= workers
         free = self._spare[thief]
-        for name, amount in demand.shape.items():
+        for name, amount in demand.needs.items():
             free[name] = free.get(name, 0) - workers * amount
         self._tell(key, demand, thief, leases[thief])
 

@@ -13,15 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zmesh.core.effects import Effect, Send, Spawn, Warn
-from zmesh.core.records import SPREAD, ShapeKey, is_mark, shape_key
+from zmesh.core.records import SPREAD, ShapeKey, environment_of, is_mark, shape_key, without_environment
 from zmesh.core.timers import Timers
 from zmesh.wire.ids import TOKEN_BYTES, NodeID, PeerID, local_peer
 from zmesh.wire.messages import Attach, Detach, Infeasible, Shape, Stop
 
 STARTING, IDLE, ATTACHED, DETACHING, STOPPING = "starting", "idle", "attached", "detaching", "stopping"
 SERVING = "serving"  # an actor, until it ends
-
-
 SETTLE_S = 0.002  # so long after a worker became an actor its owner may say that it needs no other
 SPREAD_S = 0.3  # so long a demand to be spread waits for other nodes to take their part, before this one takes all
 
@@ -49,6 +47,7 @@ class Worker:
     pid: int = 0
     state: str = STARTING
     job: PeerID = b""  # fixed by its first Attach: its modules are those of one program
+    environment: str = ""  # fixed with it: what it has set up for one runtime environment is never undone
     victim: PeerID = b""
     epoch: int = 0
     booking: Any = None
@@ -83,6 +82,12 @@ class Demanded:
     lent: int = 0  # workers of other nodes that may serve it, by our leave
     overflow: int = 0  # workers it lacks and this node cannot give now
     grant: Callable[[float], None] | None = None  # of bundles to be reserved: called when they fit, instead of workers
+    environment: str = field(init=False)  # its workers serve this one only
+    needs: Shape = field(init=False)  # of the node's resources
+
+    def __post_init__(self) -> None:
+        self.environment = environment_of(self.shape)
+        self.needs = without_environment(self.shape)
 
     @property
     def lacks(self) -> int:
@@ -173,9 +178,9 @@ class Matchmaking:
             found = self.demands[client, key] = Demanded(client, job, dict(shape), key, self._orders, born_s=now)
         found.far, found.number = bool(lease), lease
         found.job, found.workers, found.depth, found.priority = job, workers, depth, priority
-        missing = self._resources.missing(shape)
-        if missing and workers and not lease and not self._elsewhere(shape):
-            found.waits_for = self._explain(shape, missing)
+        missing = self._resources.missing(found.needs)
+        if missing and workers and not lease and not self._elsewhere(found.needs):
+            found.waits_for = self._explain(found.needs, missing)
             found.workers = 0
             self._effects.append(Send(client, Infeasible(dict(shape), found.waits_for)))
         self._forget_empty(found)
@@ -367,18 +372,18 @@ class Matchmaking:
         starting = [worker for worker in self._takers.values() if worker.state == STARTING]
         for demand in unmet:
             demand.waits_for = ""
-            if not demand.key and self._zero_cpu() >= self._limits.zero_cpu_workers_max:
+            if not demand.needs and self._zero_cpu() >= self._limits.zero_cpu_workers_max:
                 demand.waits_for = f"the node runs {self._limits.zero_cpu_workers_max} tasks without resources already"
                 continue
             lacks = demand.lacks
             elsewhere = max(0, lacks - self._here(demand, now))
             lacks -= elsewhere
-            while lacks > 0 and self._resources.fits(demand.shape, reserved):
+            while lacks > 0 and self._resources.fits(demand.needs, reserved):
                 if demand.grant is not None:
                     demand.workers, demand.claiming = 0, False
                     demand.grant(now)
                     return True
-                worker = self._idle_for(demand.job)
+                worker = self._idle_for(demand)
                 if worker is not None:
                     self._attach(worker, demand, now)
                     return True
@@ -387,17 +392,17 @@ class Matchmaking:
                     starting.pop()
                 elif not self._more_workers(demand, now):
                     break
-                _add(reserved, demand.shape)
+                _add(reserved, demand.needs)
             demand.overflow = lacks + elsewhere
             if lacks > 0 and not demand.waits_for:
                 demand.waits_for = "resources are in use"
                 if not demand.far and self._make_room(demand, now):
-                    _add(reserved, demand.shape)
+                    _add(reserved, demand.needs)
         return False
 
     def _here(self, demand: Demanded, now: float) -> int:
         """Return how many of the workers it lacks this node should give, rather than others."""
-        if self._resources.missing(demand.shape):
+        if self._resources.missing(demand.needs):
             return 0
         members = self._members()
         spread_until = demand.born_s + SPREAD_S
@@ -415,22 +420,22 @@ class Matchmaking:
         return shares
 
     def _zero_cpu(self) -> int:
-        return sum(worker.demand is not None and not worker.demand.key for worker in self._takers.values())
+        return sum(worker.demand is not None and not worker.demand.needs for worker in self._takers.values())
 
-    def _idle_for(self, job: PeerID) -> Worker | None:
-        """Return an idle worker that may serve the job: one of its own first, the last to become idle."""
-        fit = [w for w in self._takers.values() if w.state == IDLE and w.job in (job, b"")]
-        return max(fit, key=lambda w: (w.job == job, w.idle_s), default=None)
+    def _idle_for(self, demand: Demanded) -> Worker | None:
+        """Return an idle worker that may serve a demand: one of its job first, the last to become idle."""
+        fit = [w for w in self._takers.values() if w.state == IDLE and (not w.job or _alike(w, demand))]
+        return max(fit, key=lambda w: (w.job == demand.job, w.idle_s), default=None)
 
     def _attach(self, worker: Worker, demand: Demanded, now: float) -> None:
         self._epochs += 1
         config = {} if worker.job else self._config_of(demand.job)
         worker.state = ATTACHED
-        worker.job = demand.job
+        worker.job, worker.environment = demand.job, demand.environment
         worker.victim = demand.client
         worker.victims[demand.client] = True
         worker.epoch = self._epochs
-        worker.booking = self._resources.book(demand.shape)
+        worker.booking = self._resources.book(demand.needs)
         worker.attached_s = now
         worker.demand = demand
         demand.claiming = False
@@ -469,7 +474,7 @@ class Matchmaking:
     def _parked(self, demand: Demanded, now: float) -> Worker | None:
         """Return a worker of the same job that waits for work somewhere else, where it is not needed."""
         for worker in self._takers.values():
-            if worker.state == ATTACHED and worker.job == demand.job and worker.demand is not demand:
+            if worker.state == ATTACHED and _alike(worker, demand) and worker.demand is not demand:
                 assert worker.demand is not None
                 needless = worker.demand.lacks < 0 or now - worker.attached_s >= self._limits.fresh_s
                 if needless and not self.executes(worker):
@@ -491,12 +496,12 @@ class Matchmaking:
             return True
         chosen: list[Worker] = []
         for worker in [*self._needless(demand, now), *self._unfair(demand, now)]:
-            if self._fits_with(demand.shape, coming):
+            if self._fits_with(demand.needs, coming):
                 break
-            if worker not in chosen and self._gives(worker, demand.shape, coming):
+            if worker not in chosen and self._gives(worker, demand.needs, coming):
                 chosen.append(worker)
                 _add(coming, worker.booking.shape)
-        if not chosen or not self._fits_with(demand.shape, coming):
+        if not chosen or not self._fits_with(demand.needs, coming):
             return False
         for worker in chosen:
             self._detach(worker, demand)
@@ -578,10 +583,16 @@ class Matchmaking:
             assert (worker.peer in self._takers) == (worker.state != SERVING)
             if worker.demand is not None:
                 assert worker.demand.attached[worker.peer] is worker
+                assert _alike(worker, worker.demand), worker
         for demand in self.demands.values():
             assert all(worker.demand is demand for worker in demand.attached.values())
             assert demand.lent >= 0
         assert len(self._slots) + len(self.workers) == self._limits.workers_max
+
+
+def _alike(worker: Worker, demand: Demanded) -> bool:
+    """Whether a worker that has served somebody may serve a demand: it is of that job, in that environment."""
+    return worker.job == demand.job and worker.environment == demand.environment
 
 
 def _add(target: Shape, shape: Shape) -> None:

@@ -18,11 +18,23 @@ WAITING, QUEUED, LEASED, RESOLVED = 0, 1, 2, 3
 # Marks: names in a shape that stand for a place rather than an amount. Each node has plenty of those that are its own.
 SPREAD = "spread"
 MARK_PLENTY = 1 << 40
+# The mark of a runtime environment begins with this: any node can make any, and a worker serves one for life.
+ENVIRONMENT = "env:"
 
 
 def is_mark(name: str) -> bool:
-    """Whether the name in a shape is a mark: of a node, of a label, or SPREAD."""
-    return name == SPREAD or name.startswith(("node:", "label:"))
+    """Whether the name in a shape is a mark: of a node, of a label, of an environment, or SPREAD."""
+    return name == SPREAD or name.startswith(("node:", "label:", ENVIRONMENT))
+
+
+def environment_of(shape: Shape) -> str:
+    """Return the mark of the runtime environment that a shape is for, "" if none."""
+    return next((name for name in shape if name.startswith(ENVIRONMENT)), "")
+
+
+def without_environment(shape: Shape) -> Shape:
+    """Return what of a shape nodes have to have: all but its runtime environment, without zeros."""
+    return {name: amount for name, amount in shape.items() if amount and not name.startswith(ENVIRONMENT)}
 
 
 # Bundles: "CPU@<group>:<index>" is what one bundle holds, "CPU@<group>" what all bundles of the group on a node do.

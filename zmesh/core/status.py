@@ -17,7 +17,7 @@ def load(resources: Any, matchmaking: Any, store: tuple[int, int], objects: int)
         if demand.overflow > 0 and group:
             groups[group] = groups.get(group, 0) + demand.overflow
         elif demand.overflow > 0:
-            others.append((dict(demand.shape), demand.overflow))
+            others.append((dict(demand.needs), demand.overflow))
     backlog = [({f"{BUNDLE}@{group.hex()}": 1}, overflow) for group, overflow in groups.items()]
     backlog += sorted(others, key=lambda pair: -pair[1])
     return {

@@ -13,7 +13,18 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Effect, Send
-from zmesh.core.records import LEASED, QUEUED, Queue, ShapeKey, Spec, Task, Thief, group_of, outside_group
+from zmesh.core.records import (
+    LEASED,
+    QUEUED,
+    Queue,
+    ShapeKey,
+    Spec,
+    Task,
+    Thief,
+    group_of,
+    outside_group,
+    without_environment,
+)
 from zmesh.core.timers import Timers
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID
 from zmesh.wire.messages import STORED, UNIT, Demand, Shape, Work
@@ -294,10 +305,11 @@ class Victim:
 
     def _workers_max(self, queue: Queue) -> int:
         """How many workers of this shape the mesh can have at once: no use in asking for more."""
-        if not self.totals or not queue.key:
+        needs = without_environment(queue.shape)
+        if not self.totals or not needs:
             return 64
         totals = [*self.totals, *self.groups.values()]
-        return max(1, sum(min(total.get(name, 0) // amount for name, amount in queue.key) for total in totals))
+        return max(1, sum(min(total.get(name, 0) // amount for name, amount in needs.items()) for total in totals))
 
     def _tell(self, queue: Queue, workers: int) -> None:
         queue.told = workers
@@ -342,7 +354,7 @@ class Victim:
     @staticmethod
     def describe(shape: Shape) -> str:
         """Return a shape as users write it: `CPU 0.5, GPU 1`."""
-        plain = outside_group(shape)
+        plain = outside_group(without_environment(shape))
         text = ", ".join(f"{name} {amount / UNIT:g}" for name, amount in plain.items() if amount) or "no resources"
         group = group_of(shape)
         return f"{text} in placement group {group.hex()}" if group else text

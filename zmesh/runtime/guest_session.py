@@ -92,7 +92,11 @@ class GuestSession(Session):
             "private": False,
             "address": self._guest.place,
         }
-        self.store.restore(lambda: self._guest.restored(monotonic()))  # type: ignore[attr-defined]
+        self.store.restore(self._restored)  # type: ignore[attr-defined]
+
+    def _restored(self) -> None:
+        self._guest.restored(monotonic())
+        self.renew_packages()
 
     def _to_store(self, frame: bytes) -> None:
         core = self._guest

@@ -90,6 +90,8 @@ def unlisten(entry: Entry, waiter: Waiter) -> None:
         entry.waiter = None
     elif isinstance(entry.waiter, list) and waiter in entry.waiter:
         entry.waiter.remove(waiter)
+        if not entry.waiter:
+            entry.waiter = None
 
 
 class Reactor:

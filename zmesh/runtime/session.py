@@ -16,18 +16,15 @@ from typing import Any
 from zmesh.core import effects as fx
 from zmesh.core.client import ClientCore
 from zmesh.core.records import Entry, Inputs, Spec, Task
-from zmesh.exceptions import (
-    GetTimeoutError,
-    LocalProtocolError,
-    NotRunningError,
-    SerializationError,
-)
+from zmesh.exceptions import GetTimeoutError, LocalProtocolError, NotRunningError, SerializationError
 from zmesh.object_ref import ObjectRef
 from zmesh.runtime import calls, serialization
 from zmesh.runtime.actor_session import ActorSession
+from zmesh.runtime.environment_calls import EnvironmentCalls
 from zmesh.runtime.errors import build_error
 from zmesh.runtime.group_calls import GroupCalls
 from zmesh.runtime.reactor import LOOK_S, Reactor, Waiter, listen, unlisten
+from zmesh.runtime.rounds import RoundCalls
 from zmesh.runtime.store import Store
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID
 from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, UNIT
@@ -35,7 +32,7 @@ from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, UNIT
 INLINE_BYTES_MAX = 64 * 1024  # larger values go to shared memory: Source: perf/arrays.py, a put costs about 20 us
 
 
-class Session(GroupCalls):
+class Session(GroupCalls, EnvironmentCalls, RoundCalls):
     """A client of a mesh.
 
     Args:
@@ -57,6 +54,8 @@ class Session(GroupCalls):
         self.dropped = reactor.dropped
         self.nudge = reactor.nudge
         self._specs: dict[Any, Spec] = {}  # {(digest, options key): spec}
+        self.packages: dict[Any, Any] = {}  # {(path, module?): (files, package)} as they were packed last
+        self.shared: dict[str, Any] = {}  # {digest: (package, ref)} of what this process packed
         self._futures: queue.SimpleQueue[Callable[[], None] | None] | None = None
         self._task_thread = 0  # ident of a worker's main thread
         self.closed = False  # also in a forked child, which must start anew
@@ -236,7 +235,7 @@ class Session(GroupCalls):
                 self.cancel_all()
             raise
         finally:
-            if waiter.remaining > 0 or len(listening) > needed:
+            if needed - waiter.remaining < len(entries):  # some are pending
                 with reactor.lock:
                     for entry in listening:
                         if entry.status == PENDING:

@@ -20,8 +20,10 @@ from zmesh.core.records import Entry, outside_group
 from zmesh.core.running import Running, WorkSpec
 from zmesh.core.timers import Timers
 from zmesh.core.worker import WorkerCore
+from zmesh.object_ref import ObjectRef
 from zmesh.runtime import calls, serialization, session
 from zmesh.runtime.actor_main import ActorProcess
+from zmesh.runtime.environments import Environment
 from zmesh.runtime.errors import build_error
 from zmesh.runtime.forkserver import WorkerStart, describe_status
 from zmesh.runtime.reactor import Reactor, Waiter
@@ -96,6 +98,7 @@ class Worker:
         self.reactor = Reactor(self.core, self.sockets, handlers, None)
         self.reactor.look = self._look
         self.session = WorkerSession(self)
+        self.environment = Environment(self._fetch_package)
 
     def run(self) -> None:
         """Work until told to stop."""
@@ -202,6 +205,7 @@ class Worker:
     def _call(self, running: Running, spec: WorkSpec) -> tuple[int, Any, list[bytes], int]:
         loaded = self._functions.get(spec.digest)
         if loaded is None:
+            self._enter_environment(spec)  # what the function imports may be part of it
             loaded = self._functions[spec.digest] = serialization.loads(spec.blob)
         args, kwargs = self.arguments(running)
         plan = spec.options.get("actor")
@@ -225,6 +229,17 @@ class Worker:
             del value  # only now: it may have the last ref, and the background thread lets go of what nobody holds
             return status, packed, oids, size
         return self._many(running, spec, value)
+
+    def _enter_environment(self, spec: WorkSpec) -> None:
+        described = spec.options.get("env")
+        if described is not None:
+            self.environment.enter(described)
+            self.session.runtime_env, self.session.runtime_env_here = described, self.environment.here
+
+    def _fetch_package(self, oid: bytes) -> bytes:
+        ref: ObjectRef[bytes] = ObjectRef(self.session.borrow(oid), self.session)
+        data: bytes = self.session.get([ref._entry], None)[0]
+        return data
 
     def arguments(self, running: Running) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Unpack the arguments of a task or call."""
@@ -367,6 +382,7 @@ class Worker:
         visible = self._visible_gpus
         names = [visible[gpu] if gpu < len(visible) else str(gpu) for gpu in message.gpus]
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names)
+        os.environ.update(self.environment.variables)
 
 
 class WorkerSession(Session):
