@@ -6,6 +6,7 @@ from zmesh import api
 
 # As in Ray, `zmesh.util.placement_group` is the function; the module of that name is what imports name.
 from zmesh.util import scheduling_strategies
+from zmesh.util.actor_pool import ActorPool
 from zmesh.util.placement_group import (
     PlacementGroup,
     get_current_placement_group,
@@ -16,6 +17,7 @@ from zmesh.util.placement_group import (
 )
 
 __all__ = [
+    "ActorPool",
     "PlacementGroup",
     "get_current_placement_group",
     "get_placement_group",
