@@ -66,7 +66,7 @@ def imports(name: str) -> tuple[Any, str, int]:
 
 def unpacked(cache: pathlib.Path, kind: str = "files") -> list[str]:
     found = sorted(os.listdir(cache)) if cache.exists() else []
-    return [name for name in found if name.startswith(kind) and not name.endswith(".lock")]
+    return [name for name in found if name.startswith(kind) and "." not in name]
 
 
 def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -231,7 +231,7 @@ def slow_fetch(cache: pathlib.Path, tree: pathlib.Path) -> Any:
 
     digest, _ = runtime_env.pack(runtime_env.files_of(str(tree), module=False))
     cache.mkdir(mode=0o700, exist_ok=True)
-    fd = os.open(cache / f"files-{digest}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    fd = os.open(cache / f"files-{digest}.making", os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX)
     return fd
 

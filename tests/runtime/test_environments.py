@@ -128,7 +128,7 @@ def test_what_a_killed_maker_left_is_removed_when_something_else_is_made(root: p
     root.chmod(0o700)
     (root / "half.lock").touch()
     Cache(str(root)).get("a", writes("x"))
-    assert sorted(os.listdir(root)) == ["a", "a.lock"]
+    assert sorted(os.listdir(root)) == ["a", "a.lock", "a.making"]
 
 
 def test_the_longest_unused_goes_first_and_what_is_in_use_stays(root: pathlib.Path) -> None:
@@ -177,14 +177,30 @@ def test_a_disk_that_fails_is_said_to(root: pathlib.Path) -> None:
 def test_a_lock_file_that_was_removed_while_we_waited_is_made_anew(root: pathlib.Path) -> None:
     cache = Cache(str(root))
     cache._open_root()
-    fd = cache._lock("a", environments.fcntl.LOCK_EX)
+    fd = cache._lock("a.making", environments.fcntl.LOCK_EX)
     waiter = threading.Thread(target=lambda: cache.get("a", writes("x")))
     waiter.start()
     time.sleep(0.02)  # it waits for the file that goes now, or comes later: both are to work
-    (root / "a.lock").unlink()
+    (root / "a.making").unlink()
     os.close(fd)
-    waiter.join()
+    waiter.join(10)
     assert (root / "a.lock").read_text() == "1"
+
+
+def test_who_comes_while_it_is_made_does_not_wait_for_those_who_use_it(root: pathlib.Path) -> None:
+    """Each of these uses it to the end of the test."""
+    for round_ in range(40):
+        caches = [Cache(str(root)) for _ in range(4)]
+        threads = [
+            threading.Thread(target=cache.get, args=(f"a{round_}", writes("x")), daemon=True) for cache in caches
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert not any(thread.is_alive() for thread in threads)
+        for cache in caches:
+            end(cache)
 
 
 def test_where_the_cache_lies_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +269,7 @@ def test_pip_installs_beside_what_is_there(root: pathlib.Path, tmp_path: pathlib
     environment = Environment(lambda oid: b"")
     environment.enter({"id": "1", "pip": list(envs.requirements(lines))})
     assert __import__("tiny_of_env").VALUE == 7
-    (venv,) = [name for name in os.listdir(root) if name.startswith("venv-") and not name.endswith(".lock")]
+    (venv,) = [name for name in os.listdir(root) if name.startswith("venv-") and "." not in name]
     assert sys.path[0] == environments.site_packages(str(root / venv))
     assert not any(name.startswith("numpy") for name in os.listdir(sys.path[0]))
     assert os.environ["PATH"].startswith(str(root / venv / "bin"))

@@ -7,7 +7,8 @@ nodes, may ask for the same at once.
     $ZMESH_CACHE_DIR, or $XDG_CACHE_HOME/zmesh, or ~/.cache/zmesh      0700, ours
         files-<digest>/     an unpacked package
         venv-<digest>/      a virtual environment
-        <either>.lock       held while it is made or used; its size once it is whole, empty before
+        <either>.making     locked by who makes it, or looks whether somebody has
+        <either>.lock       locked by all who use it; its size once it is whole, empty before
 """
 
 import contextlib
@@ -34,7 +35,7 @@ CACHE_BYTES_MAX = 10 << 30  # what nobody uses goes, the longest unused first, i
 RETRY_AFTER_S = 10.0  # a worker that could not make an environment tells the next tasks so, and tries again after this
 TAIL_CHARS = 4000  # of what pip wrote, in the error
 
-_LOCK = ".lock"
+_LOCK, _MAKING = ".lock", ".making"
 
 
 class Cache:
@@ -59,15 +60,9 @@ class Cache:
         """
         path = os.path.join(self._root, name)
         try:
-            self._open_root()
-            while name not in self._used:
-                fd = self._lock(name, fcntl.LOCK_SH)
-                if os.fstat(fd).st_size:
-                    os.utime(fd)
-                    self._used[name] = fd
-                    break
-                os.close(fd)
-                self._make(name, path, make)
+            if name not in self._used:
+                self._open_root()
+                self._used[name] = self._use(name, path, make)
         except OSError as error:
             if isinstance(error, MeshError):
                 raise
@@ -84,9 +79,9 @@ class Cache:
                 f"{self._root} must be a directory of yours that nobody else may write: chmod 700, or ZMESH_CACHE_DIR"
             )
 
-    def _lock(self, name: str, how: int) -> int:
-        """Return a descriptor that holds the lock. Its file may be removed, but only by who has it for himself."""
-        path = os.path.join(self._root, name + _LOCK)
+    def _lock(self, file: str, how: int) -> int:
+        """Return a descriptor that holds a lock. Its file may be removed, but only by who has it for himself."""
+        path = os.path.join(self._root, file)
         while True:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
@@ -99,26 +94,33 @@ class Cache:
                 raise
             os.close(fd)
 
-    def _make(self, name: str, path: str, make: Callable[[str], None]) -> None:
-        """Make what is not there, in its place: a virtual environment that was moved would not work.
+    def _use(self, name: str, path: str, make: Callable[[str], None]) -> int:
+        """Make what is not there, in its place, as a moved virtual environment would not work; returns its lock.
 
         It counts once its lock file says how large it is. What a maker that was killed left has none, and goes.
         """
-        fd = self._lock(name, fcntl.LOCK_EX)
+        # Two locks: who waited for the first with the second in hand would wait for all who use it.
+        making = self._lock(name + _MAKING, fcntl.LOCK_EX)
         try:
-            if os.fstat(fd).st_size:
-                return  # somebody was faster
-            shutil.rmtree(path, ignore_errors=True)
-            self._make_room()
+            fd = self._lock(name + _LOCK, fcntl.LOCK_SH)
+            whole = os.fstat(fd).st_size > 0
             try:
-                make(path)
-                size = max(1, sum(found.st_size for found in _files(path)))
-            except BaseException:
+                if whole:
+                    os.utime(fd)
+                    return fd
                 shutil.rmtree(path, ignore_errors=True)
+                self._make_room()
+                make(path)
+                os.write(fd, str(max(1, sum(found.st_size for found in _files(path)))).encode())
+            except BaseException:  # also a cancellation, which may come anywhere
+                if not whole:
+                    os.truncate(fd, 0)
+                    shutil.rmtree(path, ignore_errors=True)
+                os.close(fd)
                 raise
-            os.write(fd, str(size).encode())
+            return fd
         finally:
-            os.close(fd)
+            os.close(making)
 
     def _make_room(self) -> None:
         """Remove what was not used for longest, while there is too much, but nothing that is in use."""
@@ -134,17 +136,18 @@ class Cache:
                 left -= size
 
     def _remove(self, name: str) -> bool:
-        """Remove something, unless it is in use or gone."""
-        try:
-            fd = self._lock(name, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        try:
-            os.truncate(fd, 0)
+        """Remove something, unless somebody makes or uses it."""
+        with contextlib.ExitStack() as locks:
+            for end in (_MAKING, _LOCK):
+                try:
+                    fd = self._lock(name + end, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    return False
+                locks.callback(os.close, fd)
+            os.truncate(fd, 0)  # first of all: if we are killed now, it does not count
             shutil.rmtree(os.path.join(self._root, name), ignore_errors=True)
-            os.unlink(os.path.join(self._root, name + _LOCK))
-        finally:
-            os.close(fd)
+            for end in (_LOCK, _MAKING):
+                os.unlink(os.path.join(self._root, name + end))
         return True
 
 
