@@ -19,6 +19,7 @@ from zmesh.runtime.mesh_sockets import (
     CONTROL_BYTES_MAX,
     GUEST_ID,
     HANDSHAKE_MS,
+    SHUT_OUT,
     Dialled,
     endpoint,
     send,
@@ -200,6 +201,8 @@ class GuestSockets:
             elif event == zmq.EVENT_CLOSED:  # a dial was refused
                 if not dialled.connected:
                     self._core.refused("nobody listens there", now)
+            elif (failures := dialled.failures + 1) < SHUT_OUT:
+                dialled.failures = failures  # a cut in the midst of a handshake looks like another key
             else:
                 self._tried += 1
                 self._key += 1

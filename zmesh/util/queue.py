@@ -1,4 +1,4 @@
-"""A queue that programs, tasks and actors of the mesh share: an actor holds its items. Names and semantics as in Ray.
+"""A queue that programs, tasks and actors of the mesh share, held by an actor. Names and semantics are Ray's."""
 
 import asyncio
 import queue
