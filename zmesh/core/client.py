@@ -10,6 +10,7 @@ from typing import Any
 from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, Warn
 from zmesh.core.evacuation import Rescue
 from zmesh.core.group_watch import GroupWatch
+from zmesh.core.lineage import Lineage
 from zmesh.core.links import Links
 from zmesh.core.pulls import Pulls
 from zmesh.core.records import (
@@ -27,17 +28,19 @@ from zmesh.core.records import (
     in_group,
     shape_key,
 )
-from zmesh.core.references import References
+from zmesh.core.references import References, owner_died
 from zmesh.core.shortcuts import Shortcuts
 from zmesh.core.tasks import Tasks
 from zmesh.core.timers import Timers
 from zmesh.core.victim import Victim
 from zmesh.wire.group_messages import GroupReply, GroupState
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
+from zmesh.wire.lineage_messages import Forget, Missing
 from zmesh.wire.messages import (
     ERROR,
     INLINE,
     ITEM,
+    LOST,
     MANY,
     STORED,
     Ack,
@@ -114,6 +117,7 @@ class ClientCore:
             free=self.references.free_segment,
             inside=self.references.inside,
             waited=self._waited,
+            note=lambda task, results: self.lineage.note(task, results),
         )
         self.groups = GroupWatch(
             effects,
@@ -146,8 +150,19 @@ class ClientCore:
             Carry: self.shortcuts.carried,
             Leaving: lambda peer, message, now: self._rescue.leaving(peer, message.node),
             RecycleSegments: lambda _, message, now: self.effects.append(Recycle(list(message.segments))),
-            Trim: lambda _, message, now: self.effects.append(Recycle([])),
         }
+        self.lineage = self._new_lineage(effects, timers)
+
+    def _new_lineage(self, effects: list[Effect], timers: Timers) -> Lineage:
+        lineage = Lineage(
+            effects, timers, references=self.references, tasks=self.tasks, home=lambda: self.node,
+            run=self._run_again, needed=lambda: len(self.victim.totals) > 1,
+        )  # fmt: skip
+        self.references.freed, self.references.remake = lineage.freed, lineage.remake
+        self._inputs[Missing] = lambda _, message, now: lineage.missing(message.objects, now)
+        self._inputs[Forget] = lambda _, message, now: lineage.forget(message.objects)
+        self._inputs[Trim] = self._trim
+        return lineage
 
     # Inputs from the user's threads.
 
@@ -172,6 +187,14 @@ class ClientCore:
         else:
             self.tasks.submit(task, now)
         self._flush()
+        return task
+
+    def _run_again(self, spec: Spec, args: Any, inputs: Inputs | None, depth: int, attempt: int, now: float) -> Task:
+        """Run a task once more, as a task of its own, for results that were lost."""
+        self._seq += 1
+        task = Task(self._seq, spec, args, depth)
+        task.inputs, task.attempt = inputs, attempt
+        self.tasks.submit(task, now)
         return task
 
     def put(self, status: int, value: Any, inside: list[Entry]) -> Entry:
@@ -253,6 +276,7 @@ class ClientCore:
             self.tasks.entry_resolved(task, now)
         for entry in self.references.lose_node(self.lost):
             self.tasks.entry_resolved(entry, now)
+        self.lineage.homes_gone(None, self.lost, now)
         self.pulls.lose_node(self.lost)
         self.groups.lose(self.lost, now)
         self._flush()
@@ -341,6 +365,7 @@ class ClientCore:
             self._lose_thief(thief, message.node, message.why, now)
         for entry in self.references.node_gone(message.node, message.why):
             self.tasks.entry_resolved(entry, now)
+        self.lineage.homes_gone(message.node, owner_died(message.node, message.why), now)
         self.victim.serve(now)
 
     def _lose_thief(self, thief: Thief, node: NodeID, why: str, now: float) -> None:
@@ -383,6 +408,9 @@ class ClientCore:
             elif result[2] == ITEM:
                 tasks.item(task, result[3])
                 self._take(peer, result)
+            elif result[2] == LOST:
+                victim.returned(thief, task)
+                self.lineage.starved(task, result[3], now)
             else:
                 victim.returned(thief, task)
                 tasks.outcome(task, result, now)
@@ -479,6 +507,12 @@ class ClientCore:
         del peer
         for entry in self.references.fetched(message.objects):
             self.tasks.entry_resolved(entry, now)
+        self.lineage.fetched(message.objects, now)
+
+    def _trim(self, peer: PeerID, message: Trim, now: float) -> None:
+        del peer, message, now
+        self.lineage.make_room()
+        self.effects.append(Recycle([]))
 
     def _infeasible(self, peer: PeerID, message: Infeasible, now: float) -> None:
         del peer
@@ -543,6 +577,7 @@ class ClientCore:
         self.victim.check()
         self.references.check()
         self.pulls.check()
+        self.lineage.check()
         self.shortcuts.check()
         unresolved = self.unresolved()
         assert len(unresolved) == self.tasks.open, (len(unresolved), self.tasks.open)

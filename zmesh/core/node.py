@@ -24,6 +24,7 @@ from zmesh.core.shortcuts import Openings
 from zmesh.core.status import load, status
 from zmesh.core.timers import Timers
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, is_guest, node_peer
+from zmesh.wire.lineage_messages import Missing, Remember
 from zmesh.wire.messages import (
     PROTOCOL_MAJOR,
     Blocked,
@@ -188,6 +189,8 @@ class NodeCore:
             Hold: lambda peer, m, now: directory.hold(peer, m.request, m.holders),
             Release: lambda peer, m, now: directory.release(peer, m.objects),
             Fetch: lambda peer, m, now: directory.fetch(peer, m.objects),
+            Missing: lambda peer, m, now: directory.missing(peer, m.objects),
+            Remember: lambda peer, m, now: directory.remember(peer, m.objects),
             Buried: self._buried,
             FreeSegments: self._free_segments,
             Pull: lambda peer, m, now: self.copies.pull(peer, m.objects, now),
@@ -425,9 +428,9 @@ class NodeCore:
         """Return the segments that shared objects lie in."""
         return [*self.directory.segments_in_use(), *self._kept]
 
-    def fetched(self, oid: ObjectID, location: Any, error: str, now: float) -> None:
+    def fetched(self, oid: ObjectID, location: Any, error: str, now: float, *, full: bool = False) -> None:
         """A FetchCopy is over; see Copies.fetched."""
-        self.copies.fetched(oid, location, error, now)
+        self.copies.fetched(oid, location, error, now, full=full)
 
     # From other nodes.
 

@@ -34,7 +34,7 @@ class Pulls:
     def want(self, oid: ObjectID, location: Any) -> Copy:
         """Return the copy, with one user more; the node is asked for it if this process has none yet."""
         copy = self._copies.get(oid)
-        if copy is None:
+        if copy is None or copy.status == ERROR:  # one that failed may lie elsewhere now
             copy = self._copies[oid] = Copy(oid)
             if self.lost is not None:
                 copy.status, copy.value = ERROR, self.lost
@@ -53,7 +53,8 @@ class Pulls:
         copy.users -= 1
         assert copy.users >= 0
         if not copy.users:
-            del self._copies[copy.oid]
+            if self._copies.get(copy.oid) is copy:
+                del self._copies[copy.oid]
             self._effects.append(Send(self._node, LetGo([(copy.oid, True)])))
 
     def pulled(self, objects: list[Any]) -> None:

@@ -2,7 +2,8 @@
 
 An own entry is freed when no ObjectRef, task, containing value, live view or reader is left; the node only hears of it
 if it was promoted. A borrowed entry is counted by its home, the node of its owner: this process owes it as many
-releases as it was given holds. Knows entries; never looks at tasks (core/tasks.py does).
+releases as it was given holds. Knows entries; never looks at tasks (core/tasks.py does). What becomes of an entry whose
+bytes are lost is in core/restored.py.
 """
 
 from collections import deque
@@ -11,6 +12,7 @@ from typing import Any
 
 from zmesh.core.effects import Effect, Recycle, Resolved, Send
 from zmesh.core.records import Copy, Entry, Share
+from zmesh.core.restored import Restored
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer, object_id, split_object_id
 from zmesh.wire.messages import (
     ERROR,
@@ -22,7 +24,6 @@ from zmesh.wire.messages import (
     Hold,
     Promote,
     Release,
-    Resolve,
     Taken,
     Unpin,
 )
@@ -41,7 +42,7 @@ class View:
         self.kept = 0  # how many of our Dones listed it
 
 
-class References:
+class References(Restored):
     """Counts of one client.
 
     Args:
@@ -52,6 +53,7 @@ class References:
     """
 
     def __init__(self, me: PeerID, node: PeerID, effects: list[Effect], pulls: Any) -> None:
+        super().__init__()
         self._me = me
         self._node = node
         self._effects = effects
@@ -130,12 +132,14 @@ class References:
         self._lent.pop((entry.seq, entry.index), None)
         self._away.pop((entry.seq, entry.index), None)
         if share is not None and share.promoted:
+            self.freed(entry)
             if share.holds:
                 oid = object_id(self._me, entry.seq, entry.index)
                 self._effects.append(Send(self._node, Release([(oid, share.holds, share.clean)])))
                 share.holds = 0
         elif status == STORED:
             self.free_segment(value, clean=share is None or share.clean)
+            self.freed(entry)
 
     def free_segment(self, location: Any, *, clean: bool = True) -> None:
         """Nobody reads what lies at (segment, nbytes, producer): let its producer write there again."""
@@ -275,12 +279,11 @@ class References:
         """An own entry got its value: tell the node if others wait there, free it if nobody wants it."""
         share = entry.share
         if share is not None and share.promoted:
-            inside = [self.oid(inner) for inner in share.inside]
-            self._effects.append(Send(self._node, Resolve([(self.oid(entry), entry.status, entry.value, inside)])))
+            self.tell(entry)
         if entry.status == STORED and self._pulls.is_far(entry.value):
             self._away[entry.seq, entry.index] = entry
             if entry.value[2][:NODE_ID_BYTES] in self._leavers:
-                self.localize([entry])
+                self._missing([entry])
         if not entry.refs:
             self.settle(entry)
 
@@ -361,7 +364,7 @@ class References:
     def node_gone(self, node: NodeID, why: str) -> list[Entry]:
         """A member is gone, and the objects it was the home of; returns the entries that failed."""
         self._leavers.pop(node, None)
-        error: Any = ("OwnerDiedError", f"the node {node.hex()} that knew the object is gone: {why}", {})
+        error = owner_died(node, why)
         failed = []
         for entry in list(self._lent.values()):
             for reader in list(entry.share.readers if entry.share is not None else ()):
@@ -405,15 +408,27 @@ class References:
 
         Returns an entry that resolves when all copies are there or failed; `location` says which.
         """
-        missing = self._missing(entries)
-        if not missing:
+        away = [entry for entry in entries if self.is_away(entry)]
+        if not away:
             return None
         ticket = Entry(0)
-        self._after(missing, lambda: self._set(ticket, INLINE, None))
-        return ticket
+        left = len(away)
+
+        def one() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                self._set(ticket, INLINE, None)
+
+        for entry in away:
+            self._bring(entry, one)
+        return ticket if left else None
 
     def when_local(self, entries: list[Entry], then: Callable[[], None]) -> None:
-        """As `localize`, but call `then`, at once if there is nothing to wait for. The caller holds the entries."""
+        """Have the bytes of stored entries copied here, nothing made again; call `then` when all are here or failed.
+
+        At once if there is nothing to wait for. The caller holds the entries.
+        """
         missing = self._missing(entries)
         if missing:
             self._after(missing, then)
@@ -424,14 +439,10 @@ class References:
         """Ask for copies of what lies on other hosts; returns those that are under way."""
         missing = []
         for entry in entries:
-            if entry.status == STORED and self._pulls.is_far(entry.value):
-                share = self.share(entry)
-                if share.copy is None or share.copy.status == ERROR:
-                    if share.copy is not None:
-                        self._pulls.drop(share.copy)
-                    share.copy = self._pulls.want(self.oid(entry), entry.value)
-                if share.copy.status == PENDING:
-                    missing.append(share.copy)
+            if self.is_away(entry):
+                copy = self._copy_of(entry)
+                if copy.status == PENDING:
+                    missing.append(copy)
         return missing
 
     @staticmethod
@@ -542,6 +553,11 @@ class References:
             assert entry.share.oid == oid
             assert entry.refs or entry.share.pins or entry.share.readers, "a borrowed entry that nobody holds"
         assert all(view.count > 0 for view in self._views.values())
+
+
+def owner_died(node: NodeID, why: str) -> tuple[str, str, dict[str, Any]]:
+    """Return the failure of objects whose home is gone."""
+    return "OwnerDiedError", f"the node {node.hex()} that knew the object is gone: {why}", {}
 
 
 def _home(of: ObjectID | PeerID) -> PeerID:

@@ -15,6 +15,7 @@ from zmesh.wire.messages import (
     CANCELLED,
     ERROR,
     ITEM,
+    LOST,
     PENDING,
     STORED,
     Attach,
@@ -239,7 +240,7 @@ class ThiefHalf:
             if self._results:
                 self.flush()
             return None
-        record = self._next_ready() if self._awaited else self._queue.popleft()
+        record = self._next_ready(now) if self._awaited else self._queue.popleft()
         if record is None:
             if self._results:
                 self.flush()
@@ -257,13 +258,28 @@ class ThiefHalf:
             self._place_copies(running, self._awaited.pop(running.seq))
         return running
 
-    def _next_ready(self) -> Any:
+    def _next_ready(self, now: float) -> Any:
         """Take the first task whose arguments are here; None if each waits for some."""
-        for record in self._queue:
-            if all(copy.status != PENDING for copy in self._awaited.get(record[0], {}).values()):
+        for record in list(self._queue):
+            copies = self._awaited.get(record[0], {})
+            if all(copy.status != PENDING for copy in copies.values()):
                 self._queue.remove(record)
-                return record
+                if not copies or not self._lacks(record, copies, now):
+                    return record
         return None
+
+    def _lacks(self, record: Any, copies: dict[Any, Copy], now: float) -> bool:
+        """Whether an argument cannot be had here: then the victim hears of it, and the task does not start."""
+        places = {key: value for status, value, key in (record[5] if len(record) > 5 else ()) if status == STORED}
+        if type(record[4]) is not bytes:
+            places[record[4][3], 0] = record[4]
+        gone = [key for key, one in copies.items() if one.status == ERROR and one.value[0] == "ObjectLostError"]
+        if gone:
+            lost = [(key, places[key][0], places[key][2]) for key in gone]
+            self._forget([record])
+            self._add((record[0], record[1], LOST, lost), 64 * len(lost), now)
+            self.flush()
+        return bool(gone)
 
     @staticmethod
     def _place_copies(running: Running, copies: dict[Any, Copy]) -> None:

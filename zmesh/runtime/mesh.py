@@ -376,7 +376,7 @@ class Mesh:
         if fd < 0:
             used, capacity = self._segments.used_bytes, self._segments.capacity_bytes
             why = f"{size:,} bytes do not fit into the store of this host, where {used:,} of {capacity:,} are in use"
-            self._core.fetched(effect.oid, None, why, monotonic())
+            self._core.fetched(effect.oid, None, why, monotonic(), full=True)
             return
         self._copies[effect.oid] = (segment, size, effect.nbytes)
         origin = effect.producer[:NODE_ID_BYTES]

@@ -348,6 +348,8 @@ class Session(GroupCalls):
             status, place = references.location(entry)
             if status == STORED:
                 references.pin(entry)
+        if status == INLINE:  # it was lost, and is small now that it was made again
+            return serialization.unpack_inline(place)
         if status != STORED:
             raise build_error(place)
         segment, nbytes, _ = place

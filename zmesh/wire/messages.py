@@ -28,13 +28,14 @@ from typing import Any
 
 from zmesh.wire.group_messages import GROUP_MESSAGES
 from zmesh.wire.ids import NodeID, ObjectID, PeerID
+from zmesh.wire.lineage_messages import LINEAGE_MESSAGES
 
 PROTOCOL_MAJOR = 1
 UNIT = 10_000
 
 PENDING, INLINE, STORED, FAILED, ERROR = 0, 1, 2, 3, 4
 # Only in Done.results:
-CANCELLED, RETRYABLE, MANY, ITEM, END = 5, 6, 7, 8, 9
+CANCELLED, RETRYABLE, MANY, ITEM, END, LOST = 5, 6, 7, 8, 9, 10
 
 Shape = dict[str, int]
 
@@ -306,7 +307,8 @@ class Done:
     """Thief to victim: results, and so much of the credit back.
 
     `results` is a list of [seq, attempt, status, value, ObjectIDs inside?]. MANY has a list of [status, value, inside]
-    as value, ITEM [index, status, value, inside] (the task goes on), END the number of items.
+    as value, ITEM [index, status, value, inside] (the task goes on), END the number of items, LOST a list of
+    [key, segment, producer] of arguments that could not be had there: the task was not started.
     `timings` is a list of [spec index, longest run in seconds]. `kept` lists keys of dependencies, and ObjectIDs
     of references, that the thief still holds though their task is over; Unpin or Release ends that.
     """
@@ -581,4 +583,5 @@ MESSAGES: tuple[type[Any], ...] = (
     Leaving,
     Evacuated,
     *GROUP_MESSAGES,
+    *LINEAGE_MESSAGES,
 )

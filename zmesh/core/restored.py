@@ -1,0 +1,154 @@
+"""What becomes of an entry whose bytes are lost: made again, it has another place; the part of References for that.
+
+Who makes it again is core/lineage.py's business, who holds it core/references.py's, where a copy is core/pulls.py's.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from zmesh.core.effects import Effect, Send
+from zmesh.core.records import Copy, Entry, Share
+from zmesh.wire.ids import ObjectID, PeerID, object_id
+from zmesh.wire.messages import ERROR, INLINE, PENDING, STORED, Resolve
+
+Remake = Callable[[Entry, Any, str, Callable[[Any, float], None]], None]
+
+
+class Restored:
+    """Entries with new places; mixed into References, whose tables these are.
+
+    Attributes:
+        freed: told of stored results that this process needs no more.
+        remake: (entry, place, why it cannot be had there, then): has it made again; None: nobody can.
+    """
+
+    _me: PeerID
+    _node: PeerID
+    _effects: list[Effect]
+    _pulls: Any
+    _lent: dict[tuple[int, int], Entry]
+    _away: dict[tuple[int, int], Entry]
+    share: Callable[[Entry], Share]
+    oid: Callable[[Entry], ObjectID]
+    drop: Callable[[Entry], None]
+    resolved: Callable[[Entry], None]
+    free_segment: Callable[..., None]
+    borrow: Callable[..., Entry]
+    _hold: Callable[[int, list[Any]], Any]
+
+    def __init__(self) -> None:
+        self.freed: Callable[[Entry], None] = lambda entry: None
+        self.remake: Remake | None = None
+
+    # Bytes that are wanted here.
+
+    def is_away(self, entry: Entry) -> bool:
+        """Whether a stored entry lies on another host, and has no copy on this one."""
+        if entry.status != STORED or not self._pulls.is_far(entry.value):
+            return False
+        return entry.share is None or entry.share.copy is None or entry.share.copy.status != STORED
+
+    def _copy_of(self, entry: Entry) -> Copy:
+        """Return the copy on this host of an entry that is away, asked for anew if it failed before."""
+        share = self.share(entry)
+        if share.copy is None or share.copy.status == ERROR:
+            if share.copy is not None:
+                self._pulls.drop(share.copy)
+            share.copy = self._pulls.want(self.oid(entry), entry.value)
+        return share.copy
+
+    def _bring(self, entry: Entry, then: Callable[[], None]) -> None:
+        """Have an entry's bytes copied here, made again if they are lost; call `then` when they are here, or never."""
+        if not self.is_away(entry):
+            then()
+            return
+        copy = self._copy_of(entry)
+        if copy.status == PENDING:
+            copy.waiters.append(lambda copy: self._brought(entry, copy, then))
+        else:
+            self._brought(entry, copy, then)
+
+    def _brought(self, entry: Entry, copy: Copy, then: Callable[[], None]) -> None:
+        if copy.status == ERROR and copy.value[0] == "ObjectLostError" and self.remake is not None:
+            self.remake(entry, entry.value, copy.value[1], lambda failure, now: self._remade(entry, failure, then))
+        else:
+            then()
+
+    def _remade(self, entry: Entry, failure: Any, then: Callable[[], None]) -> None:
+        if failure is None:
+            self._bring(entry, then)
+            return
+        if entry.share is not None and entry.share.copy is not None:
+            entry.share.copy.value = failure  # it is what `location` tells
+        then()
+
+    # Other places.
+
+    def own(self, seq: int, index: int) -> Entry | None:
+        """Return an own entry that others may name, if this process still needs it."""
+        return self._lent.get((seq, index))
+
+    def own_id(self, seq: int, index: int) -> ObjectID:
+        """Return the ID of a result of this process's."""
+        return object_id(self._me, seq, index)
+
+    def tell(self, entry: Entry) -> None:
+        """Tell the home what a promoted entry is now."""
+        inside = [self.oid(inner) for inner in entry.share.inside] if entry.share is not None else []
+        self._effects.append(Send(self._node, Resolve([(self.oid(entry), entry.status, entry.value, inside)])))
+
+    def replace(self, entry: Entry, made: Entry) -> None:
+        """Give an own entry whose bytes are lost the value of one that was made again, which then has none."""
+        status, value, share = entry.status, entry.value, entry.share
+        inside = self._take_from(made)
+        self._away.pop((entry.seq, entry.index), None)
+        self._without_copy(entry)
+        if status == STORED and (share is None or not share.promoted):
+            # If it was not lost after all, somebody may still read it there.
+            self.free_segment(value, clean=False)
+        before = share.inside if share is not None else []
+        if share is not None or inside:
+            self.share(entry).inside = inside
+        self.moved_to(entry, *_taken(made))
+        self.resolved(entry)
+        for inner in before:
+            self.drop(inner)
+
+    def hand_over(self, oid: ObjectID, made: Entry) -> None:
+        """Give an object that only others need, through its home, the value of one that was made again."""
+        inside = self._take_from(made)
+        status, value = _taken(made)
+        self._effects.append(Send(self._node, Resolve([(oid, status, value, [self.oid(one) for one in inside])])))
+        for inner in inside:
+            self.drop(inner)
+
+    def _take_from(self, made: Entry) -> list[Entry]:
+        """Forget where the value of an entry lies, as another has it now; returns what its value contains."""
+        self._away.pop((made.seq, made.index), None)
+        self._without_copy(made)
+        inside = made.share.inside if made.share is not None else []
+        if made.share is not None:
+            made.share.inside = []
+        return inside
+
+    def _without_copy(self, entry: Entry) -> None:
+        if entry.share is not None and entry.share.copy is not None:
+            copy, entry.share.copy = entry.share.copy, None
+            self._pulls.drop(copy)
+
+    def moved_to(self, entry: Entry, status: int, value: Any) -> None:
+        """An entry has another place than before, or a value or error instead."""
+        self._without_copy(entry)
+        entry.status, entry.value = status, value
+
+    def reclaim(self, oid: ObjectID) -> Entry:
+        """Hold an own result again that only others needed: as a borrowed entry, with one reference."""
+        self._hold(0, [(oid, self._me)])
+        return self.borrow(oid, counted=True)
+
+
+def _taken(made: Entry) -> tuple[int, Any]:
+    """Take the value out of an entry, so that it frees nothing when it goes."""
+    status, value = made.status, made.value
+    made.status, made.value = INLINE, None
+    return status, value
