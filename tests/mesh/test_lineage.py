@@ -14,6 +14,8 @@ from tests.mesh.test_hosts import Nodes, nodes  # noqa: F401  # a fixture
 from zmesh import lifecycle
 from zmesh.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+pytestmark = pytest.mark.slow
+
 SIZE = 200_000  # numbers: far too many to travel inline
 
 

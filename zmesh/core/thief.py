@@ -240,7 +240,7 @@ class ThiefHalf:
             if self._results:
                 self.flush()
             return None
-        record = self._next_ready(now) if self._awaited else self._queue.popleft()
+        record = self._next_ready() if self._awaited else self._queue.popleft()
         if record is None:
             if self._results:
                 self.flush()
@@ -258,18 +258,22 @@ class ThiefHalf:
             self._place_copies(running, self._awaited.pop(running.seq))
         return running
 
-    def _next_ready(self, now: float) -> Any:
+    def _next_ready(self) -> Any:
         """Take the first task whose arguments are here; None if each waits for some."""
-        for record in list(self._queue):
-            copies = self._awaited.get(record[0], {})
-            if all(copy.status != PENDING for copy in copies.values()):
+        for record in self._queue:
+            if all(copy.status != PENDING for copy in self._awaited.get(record[0], {}).values()):
                 self._queue.remove(record)
-                if not copies or not self._lacks(record, copies, now):
-                    return record
+                return record
         return None
 
+    def pulled(self, now: float) -> None:
+        """Copies are here, or cannot be had: then the victim hears of it, and what needs them does not start."""
+        for record in list(self._queue):
+            copies = self._awaited.get(record[0], {})
+            if all(copy.status != PENDING for copy in copies.values()) and self._lacks(record, copies, now):
+                self._queue.remove(record)
+
     def _lacks(self, record: Any, copies: dict[Any, Copy], now: float) -> bool:
-        """Whether an argument cannot be had here: then the victim hears of it, and the task does not start."""
         places = {key: value for status, value, key in (record[5] if len(record) > 5 else ()) if status == STORED}
         if type(record[4]) is not bytes:
             places[record[4][3], 0] = record[4]

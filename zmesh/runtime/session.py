@@ -260,18 +260,28 @@ class Session(GroupCalls):
         elif self.core.timers.next_deadline() is not None and monotonic() - self.reactor.last_pump > 0.1:
             self.reactor.nudge()
         if len(self.core.victim.totals) > 1:
-            self._localize(entries)
+            self._localize(entries, timeout)
         if writable:
             return [self.value(entry, writable=True) for entry in entries]
         value = self.value
         return [value(entry) for entry in entries]
 
-    def _localize(self, entries: list[Entry]) -> None:
-        """Have the bytes of stored entries that lie on other hosts copied here."""
+    def _localize(self, entries: list[Entry], timeout: float | None = None) -> None:
+        """Have the bytes of stored entries that lie on other hosts copied here, made again if they are lost.
+
+        Raises:
+            GetTimeoutError: they were not here in time.
+        """
         with self.reactor.lock:
             ticket = self.core.references.localize(entries)
-        if ticket is not None:
+        if ticket is None:
+            return
+        if timeout is None:
             self._wait_one(ticket)
+            return
+        self._wait_entries([ticket], 1, timeout)
+        if ticket.status == PENDING:
+            raise GetTimeoutError(f"the bytes of the objects were not on this host after timeout={timeout} s")
 
     def _wait_one(self, entry: Entry) -> None:
         """Wait for one entry without limit: what a program does most."""
