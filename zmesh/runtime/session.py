@@ -242,6 +242,7 @@ class Session(GroupCalls):
         Raises:
             GetTimeoutError: with what the first pending one waits for.
         """
+        deadline = monotonic() + timeout if timeout else None  # 0: only whether there are values, wherever they lie
         pending = [entry for entry in entries if entry.status == PENDING]
         if len(pending) == 1 and len(entries) == 1 and timeout is None:
             self._wait_one(pending[0])
@@ -259,29 +260,21 @@ class Session(GroupCalls):
                 )
         elif self.core.timers.next_deadline() is not None and monotonic() - self.reactor.last_pump > 0.1:
             self.reactor.nudge()
-        if len(self.core.victim.totals) > 1:
-            self._localize(entries, timeout)
+        if len(self.core.victim.totals) > 1 or deadline is not None:
+            self._localize(entries, deadline)
         if writable:
             return [self.value(entry, writable=True) for entry in entries]
         value = self.value
         return [value(entry) for entry in entries]
 
-    def _localize(self, entries: list[Entry], timeout: float | None = None) -> None:
-        """Have the bytes of stored entries that lie on other hosts copied here, made again if they are lost.
-
-        Raises:
-            GetTimeoutError: they were not here in time.
-        """
+    def _localize(self, entries: list[Entry], deadline: float | None = None) -> None:
+        """Have stored bytes of other hosts copied here, made again if they are lost; GetTimeoutError if not in time."""
         with self.reactor.lock:
             ticket = self.core.references.localize(entries)
-        if ticket is None:
-            return
-        if timeout is None:
-            self._wait_one(ticket)
-            return
-        self._wait_entries([ticket], 1, timeout)
-        if ticket.status == PENDING:
-            raise GetTimeoutError(f"the bytes of the objects were not on this host after timeout={timeout} s")
+        if ticket is not None:
+            self._wait_entries([ticket], 1, None if deadline is None else max(0.0, deadline - monotonic()))
+            if ticket.status == PENDING:
+                raise GetTimeoutError(f"the bytes of some of {len(entries)} objects were not on this host in time")
 
     def _wait_one(self, entry: Entry) -> None:
         """Wait for one entry without limit: what a program does most."""
