@@ -70,9 +70,9 @@ def ends_clean(sim: Simulation, held: list[tuple[Process, Entry]]) -> None:
             assert len(host.core.directory) == 0
             assert not host.core.copies
             assert not host.copies
-    alive = [host.id for host in sim.hosts.values() if host.process.alive]
     free = [segment for process in sim.processes.values() for segment in process.free]
-    kept = [segment for segment, maker in sim.makers.items() if segment in sim.written and maker[:8] in alive]
+    # What a worker had written when it was killed goes with its job.
+    kept = [segment for segment, maker in sim.makers.items() if segment in sim.written and sim.processes[maker].alive]
     assert not [segment for segment in kept if segment not in free]
 
 
@@ -199,3 +199,49 @@ def test_what_cannot_be_made_again_says_why_and_for_what(seed: int) -> None:
     resolve(sim, [user])
     assert user.value[0] == "ObjectLostError"
     ends_clean(sim, [(driver, task) for task in ([] if seed % 2 else [parent, child]) + [grandchild, user]])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_dies_every_ref_ends_with_its_value_or_the_reason(seed: int) -> None:
+    """Tasks of all kinds on hosts and workers that die at any time: nothing hangs, and nothing is left."""
+    sim = Simulation(seed, hosts=4, cpus=2)
+    sim.warnings = []
+    sim.cuts = sim.rng.choice([0.0, 0.1, 0.3])
+    driver, reader = sim.driver("d"), sim.driver("r", other(sim.rng.randrange(4)))
+    reader_host = sim.host_of(reader).id
+    specs = [sim.spec(driver, max_retries=retries) for retries in (-1, -1, 3, 1, 0)]
+    specs.append(sim.spec(driver, max_retries=-1, timeout_s=5.0))
+    many = sim.spec(driver, max_retries=-1, num_returns=3)
+    held: list[tuple[Process, Any]] = []
+    dying = [index for index in (1, 2, 3) if other(index) != reader_host]
+    for step in range(40):
+        stored = [entry for process, entry in held if process is driver]
+        inputs = sim.rng.sample(stored, min(len(stored), sim.rng.choice([0, 1, 1, 2])))
+        kind = sim.rng.random()
+        if kind < 0.6:
+            spec = sim.rng.choice(specs)
+            held.append((driver, big(sim, driver, spec, *inputs, seconds=sim.rng.uniform(0.001, 0.05))))
+        elif kind < 0.75:
+            task = sim.submit(driver, many, program("parts", count=3), Inputs(inputs) if inputs else None)
+            held += [(driver, output) for output in task.outputs or ()]
+        elif kind < 0.85:
+            held.append((driver, driver.core.put(m.STORED, sim.write(driver, step), [])))
+        elif stored:
+            entry = sim.rng.choice(stored)
+            held.append((reader, borrow(sim, driver, entry, reader)))
+        if len(held) > 12:
+            for _ in range(3):
+                process, entry = held.pop(sim.rng.randrange(len(held)))
+                sim.drop(process, entry)
+        if step % 10 == 9 and dying:
+            doomed = sim.hosts[other(dying.pop())]
+            sim.at(sim.rng.uniform(0.0, 0.3), lambda doomed=doomed: sim.kill_host(doomed, 0.4))
+        if sim.rng.random() < 0.1 and sim.live_workers():
+            sim.kill(sim.rng.choice(sim.live_workers()))
+        sim.run(sim.now + sim.rng.uniform(0.0, 0.1))
+    for process, entry in held:
+        status, value = get(sim, process, [entry])[0]
+        assert status in (m.STORED, m.INLINE, m.ERROR)
+        if status == m.ERROR:
+            assert value[0] in ("ObjectLostError", "NodeDiedError", "WorkerDiedError"), value
+    ends_clean(sim, held)
