@@ -4,6 +4,7 @@ import gc
 import os
 import pathlib
 import signal
+import time
 from typing import Any
 
 import numpy
@@ -158,3 +159,38 @@ def test_attempts_to_make_a_result_again_end_with_its_retries(nodes: Nodes, log:
             kill(nodes, b, 1)
     with pytest.raises(zmesh.exceptions.ObjectLostError, match="started 2 times"):
         zmesh.get(ref)
+
+
+def test_results_of_a_guest_whose_node_was_killed_are_made_again(nodes: Nodes, log: str) -> None:  # noqa: F811
+    made = [nodes.start() for _ in range(3)]
+    for node in made:
+        nodes.await_members(node, 3)
+    zmesh.init(made[1].address)
+    first = ramp.options(**on(made[1])).remote(log, 1.0)
+    second = double.options(**on(made[1])).remote(log, first)
+    zmesh.wait([second])
+    kill(nodes, made[1], 2)
+    assert zmesh.get(second, timeout=30).tolist() == ((numpy.arange(SIZE) + 1.0) * 2).tolist()
+    assert zmesh.get(total.remote(first), timeout=30) == float((numpy.arange(SIZE) + 1.0).sum())
+    assert sorted(runs(log)) == ["double", "double", "ramp", "ramp"]
+
+
+def test_a_second_host_that_dies_while_results_are_made_again_delays_them_only(nodes: Nodes, log: str) -> None:  # noqa: F811
+    made = [nodes.start() for _ in range(3)]
+    nodes.await_members(made[0], 3)
+    zmesh.init(made[0].name)
+    refs = [ramp.options(**on(made[1])).remote(log, float(index)) for index in range(4)]
+    ends = [double.options(**on(made[1])).remote(log, ref) for ref in refs]
+    zmesh.wait(ends, num_returns=4)
+    del refs
+    gc.collect()
+    kill(nodes, made[1], 2)
+    sums = [total.options(**on(made[2])).remote(end) for end in ends]
+    deadline = time.monotonic() + 20
+    while len(runs(log)) < 10:
+        assert time.monotonic() < deadline, runs(log)
+        time.sleep(0.01)
+    kill(nodes, made[2], 1)
+    expected = [2 * float((numpy.arange(SIZE) + index).sum()) for index in range(4)]
+    assert zmesh.get(sums, timeout=30) == expected
+    assert [float(array.sum()) for array in zmesh.get(ends, timeout=30)] == expected

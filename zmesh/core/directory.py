@@ -11,7 +11,7 @@ from typing import Any
 
 from zmesh.core.effects import DropSegments, Effect, Send
 from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, ObjectID, PeerID, is_guest, node_peer
-from zmesh.wire.lineage_messages import Forget, Missing
+from zmesh.wire.lineage_messages import Forget, Missing, Remember
 from zmesh.wire.messages import (
     ERROR,
     INLINE,
@@ -68,6 +68,10 @@ class Directory:
         self._evacuation = evacuation
         self._records: dict[ObjectID, Record] = {}
         self._remembered: dict[ObjectID, bool] = {}  # {object: True} of whose end the owner wants to hear
+        self.of_clients: dict[type[Any], Callable[[PeerID, Any, float], None]] = {
+            Missing: lambda peer, m, now: self.missing(peer, m.objects),
+            Remember: lambda peer, m, now: self.remember(peer, m.objects),
+        }
 
     def __len__(self) -> int:
         return len(self._records)

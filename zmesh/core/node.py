@@ -24,7 +24,6 @@ from zmesh.core.shortcuts import Openings
 from zmesh.core.status import load, status
 from zmesh.core.timers import Timers
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, is_guest, node_peer
-from zmesh.wire.lineage_messages import Missing, Remember
 from zmesh.wire.messages import (
     PROTOCOL_MAJOR,
     Blocked,
@@ -158,7 +157,7 @@ class NodeCore:
         )  # fmt: skip
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
         self.directory = Directory(node, effects, self.evacuation, alive=self._alive, reserve=reserve, release=release)
-        self._inputs = self._words_of_clients() | self.groups.of_clients
+        self._inputs = self._words_of_clients() | self.directory.of_clients | self.groups.of_clients
         self._between_nodes = self._words_of_nodes() | self.groups.of_nodes
 
     def _words_of_nodes(self) -> dict[type[Any], Callable[[NodeID, Any, float], None]]:
@@ -189,8 +188,6 @@ class NodeCore:
             Hold: lambda peer, m, now: directory.hold(peer, m.request, m.holders),
             Release: lambda peer, m, now: directory.release(peer, m.objects),
             Fetch: lambda peer, m, now: directory.fetch(peer, m.objects),
-            Missing: lambda peer, m, now: directory.missing(peer, m.objects),
-            Remember: lambda peer, m, now: directory.remember(peer, m.objects),
             Buried: self._buried,
             FreeSegments: self._free_segments,
             Pull: lambda peer, m, now: self.copies.pull(peer, m.objects, now),
