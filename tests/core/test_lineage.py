@@ -14,7 +14,7 @@ from zmesh.core.worker import WorkerCore
 from zmesh.wire import messages as m
 from zmesh.wire.codec import decode, encode
 from zmesh.wire.ids import node_peer, object_id
-from zmesh.wire.lineage_messages import Forget, Missing, Remember
+from zmesh.wire.lineage_messages import Forget, Missing, Remember, Seek
 
 US, FAR, THIRD = b"us......", b"far.....", b"third..."
 NODE = node_peer(US)
@@ -376,6 +376,8 @@ def test_a_borrower_hears_that_an_object_is_lost_for_good(owner: Owner, end: str
     owner.pulls_fail()
     if end == "home":
         owner.hear(NODE, m.NodeGone(THIRD, "killed"))
+        assert owner.said(NODE) == [Seek([oid])], "there may be a replica"
+        owner.hear(NODE, m.Fetched([(oid, m.ERROR, ("OwnerDiedError", "nobody has one", {}))]))
     elif end == "node":
         owner.core.node_lost("the node is gone", 0.0)
     else:

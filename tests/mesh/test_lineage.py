@@ -194,3 +194,43 @@ def test_a_second_host_that_dies_while_results_are_made_again_delays_them_only(n
     expected = [2 * float((numpy.arange(SIZE) + index).sum()) for index in range(4)]
     assert zmesh.get(sums, timeout=30) == expected
     assert [float(array.sum()) for array in zmesh.get(ends, timeout=30)] == expected
+
+
+def test_a_replica_is_read_when_the_host_that_put_the_object_is_gone(nodes: Nodes) -> None:  # noqa: F811
+    made = [nodes.start() for _ in range(3)]
+    for node in made:
+        nodes.await_members(node, 3)
+    zmesh.init(made[0].name)
+
+    @zmesh.remote
+    def keep() -> Any:
+        return [zmesh.put(numpy.arange(SIZE), replicas=2), zmesh.put("small", replicas=3), zmesh.put("alone")]
+
+    array, small, alone = zmesh.get(keep.options(**on(made[1])).remote())
+    kill(nodes, made[1], 2)
+    assert zmesh.get(array, timeout=20).sum() == numpy.arange(SIZE).sum()
+    assert zmesh.get(small, timeout=20) == "small"
+    assert zmesh.get([total.options(**on(node)).remote(array) for node in (made[0], made[2])], timeout=20)
+    with pytest.raises(zmesh.exceptions.OwnerDiedError, match="nobody has a replica"):
+        zmesh.get(alone, timeout=20)
+
+
+def test_replicas_that_find_no_host_are_told_and_those_there_go_with_the_object(
+    nodes: Nodes,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = [nodes.start() for _ in range(2)]
+    nodes.await_members(made[0], 2)
+    zmesh.init(made[0].name)
+    ref = zmesh.put(numpy.arange(SIZE), replicas=3)
+    assert "put(replicas=3): 2 host(s) keep object" in caplog.text
+    assert lifecycle.status(made[1].name)["copies"] == 1
+    del ref
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while lifecycle.status(made[1].name)["copies"]:
+        assert time.monotonic() < deadline
+        zmesh.get(zmesh.put(1))
+        time.sleep(0.02)
+    with pytest.raises(zmesh.exceptions.ConfigError):
+        zmesh.put(1, replicas=0)

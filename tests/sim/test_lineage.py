@@ -245,3 +245,72 @@ def test_whatever_dies_every_ref_ends_with_its_value_or_the_reason(seed: int) ->
         if status == m.ERROR:
             assert value[0] in ("ObjectLostError", "NodeDiedError", "WorkerDiedError"), value
     ends_clean(sim, held)
+
+
+def replicate(sim: Simulation, owner: Process, copies_wanted: int) -> tuple[Entry, Any]:
+    """As put(replicas=...) does; returns the entry and what Guarded said."""
+    entry = owner.core.put(m.STORED, sim.write(owner, 0), [])
+    tickets = [owner.core.references.promote([entry]), owner.core.references.replicate(entry, copies_wanted)]
+    sim.settle(owner)
+    resolve(sim, tickets)
+    return entry, tickets[1].value
+
+
+@pytest.mark.parametrize("cuts", [0.0, 0.2])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_replica_is_read_when_the_host_of_the_owner_is_gone(seed: int, cuts: float) -> None:
+    sim = Simulation(seed, hosts=5, cpus=1)
+    sim.cuts = cuts
+    owner = sim.driver("o", other(1))
+    readers = [sim.driver("d"), sim.driver("e", other(2)), sim.driver("f", other(3))]
+    entry, (count, _) = replicate(sim, owner, 3)
+    assert count == 3
+    entries = [borrow(sim, owner, entry, reader) for reader in readers]
+    lonely, (count, _) = replicate(sim, owner, 1)
+    assert count == 1
+    lost = borrow(sim, owner, lonely, readers[0])
+    if seed % 2:  # one knows the value already
+        readers[1].core.fetch(entries[1])
+        sim.settle(readers[1])
+        resolve(sim, entries[1:2])
+    sim.run(sim.now + 1.0)
+    keepers = [host for host in sim.hosts.values() if entry_id(owner, entry) in host.copies]
+    assert len(keepers) == 2
+    sim.kill_host(sim.hosts[other(1)], 0.5)
+    if seed % 3 == 0:
+        sim.run(sim.now + 1.0)
+    assert [get(sim, *one)[0][0] for one in zip(readers, [[e] for e in entries], strict=True)] == [m.STORED] * 3
+    assert get(sim, readers[0], [lost])[0][1][0] == "OwnerDiedError"
+    use = sim.submit(readers[0], sim.spec(readers[0]), program("work"), Inputs([entries[0]]))
+    resolve(sim, [use])
+    assert use.status == m.INLINE
+    for process, one in [*zip(readers, entries, strict=True), (readers[0], lost), (readers[0], use)]:
+        sim.drop(process, one)
+    sim.run(sim.now + 2 * copies.UNUSED_S + 5)
+    for host in keepers:
+        host.core.replicas.make_room()
+        sim.settle(host.process)
+        assert not host.core.copies
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_replicas_are_made_anew_elsewhere_and_go_with_the_object(seed: int) -> None:
+    sim = Simulation(seed, hosts=4, cpus=1)
+    sim.cuts = 0.1 * (seed % 3)
+    owner = sim.driver("o")
+    entry, (count, _) = replicate(sim, owner, 2)
+    assert count == 2
+    oid = entry_id(owner, entry)
+    for left in (2, 1):
+        [keeper] = [host for host in sim.hosts.values() if oid in host.copies and host.process.alive]
+        sim.kill_host(keeper, 0.5)
+        sim.run_until(lambda: any(oid in h.copies and h.process.alive for h in sim.hosts.values()), 20.0)
+        assert left
+    second, (count, why) = replicate(sim, owner, 5)
+    assert (count, why) == (2, "the mesh has no more nodes")
+    ends_clean(sim, [(owner, entry), (owner, second)])
+
+
+def entry_id(process: Process, entry: Entry) -> bytes:
+    oid: bytes = process.core.references.oid(entry)
+    return oid

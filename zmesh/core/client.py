@@ -28,14 +28,14 @@ from zmesh.core.records import (
     in_group,
     shape_key,
 )
-from zmesh.core.references import References, owner_died
+from zmesh.core.references import References
 from zmesh.core.shortcuts import Shortcuts
 from zmesh.core.tasks import Tasks
 from zmesh.core.timers import Timers
 from zmesh.core.victim import Victim
 from zmesh.wire.group_messages import GroupReply, GroupState
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
-from zmesh.wire.lineage_messages import Forget, Missing
+from zmesh.wire.lineage_messages import Forget, Guarded, Missing
 from zmesh.wire.messages import (
     ERROR,
     INLINE,
@@ -162,6 +162,9 @@ class ClientCore:
         self._inputs[Missing] = lambda _, message, now: lineage.missing(message.objects, now)
         self._inputs[Forget] = lambda _, message, now: lineage.forget(message.objects)
         self._inputs[Trim] = self._trim
+        self._inputs[Guarded] = lambda _, message, now: self.references.answered(
+            message.request, INLINE, (message.copies, message.why)
+        )
         return lineage
 
     # Inputs from the user's threads.
@@ -276,7 +279,7 @@ class ClientCore:
             self.tasks.entry_resolved(task, now)
         for entry in self.references.lose_node(self.lost):
             self.tasks.entry_resolved(entry, now)
-        self.lineage.homes_gone(None, self.lost, now)
+        self.lineage.lose_node(self.lost, now)
         self.pulls.lose_node(self.lost)
         self.groups.lose(self.lost, now)
         self._flush()
@@ -363,9 +366,8 @@ class ClientCore:
             self.victim.close(thief)
         for thief in gone:
             self._lose_thief(thief, message.node, message.why, now)
-        for entry in self.references.node_gone(message.node, message.why):
-            self.tasks.entry_resolved(entry, now)
-        self.lineage.homes_gone(message.node, owner_died(message.node, message.why), now)
+        self.references.node_gone(message.node)
+        self.lineage.home_gone(message.node)
         self.victim.serve(now)
 
     def _lose_thief(self, thief: Thief, node: NodeID, why: str, now: float) -> None:

@@ -137,6 +137,11 @@ class Copies:
             copy.unused_s = now
             self._watch(now)
 
+    def place_of(self, oid: ObjectID) -> Any:
+        """Return where a copy lies here, as (segment, nbytes, producer); None if there is none."""
+        copy = self._copies.get(oid)
+        return copy.value if copy is not None and copy.status == STORED else None
+
     def drop(self, oid: ObjectID) -> None:
         """This node needs its copy no more; nobody will ask for one without users, as the object is gone or lost."""
         copy = self._copies[oid]

@@ -68,6 +68,7 @@ class Directory:
         self._evacuation = evacuation
         self._records: dict[ObjectID, Record] = {}
         self._remembered: dict[ObjectID, bool] = {}  # {object: True} of whose end the owner wants to hear
+        self.freed: Callable[[ObjectID], None] = lambda oid: None  # told of each object that is no more
         self.of_clients: dict[type[Any], Callable[[PeerID, Any, float], None]] = {
             Missing: lambda peer, m, now: self.missing(peer, m.objects),
             Remember: lambda peer, m, now: self.remember(peer, m.objects),
@@ -203,6 +204,7 @@ class Directory:
             oid = todo.pop()
             record = self._records.pop(oid)
             self._evacuation.freed(oid)
+            self.freed(oid)
             if self._remembered.pop(oid, False) and self._alive(oid[:PEER_ID_BYTES]):
                 self._effects.append(Send(oid[:PEER_ID_BYTES], Forget([oid])))
             if record.status == STORED or (record.status == PENDING and record.value is not None):
@@ -291,6 +293,11 @@ class Directory:
                 del record.holders[holder]
             if not record.holders:
                 self._free(oid)
+
+    def place_of(self, oid: ObjectID) -> Any:
+        """Return where the bytes of a stored object lie, None if it is none."""
+        record = self._records.get(oid)
+        return record.value if record is not None and record.status == STORED else None
 
     def lying_on(self, node: NodeID) -> list[tuple[ObjectID, Any]]:
         """Return the objects whose bytes lie on another node, with their places."""

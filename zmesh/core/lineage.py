@@ -21,7 +21,7 @@ from zmesh.core.effects import Effect, Send
 from zmesh.core.records import Entry, Inputs, Spec, Task
 from zmesh.core.timers import Timers
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, node_peer, split_object_id
-from zmesh.wire.lineage_messages import Missing, Remember
+from zmesh.wire.lineage_messages import Missing, Remember, Seek
 from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, Resolve
 
 LINEAGE_BYTES_MAX = 64 * 1024 * 1024  # of one owner
@@ -466,14 +466,18 @@ class Lineage:
             for then in thens:
                 then(value if status == ERROR else None, now)
 
-    def homes_gone(self, node: NodeID | None, failure: Any, now: float) -> None:
-        """A home, or for None every one, answers no more."""
-        gone = [oid for oid in self._sought if node is None or oid[:NODE_ID_BYTES] == node]
-        self.fetched([(oid, ERROR, failure) for oid in gone], now)
-        if node is None:
-            for recipe in list(self._recipes.values()):
-                recipe.remembered.clear()
-                self._drop_unused([recipe])
+    def home_gone(self, node: NodeID) -> None:
+        """A home answers no more: there may be replicas."""
+        gone = [oid for oid in self._sought if oid[:NODE_ID_BYTES] == node]
+        if gone:
+            self._effects.append(Send(self._home(), Seek(gone)))
+
+    def lose_node(self, failure: Any, now: float) -> None:
+        """Our own node is gone, and with it whoever could answer, and all that others have of ours."""
+        self.fetched([(oid, ERROR, failure) for oid in list(self._sought)], now)
+        for recipe in list(self._recipes.values()):
+            recipe.remembered.clear()
+            self._drop_unused([recipe])
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""

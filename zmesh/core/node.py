@@ -19,6 +19,7 @@ from zmesh.core.links import Links
 from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, STARTING, Limits, Matchmaking
 from zmesh.core.neighbours import Neighbours
 from zmesh.core.records import MARK_PLENTY, SPREAD, Executing
+from zmesh.core.replicas import Replicas
 from zmesh.core.resources import Resources
 from zmesh.core.shortcuts import Openings
 from zmesh.core.status import load, status
@@ -140,12 +141,8 @@ class NodeCore:
         self.resources = Resources(total)
         self.matchmaking = Matchmaking(
             node, rng, effects, timers, limits,
-            resources=self.resources,
-            executing=self._executing,
-            config_of=self._config_of,
-            elsewhere=self.neighbours.elsewhere,
-            members=lambda: 1 + len(self.neighbours.totals),
-            matched=self._matched,
+            resources=self.resources, executing=self._executing, config_of=self._config_of,
+            elsewhere=self.neighbours.elsewhere, members=lambda: 1 + len(self.neighbours.totals), matched=self._matched,
         )  # fmt: skip
         self.groups = Groups(
             node, rng, effects, timers, self.resources, self.matchmaking, self.neighbours, self._alive,
@@ -157,8 +154,11 @@ class NodeCore:
         )  # fmt: skip
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
         self.directory = Directory(node, effects, self.evacuation, alive=self._alive, reserve=reserve, release=release)
-        self._inputs = self._words_of_clients() | self.directory.of_clients | self.groups.of_clients
-        self._between_nodes = self._words_of_nodes() | self.groups.of_nodes
+        self.replicas = Replicas(effects, copies=self.copies, members=totals, directory=self.directory)
+        self.directory.freed = self.replicas.freed
+        shared = self.directory.of_clients | self.replicas.of_clients
+        self._inputs = self._words_of_clients() | self.groups.of_clients | shared
+        self._between_nodes = self._words_of_nodes() | self.groups.of_nodes | self.replicas.of_nodes
 
     def _words_of_nodes(self) -> dict[type[Any], Callable[[NodeID, Any, float], None]]:
         return {
@@ -211,7 +211,8 @@ class NodeCore:
         return self._clients[job].config if job in self._clients else self._configs.get(job, {})
 
     def _copied(self, oid: ObjectID, error: str) -> None:
-        self.evacuation.copied(oid, error)
+        if not self.replicas.copied(oid, error):
+            self.evacuation.copied(oid, error)
 
     def _executing(self, slot: int) -> Executing | None:
         """Return what runs in a slot now."""
@@ -464,6 +465,7 @@ class NodeCore:
                 self._buried(peer, Buried(dead), now)
         self.directory.node_died(node)
         self.evacuation.node_gone(node)
+        self.replicas.node_gone(node)
         self.lending.node_gone(node, self.matchmaking.demands.get)
         self.copies.node_gone(node, now)
         lost = [segment for segment, keeper in self._kept.items() if keeper == node]
@@ -588,6 +590,7 @@ class NodeCore:
         self.directory.check()
         self.copies.check()
         self.evacuation.check()
+        self.replicas.check()
         self.links.check()
         self.openings.check()
         self.neighbours.check()

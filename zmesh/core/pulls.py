@@ -27,8 +27,11 @@ class Pulls:
         self.lost: Any = None  # the failure of every pull, once the node is gone
 
     def is_far(self, location: Any) -> bool:
-        """Whether the bytes at (segment, nbytes, producer, ...) lie on another host."""
-        here: bool = location[2][:NODE_ID_BYTES] == self._node[:NODE_ID_BYTES]
+        """Whether the bytes at (segment, nbytes, producer, ...) must be pulled: they lie on another host.
+
+        Those of the node itself are copies, which stay only as long as somebody pulled them.
+        """
+        here: bool = location[2][:NODE_ID_BYTES] == self._node[:NODE_ID_BYTES] and location[2] != self._node
         return not here and location[2] not in self._moved
 
     def want(self, oid: ObjectID, location: Any) -> Copy:

@@ -14,6 +14,7 @@ from zmesh.core.effects import Effect, Recycle, Resolved, Send
 from zmesh.core.records import Copy, Entry, Share
 from zmesh.core.restored import Restored
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer, object_id, split_object_id
+from zmesh.wire.lineage_messages import Seek
 from zmesh.wire.messages import (
     ERROR,
     INLINE,
@@ -361,11 +362,9 @@ class References(Restored):
             self._set(entry, ERROR, error)
         return pending
 
-    def node_gone(self, node: NodeID, why: str) -> list[Entry]:
-        """A member is gone, and the objects it was the home of; returns the entries that failed."""
+    def node_gone(self, node: NodeID) -> None:
+        """A member is gone: of the objects it was the home of there may be replicas."""
         self._leavers.pop(node, None)
-        error = owner_died(node, why)
-        failed = []
         for entry in list(self._lent.values()):
             for reader in list(entry.share.readers if entry.share is not None else ()):
                 if reader[:NODE_ID_BYTES] == node:
@@ -373,13 +372,11 @@ class References(Restored):
                     del entry.share.readers[reader]
                     entry.share.clean = False
                     self.settle(entry)
-        for oid, entry in self._borrowed.items():
-            if oid[:NODE_ID_BYTES] == node and entry.status == PENDING:
-                self._set(entry, ERROR, error)
-                failed.append(entry)
+        sought = [oid for oid, one in self._borrowed.items() if oid[:NODE_ID_BYTES] == node and one.status == PENDING]
+        if sought:
+            self._effects.append(Send(self._node, Seek(sought)))
         for request in list(self._claims):
             self._counted(request, node_peer(node))
-        return failed
 
     def rehome(self, me: PeerID, node: PeerID, error: Any) -> list[Entry]:
         """This process is a client of another node now, under another name; returns the entries that failed.
@@ -553,11 +550,6 @@ class References(Restored):
             assert entry.share.oid == oid
             assert entry.refs or entry.share.pins or entry.share.readers, "a borrowed entry that nobody holds"
         assert all(view.count > 0 for view in self._views.values())
-
-
-def owner_died(node: NodeID, why: str) -> tuple[str, str, dict[str, Any]]:
-    """Return the failure of objects whose home is gone."""
-    return "OwnerDiedError", f"the node {node.hex()} that knew the object is gone: {why}", {}
 
 
 def _home(of: ObjectID | PeerID) -> PeerID:

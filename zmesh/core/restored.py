@@ -9,6 +9,7 @@ from typing import Any
 from zmesh.core.effects import Effect, Send
 from zmesh.core.records import Copy, Entry, Share
 from zmesh.wire.ids import ObjectID, PeerID, object_id
+from zmesh.wire.lineage_messages import Replicate
 from zmesh.wire.messages import ERROR, INLINE, PENDING, STORED, Resolve
 
 Remake = Callable[[Entry, Any, str, Callable[[Any, float], None]], None]
@@ -34,6 +35,7 @@ class Restored:
     resolved: Callable[[Entry], None]
     free_segment: Callable[..., None]
     borrow: Callable[..., Entry]
+    ask: Callable[[], Entry]
     _hold: Callable[[int, list[Any]], Any]
 
     def __init__(self) -> None:
@@ -83,6 +85,12 @@ class Restored:
         then()
 
     # Other places.
+
+    def replicate(self, entry: Entry, copies: int) -> Entry:
+        """Have so many hosts in all keep a promoted entry; the ticket resolves with (how many do, why not more)."""
+        ticket = self.ask()
+        self._effects.append(Send(self._node, Replicate(ticket.seq, self.oid(entry), copies)))
+        return ticket
 
     def own(self, seq: int, index: int) -> Entry | None:
         """Return an own entry that others may name, if this process still needs it."""

@@ -418,6 +418,7 @@ class Mesh:
 
     def trim(self) -> None:
         """The store is full: give back what is kept for later."""
+        self._core.replicas.make_room()
         self._core.copies.make_room()
         self._trim_spare(0)
 

@@ -27,6 +27,7 @@ from zmesh.object_ref import ObjectRef
 from zmesh.runtime import calls, serialization
 from zmesh.runtime.group_calls import GroupCalls
 from zmesh.runtime.reactor import LOOK_S, Reactor, Waiter, listen, unlisten
+from zmesh.runtime.replica_calls import ReplicaCalls
 from zmesh.runtime.store import Store
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID
 from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, UNIT
@@ -34,7 +35,7 @@ from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, UNIT
 INLINE_BYTES_MAX = 64 * 1024  # larger values go to shared memory: Source: perf/arrays.py, a put costs about 20 us
 
 
-class Session(GroupCalls):
+class Session(GroupCalls, ReplicaCalls):
     """A client of a mesh.
 
     Args:

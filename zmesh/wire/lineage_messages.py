@@ -1,4 +1,4 @@
-"""The messages about objects whose bytes are lost (core/lineage.py); part of MESSAGES in messages.py."""
+"""The messages about objects that are lost, or shall not be (core/lineage.py, replicas.py); part of MESSAGES."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -31,4 +31,82 @@ class Forget:
     objects: list[ObjectID]
 
 
-LINEAGE_MESSAGES: tuple[type[Any], ...] = (Missing, Remember, Forget)
+# Replicas: core/replicas.py.
+
+
+@dataclass(slots=True)
+class Replicate:
+    """Owner to home: have `copies` hosts in all keep this stored object. Answered by Guarded."""
+
+    request: int
+    oid: ObjectID
+    copies: int
+
+
+@dataclass(slots=True)
+class Guarded:
+    """Home to owner: so many hosts have it; `why` not more, if that is fewer than were wanted."""
+
+    request: int
+    copies: int
+    why: str
+
+
+@dataclass(slots=True)
+class KeepReplica:
+    """Home to node: keep a copy of what lies at [segment, nbytes, producer] until DropReplica; say Replicated."""
+
+    oid: ObjectID
+    place: list[Any]
+
+
+@dataclass(slots=True)
+class Replicated:
+    """Node to home: the copy is here, or `why` it is not."""
+
+    oid: ObjectID
+    why: str = ""
+
+
+@dataclass(slots=True)
+class DropReplica:
+    """Home to node: the object is no more."""
+
+    oid: ObjectID
+
+
+@dataclass(slots=True)
+class Seek:
+    """Client to its own node: the home of these is gone, is there a replica? Each is answered by Fetched."""
+
+    objects: list[ObjectID]
+
+
+@dataclass(slots=True)
+class AskReplica:
+    """Node to node: do you have a copy of that? Answered by ReplicaAt."""
+
+    oid: ObjectID
+
+
+@dataclass(slots=True)
+class ReplicaAt:
+    """Node to node: it lies here at [segment, nbytes, producer], or [] if it does not."""
+
+    oid: ObjectID
+    place: list[Any]
+
+
+LINEAGE_MESSAGES: tuple[type[Any], ...] = (
+    Missing,
+    Remember,
+    Forget,
+    Replicate,
+    Guarded,
+    KeepReplica,
+    Replicated,
+    DropReplica,
+    Seek,
+    AskReplica,
+    ReplicaAt,
+)
