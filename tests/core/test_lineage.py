@@ -472,6 +472,33 @@ def test_no_room_for_a_copy_is_no_loss(owner: Owner) -> None:
     assert not owner.core.tasks.open
 
 
+def test_a_run_whose_input_failed_meanwhile_ends_at_once(owner: Owner) -> None:
+    entry = owner.core.references.borrow(object_id(STRANGER, 3), counted=True)
+    owner.core.fetch(entry)
+    owner.hear(NODE, m.Fetched([(object_id(STRANGER, 3), m.STORED, (5, 1000, NEAR))]))
+    task = owner.result(entry)
+    owner.core.references.moved_to(entry, m.ERROR, ("OwnerDiedError", "its owner is gone", {}))
+    assert "f was run again to make it, and failed: its owner is gone" in lost(owner, task)
+    assert owner.core.tasks.open == 0
+
+
+def test_two_that_need_the_same_input_have_it_made_once(owner: Owner) -> None:
+    first = owner.result()
+    children = [owner.result(first), owner.result(first)]
+    owner.core.references.drop(first)
+    owner.lose()
+    owner.localize(children[0])
+    owner.pulls_fail()
+    owner.localize(children[1])
+    owner.pulls_fail()
+    assert owner.core.tasks.open == 3
+    owner.steal(NEAR)
+    for _ in range(3):
+        [(seq, attempt, _)] = owner.work()
+        owner.done((seq, attempt), peer=NEAR)
+    assert [child.value[2] for child in children] == [NEAR, NEAR]
+
+
 # The budget.
 
 

@@ -256,7 +256,8 @@ class Lineage:
         if recipe.again is None:
             self._start(recipe, now)
 
-    def _lost(self, oid: ObjectID, why: str, chain: str) -> Failure:
+    @staticmethod
+    def _lost(oid: ObjectID, why: str, chain: str) -> Failure:
         return "ObjectLostError", f"object {oid.hex()} is lost ({why}): {chain}", {}
 
     # Running tasks again.
@@ -341,7 +342,8 @@ class Lineage:
         inputs = Inputs(deps, held) if deps or held else None
         recipe.attempt += 1
         recipe.again = self._run_task(recipe.spec, recipe.args, inputs, recipe.depth, recipe.attempt, now)
-        self._tasks.when_resolved(recipe.again, lambda then: self._ended(recipe, then))
+        if recipe.again.status == PENDING:
+            self._tasks.when_resolved(recipe.again, lambda then: self._ended(recipe, then))
         for entry in borrowed:
             self._references.drop(entry)
 
@@ -356,10 +358,8 @@ class Lineage:
         self._busy = False
 
     def _finish(self, recipe: Recipe, now: float) -> None:
-        task = recipe.again
-        if task is None:
-            return
-        recipe.again = None
+        task, recipe.again = recipe.again, None
+        assert task is not None
         recipe.attempt = task.attempt
         wanted, recipe.wanted = recipe.wanted, {}
         results = _results(task)
