@@ -262,6 +262,17 @@ def lose(desk: Desk) -> bytes:
     return oid
 
 
+def test_a_segment_is_in_use_until_the_owner_says_that_its_bytes_lie_elsewhere(desk: Desk) -> None:
+    oid = lose(desk)
+    assert desk.directory.segments_in_use() == [7], "somebody may still read it there"
+    desk.directory.resolve([(oid, INLINE, b"small", [])])
+    assert desk.directory.segments_in_use() == []
+    assert desk.free == 995
+    desk.directory.release(A, [(oid, 1, True)])
+    desk.directory.release(B, [(oid, 1, True)])
+    assert desk.free == 1000
+
+
 def test_the_owner_is_asked_once_for_lost_bytes_and_all_hear_its_answer(desk: Desk) -> None:
     oid = lose(desk)
     desk.directory.missing(C, [(oid, 7, AWAY[2])])

@@ -19,7 +19,7 @@ from zmesh.wire.lineage_messages import Forget, Missing, Remember, Seek
 US, FAR, THIRD = b"us......", b"far.....", b"third..."
 NODE = node_peer(US)
 D = US + b"driver.d"
-NEAR, MAKER = US + b"worker.n", FAR + b"worker.m"
+NEAR, MAKER, OTHER_MAKER = US + b"worker.n", FAR + b"worker.m", FAR + b"worker.o"
 STRANGER = THIRD + b"driver.s"
 CPU = {"CPU": m.UNIT}
 LOST = ("ObjectLostError", "its host is gone", {})
@@ -420,6 +420,32 @@ def test_retries_and_second_runs_come_out_of_one_budget(owner: Owner) -> None:
     assert "twice was started 2 times, as often as max_retries=1 allows" in owner.failure(task)
 
 
+def test_runs_that_memory_cost_do_not_count_against_second_runs(owner: Owner) -> None:
+    spec = owner.core.new_spec(D, "h", CPU, max_retries=1, oom_retries=2)
+    owner.steal()
+    task = owner.submit(spec=spec)
+    owner.hear(NODE, m.WorkerDied(MAKER, 1, 9, D, task.seq, 0, "oom", ""))
+    owner.now += 1.0
+    owner.tick()
+    owner.steal(OTHER_MAKER)
+    owner.done(task, peer=OTHER_MAKER)
+    assert (task.status, task.attempt) == (m.STORED, 1)
+    owner.lose()
+    owner.localize(task)
+    owner.pulls_fail()
+    owner.steal(NEAR)
+    [(seq, attempt, _)] = owner.work()
+    owner.hear(NODE, m.WorkerDied(NEAR, 1, 9, D, seq, attempt, "oom", ""))
+    owner.now += 1.0
+    owner.tick()
+    owner.steal(US + b"worker.2")
+    [(seq, attempt, _)] = owner.work(US + b"worker.2")
+    assert attempt == 2, "started anew, and again for want of memory"
+    owner.done((seq, attempt), peer=US + b"worker.2")
+    assert task.value[2] == US + b"worker.2"
+    assert owner.core.lineage._recipes[task.seq].attempt == 1
+
+
 def test_a_stream_is_not_run_again_for_one_of_its_items(owner: Owner) -> None:
     owner.steal()
     task = owner.submit(spec=owner.core.new_spec(D, "stream", CPU, num_returns=-1))
@@ -461,6 +487,57 @@ def test_a_result_from_the_time_before_there_were_other_hosts_is_told(owner: Own
     task = owner.result()
     assert not owner.core.lineage
     assert "when there were no other hosts" in lost(owner, task)
+
+
+def test_what_an_actor_gave_is_not_made_again(owner: Owner) -> None:
+    actor = owner.core.new_spec(D, "A", CPU, num_returns=-1, options={"max_calls": 1})
+    handle = owner.core.new_actor(actor, b"x", None, 0, name="A", ordered=True)
+    owner.core.start_actor(handle, owner.now)
+    owner.steal()
+    creation = handle.actor.creation
+    owner.hear(MAKER, m.Done([(creation.seq, 0, m.ITEM, (0, m.INLINE, b"", []))], [], []))
+    method = owner.core.new_spec(D, "A.m", {}, max_retries=3, options={"method": "m"})
+    call = owner.core.call(handle.actor, handle, method, b"x", None, 0, owner.now)
+    owner.done(call)
+    assert not owner.core.lineage
+    owner.lose()
+    assert "it was put, came from an actor" in lost(owner, call)
+
+
+def test_an_actor_whose_argument_is_lost_before_it_is_made_waits_for_it(owner: Owner) -> None:
+    argument = owner.result()
+    spec = owner.core.new_spec(D, "A", CPU, num_returns=-1, max_retries=0, options={"max_calls": 1})
+    owner.steal(NEAR)
+    handle = owner.core.new_actor(spec, b"x", Inputs([argument]), 0, name="A", ordered=True)
+    owner.core.start_actor(handle, owner.now)
+    creation = handle.actor.creation
+    [(seq, attempt, [[(_, place, key)]])] = owner.work()
+    assert seq == creation.seq
+    owner.lose()
+    owner.done((seq, attempt), m.LOST, [(key, place[0], place[2])], NEAR)
+    owner.pulls_fail()
+    [(again, again_attempt, _)] = owner.work()
+    owner.done((again, again_attempt), peer=NEAR)
+    [(seq, attempt, _)] = owner.work()
+    assert (seq, attempt) == (creation.seq, 0), "it had not started"
+    owner.hear(NEAR, m.Done([(seq, 0, m.ITEM, (0, m.INLINE, b"", []))], [], []))
+    assert handle.actor.peer == NEAR
+
+
+def test_what_was_made_again_is_listed_with_the_function_that_made_it(owner: Owner) -> None:
+    task = owner.result()
+    assert [row[:4] for row in owner.core.references.listed()] == [(owner.oid(task), m.STORED, 1000, task.value[0])]
+    owner.lose()
+    owner.localize(task)
+    owner.pulls_fail()
+    owner.steal(NEAR)
+    [(seq, attempt, _)] = owner.work()
+    owner.done((seq, attempt), peer=NEAR, value=(7, 2000, NEAR))
+    [row] = owner.core.references.listed()
+    assert row[:4] == (owner.oid(task), m.STORED, 2000, 7)
+    assert row[7] == "f"
+    owner.core.references.drop(task)
+    assert owner.core.references.listed() == []
 
 
 def test_no_room_for_a_copy_is_no_loss(owner: Owner) -> None:

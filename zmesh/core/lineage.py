@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any
 
 from zmesh.core.effects import Effect, Send
-from zmesh.core.records import Entry, Inputs, MethodCall, Spec, Task
+from zmesh.core.records import Entry, Inputs, Spec, Task
 from zmesh.core.timers import Timers
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, node_peer, split_object_id
 from zmesh.wire.lineage_messages import Missing, Remember, Seek
@@ -27,6 +27,7 @@ from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, Resolve
 LINEAGE_BYTES_MAX = 64 * 1024 * 1024  # of one owner
 RECIPE_BYTES = 512  # of a recipe without its arguments
 EVICT_AMONG = 16  # the largest of so many of the oldest goes first
+NOT_MADE_BY_A_TASK = "it was put, came from an actor, or is an item of a stream: these cannot be made again"
 
 Failure = tuple[str, str, dict[str, Any]]  # an ERROR value
 Then = Callable[[Failure | None, float], None]  # called with why it could not be made, and the time
@@ -101,7 +102,7 @@ class Lineage:
         """
         if type(task) is not Task or not self._needed():
             return
-        recipe = Recipe(task.seq, task.spec, task.depth, task.attempt)
+        recipe = Recipe(task.seq, task.spec, task.depth, self._tasks.charged(task))
         recipe.entries = {entry.index: entry for entry in results}
         self._recipes[task.seq] = recipe
         name = task.spec.name
@@ -226,11 +227,9 @@ class Lineage:
 
     @staticmethod
     def _maker_unknown(entry: Entry) -> str:
-        if isinstance(entry, MethodCall):
-            return f"{entry.spec.name} is a method of an actor, and what these give cannot be made again"
-        if isinstance(entry, Task):
+        if type(entry) is Task:
             return f"{entry.spec.name} made it when there were no other hosts, so how was not kept"
-        return "it was put, or is an item of a stream: these cannot be made again"
+        return NOT_MADE_BY_A_TASK
 
     def recover(self, entry: Entry, then: Then) -> None:
         """As `remake`, of an entry that somebody else could not get: a copy that this host can have will do."""
@@ -365,7 +364,8 @@ class Lineage:
     def _finish(self, recipe: Recipe, now: float) -> None:
         task, recipe.again = recipe.again, None
         assert task is not None
-        recipe.attempt = task.attempt
+        noted = self._recipes.get(task.seq)
+        recipe.attempt = task.attempt if noted is None else noted.attempt
         wanted, recipe.wanted = recipe.wanted, {}
         results = _results(task)
         for index, thens in wanted.items():
@@ -436,8 +436,7 @@ class Lineage:
             elif recipe is not None and index in recipe.remembered:
                 self._want(recipe, index, "its bytes are gone from where they lay", answer, now)
             else:
-                reason = "it was put, or is an item of a stream: these cannot be made again"
-                answer(self._lost(oid, "its bytes are gone from where they lay", reason), now)
+                answer(self._lost(oid, "its bytes are gone from where they lay", NOT_MADE_BY_A_TASK), now)
 
     def _answer(self, oid: ObjectID, entry: Entry | None) -> Then:
         def answer(failure: Failure | None, now: float) -> None:

@@ -311,9 +311,12 @@ class Tasks:
 
     # Retries, deaths, time limits.
 
+    def charged(self, task: Task) -> int:
+        """Return how many attempts of an unresolved task count against max_retries, besides the first."""
+        return task.attempt - self._oom_kills.get(task.seq, 0)  # what memory cost has a count of its own
+
     def _may_retry(self, task: Task) -> bool:
-        # What memory cost has a count of its own.
-        return task.spec.max_retries < 0 or task.attempt - self._oom_kills.get(task.seq, 0) < task.spec.max_retries
+        return task.spec.max_retries < 0 or self.charged(task) < task.spec.max_retries
 
     def _may_retry_for_memory(self, task: Task) -> bool:
         kills = self._oom_kills.get(task.seq, 0)
