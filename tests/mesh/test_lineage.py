@@ -13,6 +13,7 @@ import pytest
 import zmesh
 from tests.mesh.test_hosts import Nodes, nodes  # noqa: F401  # a fixture
 from zmesh import lifecycle
+from zmesh.exceptions import ObjectLostError
 from zmesh.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 pytestmark = pytest.mark.slow
@@ -30,6 +31,15 @@ def ramp(log: str, start: float) -> Any:
 def double(log: str, array: Any) -> Any:
     _note(log, "double")
     return array * 2
+
+
+@zmesh.remote(num_cpus=0)
+class Keeper:
+    def large(self) -> Any:
+        return numpy.zeros(SIZE)
+
+    def total(self, array: Any) -> float:
+        return float(array.sum())
 
 
 @zmesh.remote
@@ -106,6 +116,44 @@ def test_a_task_under_way_when_its_argument_is_lost_goes_on(nodes: Nodes, log: s
     os.kill(made[1].pid, signal.SIGKILL)  # nobody knows yet
     results = [total.options(**on(node)).remote(ref) for node in (made[0], made[2])]
     assert zmesh.get(results, timeout=20) == [float(numpy.arange(SIZE).sum())] * 2
+
+
+def test_a_call_fails_with_its_lost_argument_and_what_an_actor_gave_is_lost(nodes: Nodes, log: str) -> None:  # noqa: F811
+    made = [nodes.start() for _ in range(2)]
+    nodes.await_members(made[0], 2)
+    zmesh.init(made[0].name)
+    here, there = (Keeper.options(**on(node)).remote() for node in made)
+    given = there.large.remote()
+    argument = ramp.options(**on(made[1])).remote(log, 0.0)
+    zmesh.wait([given, argument], num_returns=2)
+    kill(nodes, made[1], 1)
+    with pytest.raises(ObjectLostError, match="came from an actor"):
+        zmesh.get(given, timeout=20)
+    with pytest.raises(ObjectLostError):
+        zmesh.get(here.total.remote(argument), timeout=20)
+    assert zmesh.get(argument, timeout=20)[5] == 5.0
+    assert zmesh.get(here.total.remote(argument), timeout=20) == float(numpy.arange(SIZE).sum())
+
+
+def test_an_actor_whose_argument_is_lost_with_it_is_made_again_with_it(nodes: Nodes, log: str) -> None:  # noqa: F811
+    made = [nodes.start() for _ in range(2)]
+    nodes.await_members(made[0], 2)
+    zmesh.init(made[0].name)
+
+    @zmesh.remote(max_restarts=1, max_task_retries=1, num_cpus=0)
+    class Summer:
+        def __init__(self, array: Any) -> None:
+            self.sum = float(array.sum())
+
+        def tell(self) -> float:
+            return self.sum
+
+    argument = ramp.options(**on(made[1])).remote(log, 0.0)
+    actor = Summer.options(**on(made[1])).remote(argument)
+    assert zmesh.get(actor.tell.remote()) == float(numpy.arange(SIZE).sum())
+    kill(nodes, made[1], 1)
+    assert zmesh.get(actor.tell.remote(), timeout=20) == float(numpy.arange(SIZE).sum())
+    assert runs(log) == ["ramp"] * 2
 
 
 def test_a_copy_that_is_left_is_read_instead_of_a_second_run(nodes: Nodes, log: str) -> None:  # noqa: F811
