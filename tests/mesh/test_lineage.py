@@ -181,13 +181,13 @@ def test_what_cannot_be_made_again_tells_the_chain(nodes: Nodes, log: str) -> No
     [put] = zmesh.get(keep.options(**on(made[1])).remote())
     zmesh.wait([after])
     kill(nodes, made[1], 1)
-    with pytest.raises(zmesh.exceptions.ObjectLostError, match="ramp has max_retries=0") as caught:
+    with pytest.raises(ObjectLostError, match="ramp has max_retries=0") as caught:
         zmesh.get(after)
     for ref in (once, after):
         assert ref.hex() in str(caught.value)
     with pytest.raises(zmesh.exceptions.OwnerDiedError):
         zmesh.get(put)
-    with pytest.raises(zmesh.exceptions.ObjectLostError, match="max_retries=0"):
+    with pytest.raises(ObjectLostError, match="max_retries=0"):
         zmesh.get(total.remote(once))
     assert len(runs(log)) == 2
 
@@ -205,7 +205,7 @@ def test_attempts_to_make_a_result_again_end_with_its_retries(nodes: Nodes, log:
             used = total.remote(ref)
             assert zmesh.get(used, timeout=20) == float(numpy.arange(SIZE).sum())
             kill(nodes, b, 1)
-    with pytest.raises(zmesh.exceptions.ObjectLostError, match="started 2 times"):
+    with pytest.raises(ObjectLostError, match="started 2 times"):
         zmesh.get(ref)
 
 
