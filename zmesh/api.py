@@ -229,15 +229,23 @@ def get(refs: Any, timeout: float | None = None, *, writable: bool = False) -> A
     return values[0] if type(refs) is ObjectRef else values
 
 
-def put(value: Any) -> "ObjectRef[Any]":
+def put(value: Any, *, replicas: int = 1) -> "ObjectRef[Any]":
     """Store a value and return its ref; large ones go to shared memory, with one copy.
 
+    Args:
+        replicas: on so many hosts in all, or on as many as there are, with a warning in the log. When one dies, it is
+            read from another.
+
     Raises:
+        ConfigError: `replicas` is less than 1.
         SerializationError: it cannot be pickled; the text names the attribute.
         StoreFullError: it does not fit; the text has the numbers.
         LocalProtocolError: it is itself an ObjectRef.
     """
-    return auto_init().put(value)
+    if type(replicas) is not int or replicas < 1:
+        raise ConfigError(f"replicas must be a number of hosts from 1, not {replicas!r}")
+    session = auto_init()
+    return session.put(value) if replicas == 1 else session.put_replicated(value, replicas)
 
 
 def wait(

@@ -130,7 +130,8 @@ def test_a_process_asks_once_and_lets_go_when_its_last_user_does() -> None:
     pulls = Pulls(node, effects)
     heard = []
     assert pulls.is_far(PLACE)
-    assert not pulls.is_far(COPY)
+    assert not pulls.is_far((8, 1000, HERE + b"worker.."))
+    assert pulls.is_far(COPY), "a copy of the node's stays only as long as somebody pulled it"
     copy = pulls.want(OID, PLACE)
     copy.waiters.append(lambda one: heard.append(one.status))
     assert pulls.want(OID, PLACE) is copy

@@ -10,8 +10,19 @@ from zmesh.core.directory import Directory
 from zmesh.core.effects import DropSegments, Effect, Send
 from zmesh.core.evacuation import Evacuation
 from zmesh.core.timers import Timers
-from zmesh.wire.ids import object_id
-from zmesh.wire.messages import ERROR, INLINE, PENDING, STORED, Ack, Fetched, RecycleSegments
+from zmesh.wire.ids import node_peer, object_id
+from zmesh.wire.lineage_messages import Forget, Missing
+from zmesh.wire.messages import (
+    ERROR,
+    INLINE,
+    PENDING,
+    STORED,
+    Ack,
+    Fetched,
+    FreeSegments,
+    KeepSegments,
+    RecycleSegments,
+)
 
 NODE = b"n" * 8
 A, B, C = (NODE + name * 8 for name in (b"a", b"b", b"c"))
@@ -233,3 +244,121 @@ def test_holds_and_releases_in_any_order_free_everything_and_nothing_early(seed:
         desk.directory.check()
     assert len(desk.directory) == 0
     assert set(expected.values()) == {0}
+
+
+# Bytes that are lost.
+
+AWAY = (7, 1000, FAR + b"worker..")
+ELSEWHERE = (8, 1000, FAR + b"other...")
+
+
+def lose(desk: Desk) -> bytes:
+    """B could not have an object of A's where it lay."""
+    oid = object_id(A, 1)
+    desk.directory.promote(A, 1, [(oid, STORED, AWAY, [])])
+    desk.directory.hold(A, 0, [(oid, B)])
+    desk.said()
+    desk.directory.missing(B, [(oid, 7, AWAY[2])])
+    return oid
+
+
+def test_a_segment_is_in_use_until_the_owner_says_that_its_bytes_lie_elsewhere(desk: Desk) -> None:
+    oid = lose(desk)
+    assert desk.directory.segments_in_use() == [7], "somebody may still read it there"
+    desk.directory.resolve([(oid, INLINE, b"small", [])])
+    assert desk.directory.segments_in_use() == []
+    assert desk.free == 995
+    desk.directory.release(A, [(oid, 1, True)])
+    desk.directory.release(B, [(oid, 1, True)])
+    assert desk.free == 1000
+
+
+def test_the_owner_is_asked_once_for_lost_bytes_and_all_hear_its_answer(desk: Desk) -> None:
+    oid = lose(desk)
+    desk.directory.missing(C, [(oid, 7, AWAY[2])])
+    desk.directory.fetch(B, [oid])
+    assert desk.said() == [(A, Missing([(oid, 7, AWAY[2])]))]
+    desk.directory.resolve([(oid, STORED, ELSEWHERE, [])])
+    told = desk.said()
+    assert told[0] == (node_peer(FAR), FreeSegments([(AWAY[2], 7, False)])), "somebody may still read it there"
+    assert [(peer, message.objects[0][2]) for peer, message in told[-2:]] == [(B, ELSEWHERE), (C, ELSEWHERE)]
+    desk.directory.missing(C, [(oid, 7, AWAY[2])])
+    assert desk.said() == [(C, Fetched([(oid, STORED, ELSEWHERE)]))], "it asked for the old place"
+
+
+def test_bytes_that_were_there_after_all_are_not_freed(desk: Desk) -> None:
+    oid = lose(desk)
+    desk.said()
+    desk.directory.resolve([(oid, STORED, AWAY, [])])
+    assert desk.said() == [
+        (node_peer(FAR), KeepSegments([7])),
+        (B, Fetched([(oid, STORED, AWAY)])),
+    ]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_lost_bytes_of_a_dead_owner_are_lost_for_good(desk: Desk, when: str) -> None:
+    if when == "before":
+        oid = object_id(A, 1)
+        desk.directory.promote(A, 1, [(oid, STORED, AWAY, [])])
+        desk.directory.hold(A, 0, [(oid, B)])
+        del desk.living[A]
+        desk.said()
+        desk.directory.missing(B, [(oid, 7, AWAY[2])])
+    else:
+        oid = lose(desk)
+        desk.said()
+        del desk.living[A]
+        desk.directory.owner_died(A)
+    freed, (peer, answer) = desk.said()
+    assert freed == (node_peer(FAR), FreeSegments([(AWAY[2], 7, False)]))
+    assert (peer, answer.objects[0][1], answer.objects[0][2][0]) == (B, ERROR, "ObjectLostError")
+
+
+def test_a_home_that_loses_a_node_leaves_what_its_living_clients_can_make_again(desk: Desk) -> None:
+    mine, orphan = object_id(A, 1), object_id(DEAD, 1)
+    for oid in (mine, orphan):
+        desk.directory.promote(A, 1, [(oid, STORED, AWAY, [])])
+    desk.directory.node_died(FAR)
+    desk.said()
+    desk.directory.fetch(A, [mine, orphan])
+    assert [message.objects[0][1] for _, message in desk.said()] == [STORED, ERROR]
+
+
+def test_an_object_that_is_freed_while_it_is_made_again_leaves_nothing(desk: Desk) -> None:
+    oid = lose(desk)
+    desk.said()
+    for peer in (A, B):
+        desk.directory.release(peer, [(oid, 1, True)])
+    assert (node_peer(FAR), FreeSegments([(AWAY[2], 7, False)])) in desk.said()
+    desk.directory.resolve([(oid, STORED, ELSEWHERE, [])])
+    assert desk.said() == [(node_peer(FAR), FreeSegments([(ELSEWHERE[2], 8, True)]))]
+
+
+def test_a_value_that_was_made_again_contains_what_the_new_one_does(desk: Desk) -> None:
+    old, new, outer = object_id(B, 1), object_id(B, 2), object_id(A, 1)
+    desk.directory.promote(B, 1, [(old, INLINE, b"old", []), (new, INLINE, b"new", [])])
+    desk.directory.promote(A, 1, [(outer, STORED, AWAY, [old])])
+    desk.directory.release(B, [(old, 1, True)])
+    desk.directory.resolve([(outer, STORED, ELSEWHERE, [new])])
+    desk.directory.release(B, [(new, 1, True)])
+    assert len(desk.directory) == 2, "the old one went with the old value"
+    desk.said()
+    desk.directory.resolve([(outer, ERROR, ("ObjectLostError", "late", {}), [])])
+    desk.directory.resolve([(outer, INLINE, b"small", [])])
+    assert len(desk.directory) == 1
+    desk.directory.fetch(A, [outer])
+    assert desk.said()[-1] == (A, Fetched([(outer, INLINE, b"small")]))
+
+
+def test_an_owner_that_let_go_hears_when_nobody_needs_its_result(desk: Desk) -> None:
+    oid, gone = object_id(A, 1), object_id(A, 2)
+    desk.directory.promote(A, 1, [(oid, STORED, AWAY, [])])
+    desk.directory.hold(A, 0, [(oid, B)])
+    desk.said()
+    desk.directory.remember(A, [oid, gone])
+    assert desk.said() == [(A, Forget([gone]))]
+    desk.directory.release(A, [(oid, 1, True)])
+    assert desk.said() == []
+    desk.directory.release(B, [(oid, 1, True)])
+    assert (A, Forget([oid])) in desk.said()

@@ -14,6 +14,7 @@ from zmesh.core.timers import Timers
 from zmesh.wire import messages as m
 from zmesh.wire.codec import decode, encode
 from zmesh.wire.ids import guest_token, node_peer, object_id
+from zmesh.wire.lineage_messages import Missing
 
 US, LEAVER, THIRD = b"us......", b"leaver..", b"third..."
 NODE, GOING = node_peer(US), node_peer(LEAVER)
@@ -121,7 +122,8 @@ def test_an_object_that_cannot_be_copied_is_told_and_lost(host: Host) -> None:
     assert "no room" in told.why
     assert len(host.core.copies) == 0
     host.core.member_down(LEAVER, "it left", 0.0)
-    host.hear(E, m.Fetch([oid]))
+    host.core.client_ended(D, 0.0)
+    host.hear(E, Missing([(oid, PLACE[0], PLACE[2])]))
     assert host.said(E)[-1].objects[0][1] == m.ERROR
 
 
@@ -176,7 +178,12 @@ def test_a_leaver_that_dies_meanwhile_takes_with_it_what_is_not_here_yet(host: H
     assert host.said(GOING) == []
     host.effects.clear()
     host.hear(E, m.Fetch([here, away]))
-    assert [answer.objects[0][1] for answer in host.said(E)] == [m.STORED, m.ERROR]
+    assert [answer.objects[0][1] for answer in host.said(E)] == [m.STORED, m.STORED], "its owner lives"
+    host.effects.clear()
+    host.hear(E, Missing([(away, PLACE[0], PLACE[2])]))
+    assert host.said(D) == [Missing([(away, PLACE[0], PLACE[2])])]
+    host.hear(D, m.Resolve([(away, m.ERROR, ("ObjectLostError", "it was put", {}), [])]))
+    assert host.said(E)[-1].objects[0][1] == m.ERROR
 
 
 def test_a_node_that_leaves_waits_for_all_members_that_live(host: Host) -> None:

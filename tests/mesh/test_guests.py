@@ -121,13 +121,13 @@ def test_a_guest_goes_on_at_another_member_when_its_own_is_killed(mesh: Nodes) -
     zmesh.get(refs[0])
     gone(mesh.all[0])
     results = []
-    for one in refs:
+    for one in refs:  # some had their result, which lay there, and is made again
         try:
             results.append(zmesh.get(one, timeout=30))
-        except ObjectLostError:  # it had its result, which lay there
+        except ObjectLostError:  # it was being read when its node died
             results.append(None)
     late = [result for result in results if result is not None]
-    assert len(late) >= 15, "most were not done when it was killed"
+    assert len(late) >= 28, "at most the one being read"
     assert all((result == 2 * array).all() for result in late)
     assert (zmesh.get(pending, timeout=30) == 4 * array).all()
     assert (before == 2 * array).all(), "what was read stays"
@@ -235,5 +235,4 @@ def test_a_guest_goes_on_when_its_node_is_stopped_which_tells_what_it_loses(mesh
     zmesh.wait([ref], timeout=10)
     assert "1 guest(s) of this node go on elsewhere" in lifecycle.stop(mesh.all[0].name).notes[0]
     assert zmesh.get(double.remote(21), timeout=20) == 42
-    with pytest.raises(ObjectLostError):
-        zmesh.get(ref)
+    assert zmesh.get(ref, timeout=20).sum() == 2 << 17, "it is made again"

@@ -18,7 +18,8 @@ def program(kind: str, **fields: Any) -> bytes:
 
     Kinds: "work" (seconds, value), "die" (seconds, times: attempts that kill the worker), "raise", "retry" (times),
     "big" (value: stored), "nest" (children: programs it submits, waits for and returns the values of),
-    "stream" (items), "many" (values), "hang"; "actor" and "use": see actors.py.
+    "stream" (items), "many" (values), "parts" (count: all but the last are stored), "hang"; "actor" and "use": see
+    actors.py.
     """
     packed: bytes = msgpack.packb({"kind": kind, **fields})
     return packed
@@ -71,6 +72,8 @@ class UserCode(ActorCode):
         elif kind == "many":
             values = [(m.INLINE, msgpack.packb(value), []) for value in code["values"]]
             self.at(seconds, lambda: end(m.MANY, values, []))
+        elif kind == "parts":
+            self.at(seconds, lambda: self._parts(process, code["count"], end) if still() else None)
         elif kind == "stream":
             self._stream(process, running, code["items"], seconds, end)
         elif kind == "borrow":
@@ -83,6 +86,10 @@ class UserCode(ActorCode):
             self._use(process, running, code, still, end)
         elif kind != "hang":
             self.at(seconds, lambda: end(m.INLINE, msgpack.packb(code.get("value")), []))
+
+    def _parts(self, process: Any, count: int, end: Callable[..., None]) -> None:
+        parts = [(m.STORED, self.write(process, index), []) for index in range(count - 1)]
+        end(m.MANY, [*parts, (m.INLINE, msgpack.packb(count), [])], [])
 
     def _nest(self, process: Any, running: Any, children: list[bytes], end: Callable[..., None]) -> None:
         """Submit children and wait for them all, as `get([f.remote(...) ...])` does."""

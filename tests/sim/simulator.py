@@ -288,6 +288,8 @@ class Simulation(UserCode):
         process.wake = deadline
 
         def ring() -> None:
+            if process.wake == deadline:
+                process.wake = -1.0  # it may ring an ulp too early, and must ring again then
             if process.alive and self.now >= process.stopped_until:
                 timers.tick(self.now)
                 self.settle(process)

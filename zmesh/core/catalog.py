@@ -25,6 +25,10 @@ class Catalog:
         if spec is not None:
             spec.stores = True
 
+    def maker(self, entry: Entry) -> Spec | None:
+        """Return the spec of the task that made the value, if one did."""
+        return self._stored.get((entry.seq, entry.index), (entry, None))[1]
+
     def remove(self, entry: Entry) -> None:
         """Its value is gone."""
         self._stored.pop((entry.seq, entry.index), None)

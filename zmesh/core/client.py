@@ -13,6 +13,7 @@ from zmesh.core.catalog import Catalog
 from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, UnmapSegments, Warn
 from zmesh.core.evacuation import Rescue
 from zmesh.core.group_watch import GroupWatch
+from zmesh.core.lineage_inputs import LineageInputs
 from zmesh.core.links import Links
 from zmesh.core.pulls import Pulls
 from zmesh.core.records import (
@@ -45,6 +46,7 @@ from zmesh.wire.messages import (
     ERROR,
     INLINE,
     ITEM,
+    LOST,
     MANY,
     STORED,
     Ack,
@@ -62,7 +64,6 @@ from zmesh.wire.messages import (
     StatusReply,
     StatusRequest,
     Steal,
-    Trim,
     Unpin,
     Unsteal,
     Unstolen,
@@ -76,7 +77,7 @@ DRAIN_S = 0.05  # after a worker's death, what it had sent may still arrive for 
 INFEASIBLE_GRACE_S = 1.0  # work that no node can run fails after this time, so that one may still join
 
 
-class ClientCore(ActorInputs):
+class ClientCore(ActorInputs, LineageInputs):
     """The state of one client and all its inputs.
 
     Args:
@@ -125,25 +126,17 @@ class ClientCore(ActorInputs):
             inside=self.references.inside,
             waited=self._waited,
             ended=lambda task: self.actors.ended(task),
+            note=lambda task, results: self.lineage.note(task, results),
         )
         self.groups = GroupWatch(
-            effects,
-            timers,
-            self.victim.groups,
-            self.references,
-            settle=self._settle,
-            fail=self._group_changed,
+            effects, timers, self.victim.groups, self.references, settle=self._settle, fail=self._group_changed
         )
         self.actors = ActorCalls(
-            effects,
-            timers,
-            tasks=self.tasks,
-            references=self.references,
-            arguments=self._arguments,
-            late=self._late,
-            take=self._take,
-        )
+            effects, timers, tasks=self.tasks, references=self.references,
+            arguments=self._arguments, late=self._late, take=self._take,
+        )  # fmt: skip
         self._inputs = self._words()
+        self.lineage = self._new_lineage()
 
     def _words(self) -> dict[type[Any], Callable[[PeerID, Any, float], None]]:
         return {
@@ -169,7 +162,6 @@ class ClientCore(ActorInputs):
             Carry: self.shortcuts.carried,
             Leaving: lambda peer, message, now: self._rescue.leaving(peer, message.node),
             RecycleSegments: lambda _, message, now: self.effects.append(Recycle(list(message.segments))),
-            Trim: lambda _, message, now: self.effects.append(Recycle([])),
             ListObjects: lambda peer, m, now: self.effects.append(
                 Send(peer, Objects(m.request, self.references.listed()))
             ),
@@ -276,6 +268,7 @@ class ClientCore(ActorInputs):
             self.tasks.entry_resolved(task, now)
         for entry in self.references.lose_node(self.lost):
             self.tasks.entry_resolved(entry, now)
+        self.lineage.lose_node(self.lost, now)
         self.pulls.lose_node(self.lost)
         self.groups.lose(self.lost, now)
         self._flush()
@@ -373,8 +366,8 @@ class ClientCore(ActorInputs):
             self.victim.close(thief)
         for thief in gone:
             self._lose_thief(thief, message.node, message.why, now)
-        for entry in self.references.node_gone(message.node, message.why):
-            self.tasks.entry_resolved(entry, now)
+        self.references.node_gone(message.node)
+        self.lineage.home_gone(message.node)
         self.actors.node_gone(message.node, message.why, now)
         self.victim.serve(now)
 
@@ -423,6 +416,9 @@ class ClientCore(ActorInputs):
                 if type(task) is Creation:
                     victim.settled(thief, now)
                     self.actors.ready(task, peer, now)
+            elif result[2] == LOST:
+                victim.returned(thief, task)
+                self.lineage.starved(task, result[3], now)
             else:
                 victim.returned(thief, task)
                 tasks.outcome(task, result, now)
@@ -526,6 +522,7 @@ class ClientCore(ActorInputs):
         del peer
         for entry in self.references.fetched(message.objects):
             self.tasks.entry_resolved(entry, now)
+        self.lineage.fetched(message.objects, now)
 
     def _infeasible(self, peer: PeerID, message: Infeasible, now: float) -> None:
         del peer
@@ -592,6 +589,7 @@ class ClientCore(ActorInputs):
         self.victim.check()
         self.references.check()
         self.pulls.check()
+        self.lineage.check()
         self.shortcuts.check()
         self.actors.check()
         unresolved = self.unresolved()

@@ -73,8 +73,10 @@ class Copies:
 
     def _use(self, peer: PeerID, oid: ObjectID, segment: int, nbytes: int, producer: PeerID) -> None:
         copy = self._copies.get(oid)
-        if copy is None or (copy.status == ERROR and not copy.users):
-            copy = self._copies[oid] = HostCopy(segment, nbytes, producer)
+        if copy is None or copy.status == ERROR:
+            # One that failed may lie elsewhere now. Its users have yet to let go of it.
+            users = copy.users if copy is not None else {}
+            copy = self._copies[oid] = HostCopy(segment, nbytes, producer, users=users)
             # Where it was made, or, if that node has left, where it is counted.
             if self._reachable(producer[:NODE_ID_BYTES]) or self._reachable(oid[:NODE_ID_BYTES]):
                 self._effects.append(FetchCopy(oid, segment, nbytes, producer))
@@ -92,19 +94,23 @@ class Copies:
         else:
             self._effects.append(Send(peer, Pulled([(oid, copy.status, copy.value)])))
 
-    def _lost(self, copy: HostCopy, oid: ObjectID, why: str) -> None:
+    def _lost(self, copy: HostCopy, oid: ObjectID, why: str, name: str = "ObjectLostError") -> None:
         copy.status = ERROR
-        copy.value = ("ObjectLostError", f"object {oid.hex()} could not be copied here: {why}", {})
+        copy.value = (name, f"object {oid.hex()} could not be copied here: {why}", {})
 
-    def fetched(self, oid: ObjectID, location: Any, error: str, now: float) -> None:
-        """The bytes are here, at (segment, nbytes, producer), or will never be: then `error` says why."""
+    def fetched(self, oid: ObjectID, location: Any, error: str, now: float, *, full: bool = False) -> None:
+        """The bytes are here, at (segment, nbytes, producer), or will never be: then `error` says why.
+
+        Args:
+            full: they are where they were, and find no room here.
+        """
         copy = self._copies.get(oid)
         if copy is None or copy.status != PENDING:
             if location is not None and copy is None:
                 self._effects.append(DropCopies([oid], clean=True))
             return
         if error:
-            self._lost(copy, oid, error)
+            self._lost(copy, oid, error, "StoreFullError" if full else "ObjectLostError")
         else:
             copy.status, copy.value = STORED, tuple(location)
         waiting, copy.waiting = copy.waiting, {}
@@ -130,6 +136,11 @@ class Copies:
         if not copy.users:
             copy.unused_s = now
             self._watch(now)
+
+    def place_of(self, oid: ObjectID) -> Any:
+        """Return where a copy lies here, as (segment, nbytes, producer); None if there is none."""
+        copy = self._copies.get(oid)
+        return copy.value if copy is not None and copy.status == STORED else None
 
     def drop(self, oid: ObjectID) -> None:
         """This node needs its copy no more; nobody will ask for one without users, as the object is gone or lost."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from zmesh.core.effects import DropSegments, Effect, Send
 from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, ObjectID, PeerID, is_guest, node_peer
+from zmesh.wire.lineage_messages import Forget, Missing, Remember
 from zmesh.wire.messages import (
     ERROR,
     INLINE,
@@ -70,6 +71,11 @@ class Directory:
         self._evacuation = evacuation
         self._freed = freed
         self._records: dict[ObjectID, Record] = {}
+        self._remembered: dict[ObjectID, bool] = {}  # {object: True} of whose end the owner wants to hear
+        self.of_clients: dict[type[Any], Callable[[PeerID, Any, float], None]] = {
+            Missing: lambda peer, m, now: self.missing(peer, m.objects),
+            Remember: lambda peer, m, now: self.remember(peer, m.objects),
+        }
 
     def __len__(self) -> int:
         return len(self._records)
@@ -108,17 +114,57 @@ class Directory:
         """Owners tell the values of objects that were pending."""
         for oid, status, value, inside in objects:
             record = self._records.get(oid)
-            if record is None or record.status != PENDING:
+            if record is None or not self._is_news(record, status, value):
                 if record is None and status == STORED:
                     self.free_segments([(value[2], value[0], True)])
                 continue
-            record.status, record.value, record.inside = status, value, list(inside)
+            if record.value is not None and not (status == STORED and _spot(value) == _spot(record.value)):
+                # If it was not lost after all, somebody may still read it there.
+                self.free_segments([(record.value[2], record.value[0], False)])
+            before, record.inside = record.inside, list(inside)
+            record.status, record.value = status, value
             if status == INLINE:
                 # The work is done, and its result is kept even if there is no room for it.
                 record.booked = self._reserve(len(value))
             self._keep(oid, record)
             self._hold_inside(oid, record)
             self._answer(oid, record)
+            for inner in before:
+                held = self._records.get(inner)
+                if held is not None and oid in held.holders:
+                    self._count(inner, held, oid, -1)
+
+    @staticmethod
+    def _is_news(record: Record, status: int, value: Any) -> bool:
+        """Whether an owner's word changes what is known: a value at last, or another place for lost bytes."""
+        if record.status == STORED:
+            return status == INLINE or (status == STORED and _spot(value) != _spot(record.value))
+        return record.status == PENDING
+
+    def missing(self, peer: PeerID, objects: list[Any]) -> None:
+        """A borrower could not have the bytes of these at the place it names: it gets another, or why there is none."""
+        for oid, segment, producer in objects:
+            record = self._records.get(oid)
+            lies_there = record is not None and record.status == STORED and _spot(record.value) == (segment, producer)
+            if lies_there and record is not None:
+                if self._alive(oid[:PEER_ID_BYTES]):
+                    record.status = PENDING
+                    self._effects.append(Send(oid[:PEER_ID_BYTES], Missing([(oid, segment, producer)])))
+                else:
+                    self._lose(oid, record)
+            self.fetch(peer, [oid])
+
+    def _lose(self, oid: ObjectID, record: Record) -> None:
+        text = f"the bytes of object {oid.hex()} are lost, and so is the process that owned it and could make it again"
+        self.free_segments([(record.value[2], record.value[0], False)])
+        record.status, record.value = ERROR, ("ObjectLostError", text, {})
+
+    def remember(self, peer: PeerID, oids: list[ObjectID]) -> None:
+        """An owner lets go of these, and wants to hear when all others have."""
+        unknown = [oid for oid in oids if oid not in self._records]
+        self._remembered |= dict.fromkeys([oid for oid in oids if oid in self._records], True)
+        if unknown:
+            self._effects.append(Send(peer, Forget(unknown)))
 
     def _answer(self, oid: ObjectID, record: Record) -> None:
         waiters, record.waiters = record.waiters, {}
@@ -162,8 +208,11 @@ class Directory:
             record = self._records.pop(oid)
             self._evacuation.freed(oid)
             self._freed(oid)
-            if record.status == STORED:
-                self.free_segments([(record.value[2], record.value[0], record.clean)])
+            if self._remembered.pop(oid, False) and self._alive(oid[:PEER_ID_BYTES]):
+                self._effects.append(Send(oid[:PEER_ID_BYTES], Forget([oid])))
+            if record.status == STORED or (record.status == PENDING and record.value is not None):
+                clean = record.clean and record.status == STORED
+                self.free_segments([(record.value[2], record.value[0], clean)])
             elif record.booked:
                 self._release(len(record.value))
             for peer in record.waiters:
@@ -213,17 +262,20 @@ class Directory:
         for oid, record in self._records.items():
             record.waiters.pop(peer, None)
             if record.status == PENDING and oid[:PEER_ID_BYTES] == peer:
-                text = f"the process that owned object {oid.hex()} died before the object was made"
-                record.status, record.value = ERROR, ("OwnerDiedError", text, {})
+                if record.value is not None:
+                    self._lose(oid, record)
+                else:
+                    text = f"the process that owned object {oid.hex()} died before the object was made"
+                    record.status, record.value = ERROR, ("OwnerDiedError", text, {})
                 self._answer(oid, record)
 
     def node_died(self, node: NodeID) -> None:
-        """A member is gone: its clients hold and wait for nothing, and what lay on it is lost."""
+        """A member is gone: its clients hold and wait for nothing. What lay on it is lost, unless its owner lives."""
         for oid, record in list(self._records.items()):
             for waiter in [waiter for waiter in record.waiters if waiter[:NODE_ID_BYTES] == node]:
                 del record.waiters[waiter]
             lay_there = record.status == STORED and record.value[2][:NODE_ID_BYTES] == node
-            if lay_there and not self._evacuation.has(oid):
+            if lay_there and not self._evacuation.has(oid) and not self._alive(oid[:PEER_ID_BYTES]):
                 text = f"object {oid.hex()} lay on node {node.hex()}, which is gone, and nowhere else"
                 record.status, record.value = ERROR, ("ObjectLostError", text, {})
         holders = {holder: True for record in self._records.values() for holder in record.holders}
@@ -244,6 +296,11 @@ class Directory:
                 del record.holders[holder]
             if not record.holders:
                 self._free(oid)
+
+    def place_of(self, oid: ObjectID) -> Any:
+        """Return where the bytes of a stored object lie, None if it is none."""
+        record = self._records.get(oid)
+        return record.value if record is not None and record.status == STORED else None
 
     def lying_on(self, node: NodeID) -> list[tuple[ObjectID, Any]]:
         """Return the objects whose bytes lie on another node, with their places."""
@@ -270,7 +327,9 @@ class Directory:
 
     def segments_in_use(self) -> list[int]:
         """Return the segments that records name."""
-        return [record.value[0] for record in self._records.values() if record.status == STORED]
+        # Of lost ones too: if they are not lost after all, somebody may still read them.
+        known = [one for one in self._records.values() if one.status in (STORED, PENDING) and one.value is not None]
+        return [record.value[0] for record in known]
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""
@@ -278,6 +337,11 @@ class Directory:
             assert record.holders, oid.hex()
             assert all(record.holders.values())
             assert record.status == PENDING or not record.waiters
+        assert all(oid in self._records for oid in self._remembered)
+
+
+def _spot(place: Any) -> tuple[int, PeerID]:
+    return place[0], place[2]
 
 
 def _lost(oid: ObjectID) -> tuple[int, Any]:

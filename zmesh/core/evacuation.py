@@ -94,7 +94,7 @@ class Evacuation:
             notes.append(f"{ours} object(s) that other hosts hold belong to programs of this node, and end with it")
         guests = sum(is_guest(client) for client in self._clients)
         if guests:
-            notes.append(f"{guests} guest(s) of this node go on elsewhere, without large results not read yet")
+            notes.append(f"{guests} guest(s) of this node go on elsewhere, and make large results not read yet again")
         notes += [
             f"node {node.hex()} did not say whether it has all it needs of this one" for node in self._asked or ()
         ]

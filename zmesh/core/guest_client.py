@@ -212,6 +212,7 @@ class GuestCore(ClientCore):
             for entry in lost:
                 self.tasks.entry_resolved(entry, now)
             self._fail_holders(before, now)
+            self.lineage.lose_node(error, now)
         self.effects.append(Rehomed(self.me))
         self._flush()
 

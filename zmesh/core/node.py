@@ -22,6 +22,7 @@ from zmesh.core.neighbours import Neighbours
 from zmesh.core.node_members import MemberInputs
 from zmesh.core.pressure import Pressure
 from zmesh.core.records import MARK_PLENTY, SPREAD, Client, Executing
+from zmesh.core.replicas import Replicas
 from zmesh.core.resources import Resources
 from zmesh.core.shortcuts import Openings
 from zmesh.core.status import load, status
@@ -143,11 +144,13 @@ class NodeCore(MemberInputs):
         others = self.neighbours.totals
         self.actors = ActorHome(node, effects, self.matchmaking, alive=self._alive, members=lambda: list(others))
         self.directory = Directory(
-            node, effects, self.evacuation, alive=self._alive, reserve=reserve, release=release, freed=self.actors.freed
+            node, effects, self.evacuation, alive=self._alive, reserve=reserve, release=release, freed=self._freed
         )
+        self.replicas = Replicas(effects, copies=self.copies, members=totals, directory=self.directory)
         self.listing = self._make_listing(effects, timers, segment_state)
-        self._inputs = self._words_of_clients() | self.groups.of_clients | self.actors.words()
-        self._between_nodes = self._words_of_nodes() | self.groups.of_nodes
+        shared = self.directory.of_clients | self.replicas.of_clients
+        self._inputs = self._words_of_clients() | self.groups.of_clients | self.actors.words() | shared
+        self._between_nodes = self._words_of_nodes() | self.groups.of_nodes | self.replicas.of_nodes
 
     def _make_matchmaking(self, rng: random.Random, limits: Limits) -> Matchmaking:
         return Matchmaking(
@@ -235,8 +238,13 @@ class NodeCore(MemberInputs):
     def _config_of(self, job: PeerID) -> dict[str, Any]:
         return self._clients[job].config if job in self._clients else self._configs.get(job, {})
 
+    def _freed(self, oid: ObjectID) -> None:
+        self.actors.freed(oid)
+        self.replicas.freed(oid)
+
     def _copied(self, oid: ObjectID, error: str) -> None:
-        self.evacuation.copied(oid, error)
+        if not self.replicas.copied(oid, error):
+            self.evacuation.copied(oid, error)
 
     def _executing(self, slot: int) -> Executing | None:
         """Return what runs in a slot now."""
@@ -457,9 +465,9 @@ class NodeCore(MemberInputs):
         """Return the segments that shared objects lie in."""
         return [*self.directory.segments_in_use(), *self._kept]
 
-    def fetched(self, oid: ObjectID, location: Any, error: str, now: float) -> None:
+    def fetched(self, oid: ObjectID, location: Any, error: str, now: float, *, full: bool = False) -> None:
         """A FetchCopy is over; see Copies.fetched."""
-        self.copies.fetched(oid, location, error, now)
+        self.copies.fetched(oid, location, error, now, full=full)
 
     def _free_segments(self, peer: PeerID, message: FreeSegments, now: float) -> None:
         del peer, now
@@ -504,6 +512,7 @@ class NodeCore(MemberInputs):
         self.actors.check()
         self.copies.check()
         self.evacuation.check()
+        self.replicas.check()
         self.links.check()
         self.openings.check()
         self.neighbours.check()

@@ -29,6 +29,7 @@ class MemberInputs:
     neighbours: Neighbours
     openings: Any
     pressure: Any
+    replicas: Any
     resources: Any
     load: Any
     _alive: Any
@@ -82,6 +83,7 @@ class MemberInputs:
         self.directory.node_died(node)
         self.evacuation.node_gone(node)
         self.actors.node_gone(node)
+        self.replicas.node_gone(node)
         self.lending.node_gone(node, self.matchmaking.demands.get)
         self.copies.node_gone(node, now)
         lost = [segment for segment, keeper in self._kept.items() if keeper == node]

@@ -27,14 +27,17 @@ class Pulls:
         self.lost: Any = None  # the failure of every pull, once the node is gone
 
     def is_far(self, location: Any) -> bool:
-        """Whether the bytes at (segment, nbytes, producer, ...) lie on another host."""
-        here: bool = location[2][:NODE_ID_BYTES] == self._node[:NODE_ID_BYTES]
+        """Whether the bytes at (segment, nbytes, producer, ...) must be pulled: they lie on another host.
+
+        Those of the node itself are copies, which stay only as long as somebody pulled them.
+        """
+        here: bool = location[2][:NODE_ID_BYTES] == self._node[:NODE_ID_BYTES] and location[2] != self._node
         return not here and location[2] not in self._moved
 
     def want(self, oid: ObjectID, location: Any) -> Copy:
         """Return the copy, with one user more; the node is asked for it if this process has none yet."""
         copy = self._copies.get(oid)
-        if copy is None:
+        if copy is None or copy.status == ERROR:  # one that failed may lie elsewhere now
             copy = self._copies[oid] = Copy(oid)
             if self.lost is not None:
                 copy.status, copy.value = ERROR, self.lost
@@ -53,7 +56,8 @@ class Pulls:
         copy.users -= 1
         assert copy.users >= 0
         if not copy.users:
-            del self._copies[copy.oid]
+            if self._copies.get(copy.oid) is copy:
+                del self._copies[copy.oid]
             self._effects.append(Send(self._node, LetGo([(copy.oid, True)])))
 
     def pulled(self, objects: list[Any]) -> None:

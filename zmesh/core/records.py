@@ -212,6 +212,7 @@ class Inputs:
     deps: list[Entry] = field(default_factory=list)  # top-level refs, in the order of their placeholders
     held: list[Entry] = field(default_factory=list)  # nested refs, and the entry of large arguments
     missing: int = 0  # deps that are still PENDING
+    starved: int = 0  # how often a thief could not have them
 
 
 class Task(Entry):

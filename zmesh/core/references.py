@@ -2,7 +2,8 @@
 
 An own entry is freed when no ObjectRef, task, containing value, live view or reader is left; the node only hears of it
 if it was promoted. A borrowed entry is counted by its home, the node of its owner: this process owes it as many
-releases as it was given holds. Knows entries; never looks at tasks (core/tasks.py does).
+releases as it was given holds. Knows entries; never looks at tasks (core/tasks.py does). What becomes of an entry whose
+bytes are lost is in core/restored.py.
 """
 
 from collections import deque
@@ -11,7 +12,9 @@ from typing import Any
 
 from zmesh.core.effects import Effect, Recycle, Resolved, Send
 from zmesh.core.records import Copy, Entry, Handle, Share, Spec, View
+from zmesh.core.restored import Restored
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer, object_id, split_object_id
+from zmesh.wire.lineage_messages import Seek
 from zmesh.wire.messages import (
     ERROR,
     INLINE,
@@ -22,7 +25,6 @@ from zmesh.wire.messages import (
     Hold,
     Promote,
     Release,
-    Resolve,
     Taken,
     Unpin,
 )
@@ -30,7 +32,7 @@ from zmesh.wire.messages import (
 Key = Any  # of a dependency a thief reads: an ObjectID its home counts, (victim, seq, index), or a Copy of this host's
 
 
-class References:
+class References(Restored):
     """Counts of one client.
 
     Args:
@@ -55,6 +57,7 @@ class References:
         shared: Callable[[Handle], None],
         unheld: Callable[[ObjectID, bool], None],
     ) -> None:
+        super().__init__()
         self._me = me
         self._node = node
         self._effects = effects
@@ -145,12 +148,14 @@ class References:
         if status == STORED:
             self.catalog.remove(entry)
         if share is not None and share.promoted:
+            self.freed(entry)
             if share.holds:
                 oid = object_id(self._me, entry.seq, entry.index)
                 self._effects.append(Send(self._node, Release([(oid, share.holds, share.clean)])))
                 share.holds = 0
         elif status == STORED:
             self.free_segment(value, clean=share is None or share.clean)
+            self.freed(entry)
         elif type(entry) is Handle:
             self._unheld(object_id(self._me, entry.seq, entry.index), True)
 
@@ -301,12 +306,11 @@ class References:
         if entry.status == STORED and entry.refs:
             self.catalog.add(entry, maker)
         if share is not None and share.promoted:
-            inside = [self.oid(inner) for inner in share.inside]
-            self._effects.append(Send(self._node, Resolve([(self.oid(entry), entry.status, entry.value, inside)])))
+            self.tell(entry)
         if entry.status == STORED and self._pulls.is_far(entry.value):
             self._away[entry.seq, entry.index] = entry
             if entry.value[2][:NODE_ID_BYTES] in self._leavers:
-                self.localize([entry])
+                self._missing([entry])
         if not entry.refs:
             self.settle(entry)
 
@@ -401,11 +405,9 @@ class References:
             self._set(entry, ERROR, error)
         return pending
 
-    def node_gone(self, node: NodeID, why: str) -> list[Entry]:
-        """A member is gone, and the objects it was the home of; returns the entries that failed."""
+    def node_gone(self, node: NodeID) -> None:
+        """A member is gone: of the objects it was the home of there may be replicas."""
         self._leavers.pop(node, None)
-        error: Any = ("OwnerDiedError", f"the node {node.hex()} that knew the object is gone: {why}", {})
-        failed = []
         for entry in list(self._lent.values()):
             for reader in list(entry.share.readers if entry.share is not None else ()):
                 if reader[:NODE_ID_BYTES] == node:
@@ -413,13 +415,11 @@ class References:
                     del entry.share.readers[reader]
                     entry.share.clean = False
                     self.settle(entry)
-        for oid, entry in self._borrowed.items():
-            if oid[:NODE_ID_BYTES] == node and entry.status == PENDING:
-                self._set(entry, ERROR, error)
-                failed.append(entry)
+        sought = [oid for oid, one in self._borrowed.items() if oid[:NODE_ID_BYTES] == node and one.status == PENDING]
+        if sought:
+            self._effects.append(Send(self._node, Seek(sought)))
         for request in list(self._claims):
             self._counted(request, node_peer(node))
-        return failed
 
     def rehome(self, me: PeerID, node: PeerID, error: Any) -> list[Entry]:
         """This process is a client of another node now, under another name; returns the entries that failed.
@@ -442,55 +442,6 @@ class References:
         for entry in failed:
             self._set(entry, ERROR, error)
         return failed
-
-    def localize(self, entries: list[Entry]) -> Entry | None:
-        """Have the bytes of stored entries copied to this host; None if there is nothing to wait for.
-
-        Returns an entry that resolves when all copies are there or failed; `location` says which.
-        """
-        missing = self._missing(entries)
-        if not missing:
-            return None
-        ticket = Entry(0)
-        self._after(missing, lambda: self._set(ticket, INLINE, None))
-        return ticket
-
-    def when_local(self, entries: list[Entry], then: Callable[[], None]) -> None:
-        """As `localize`, but call `then`, at once if there is nothing to wait for. The caller holds the entries."""
-        missing = self._missing(entries)
-        if missing:
-            self._after(missing, then)
-        else:
-            then()
-
-    def _missing(self, entries: list[Entry]) -> list[Copy]:
-        """Ask for copies of what lies on other hosts; returns those that are under way."""
-        missing = []
-        for entry in entries:
-            if entry.status == STORED and self._pulls.is_far(entry.value):
-                share = self.share(entry)
-                if share.copy is None or share.copy.status == ERROR:
-                    if share.copy is not None:
-                        self._pulls.drop(share.copy)
-                    share.copy = self._pulls.want(self.oid(entry), entry.value)
-                if share.copy.status == PENDING:
-                    missing.append(share.copy)
-        return missing
-
-    @staticmethod
-    def _after(missing: list[Copy], then: Callable[[], None]) -> None:
-        """Call `then` when all these copies are there or failed."""
-        left = len(missing)
-
-        def arrived(copy: Copy) -> None:
-            nonlocal left
-            del copy
-            left -= 1
-            if not left:
-                then()
-
-        for copy in missing:
-            copy.waiters.append(arrived)
 
     def flee(self, node: NodeID) -> list[Entry]:
         """A member leaves soon: return own entries whose bytes lie there and that this host's node does not count.

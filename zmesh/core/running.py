@@ -100,6 +100,17 @@ class Arguments:
         """Whether all of its arguments are here, or lost."""
         return all(copy.status != PENDING for copy in self._awaited.get((sender, record[0]), {}).values())
 
+    def lost(self, sender: PeerID, record: Any) -> list[Any]:
+        """Return [key, segment, producer] of each argument that could not be had, once it is known of all of them."""
+        copies = self._awaited.get((sender, record[0]), {})
+        gone = [key for key, one in copies.items() if one.status == ERROR and one.value[0] == "ObjectLostError"]
+        if not gone or not self.ready(sender, record):
+            return []
+        places = {key: value for status, value, key in (record[5] if len(record) > 5 else ()) if status == STORED}
+        if type(record[4]) is not bytes:
+            places[record[4][3], 0] = record[4]
+        return [(key, places[key][0], places[key][2]) for key in gone]
+
     def next_ready(self, sender: PeerID, queue: "deque[Any]") -> Any:
         """Take the first of these whose arguments are here; None if each waits for some."""
         if not self._awaited:

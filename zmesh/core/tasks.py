@@ -29,6 +29,8 @@ from zmesh.wire.messages import (
     Kill,
 )
 
+STARVED_MAX = 16  # a task whose inputs are lost so often before it starts fails: something is wrong with its hosts
+
 Failure = tuple[str, str, dict[str, Any]]  # (class in zmesh.exceptions, text, attributes): an ERROR value
 
 
@@ -53,6 +55,7 @@ class Tasks:
         inside: notes the references inside a value that arrived.
         waited: collects resolved entries that somebody waits for.
         ended: a task that concerns an actor was resolved.
+        note: results of a task are stored: called before its arguments are let go of.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Tasks:
         inside: Callable[[Entry, list[bytes]], None],
         waited: list[Entry],
         ended: Callable[[Task], None],
+        note: Callable[[Task, list[Entry]], None],
     ) -> None:
         self._effects = effects
         self._timers = timers
@@ -81,7 +85,9 @@ class Tasks:
         self._inside = inside
         self._waited = waited
         self._ended = ended
-        self._dependents: dict[int, list[Task]] = {}  # {id() of a pending entry: tasks that wait for it}
+        self._note = note
+        # {id() of a pending entry: tasks that wait for it, and others to call}
+        self._dependents: dict[int, list[Task | Callable[[float], None]]] = {}
         self.retried: dict[int, Task] = {}  # {seq: task} charged at least once and unresolved
         self.parents: dict[Any, list[Task]] = {}  # {parent task: its unresolved children}, in a worker
         self._oom_kills: dict[int, int] = {}  # {seq of one in `retried`: how often memory ran out while it ran}
@@ -128,15 +134,52 @@ class Tasks:
         if not self._dependents:
             return
         for task in self._dependents.pop(id(entry), ()):
+            if not isinstance(task, Task):
+                task(now)
+                continue
             if task.state != WAITING:
                 continue  # cancelled, or failed by another of its inputs
             assert task.inputs is not None
             task.inputs.missing -= 1
             if entry.status in (FAILED, ERROR):
                 self._fail_dependent(task, entry)
-                self.entry_resolved(task, now)
+                self.announce(task, now)
             elif not task.inputs.missing:
                 self._push(task, now, False)
+
+    def when_resolved(self, entry: Entry, then: Callable[[float], None]) -> None:
+        """Call `then` once a pending entry has its value or error."""
+        self._dependents.setdefault(id(entry), []).append(then)
+
+    def starved(self, task: Task, tickets: list[Entry], now: float) -> None:
+        """A task whose lease is over could not have all its inputs, and was not started: it waits for them again.
+
+        Args:
+            tickets: one for each of these inputs; they resolve when they can be had, or with why they cannot.
+        """
+        inputs = task.inputs
+        if task.timer:
+            self._timers.cancel(task.timer)
+            task.timer = 0
+        failed = [ticket for ticket in tickets if ticket.status == ERROR]
+        pending = [ticket for ticket in tickets if ticket.status == PENDING]
+        if task.cancelled or inputs is None:
+            self._cancelled(task)
+        elif failed:
+            self._fail_dependent(task, failed[0])
+        elif inputs.starved >= STARVED_MAX:
+            text = f"inputs of {task.spec.name} were lost {STARVED_MAX} times before it could start"
+            self.resolve(task, ERROR, ("ObjectLostError", text, {}))
+        else:
+            inputs.starved += 1
+            inputs.missing = len(pending)
+            for ticket in pending:
+                task.state = WAITING
+                self._dependents.setdefault(id(ticket), []).append(task)
+            if not pending:
+                self._push(task, now, True)
+            return
+        self.announce(task, now)
 
     def announce(self, task: Task, now: float) -> None:
         """The task was resolved: those that waited for any of its results go on."""
@@ -156,6 +199,8 @@ class Tasks:
         if status in (INLINE, STORED):
             if len(result) > 4:
                 self._inside(task, result[4])
+            if status == STORED:
+                self._note(task, [task])
             self.resolve(task, status, value)
         elif attempt != task.attempt and status not in (MANY, END):
             return  # a failure of an attempt that no longer counts
@@ -174,6 +219,9 @@ class Tasks:
 
     def _many(self, task: Task, values: list[Any]) -> None:
         assert task.outputs is not None
+        stored = [output for output, one in zip(task.outputs, values, strict=True) if one[0] == STORED]
+        if stored:
+            self._note(task, stored)
         for output, (status, value, inside) in zip(task.outputs, values, strict=True):
             if inside:
                 self._inside(output, inside)
@@ -205,6 +253,9 @@ class Tasks:
             text = f"{task.spec.name} gave {len(task.outputs)} items, but {count} when it was retried"
             self.resolve(task, ERROR, ("StreamReplayError", text, {}))
         else:
+            stored = [output for output in task.outputs if output.status == STORED and output.refs]
+            if stored:
+                self._note(task, stored)
             self.resolve(task, INLINE, None)
 
     def _set(self, entry: Entry, status: int, value: Any, maker: Spec) -> None:
@@ -260,9 +311,12 @@ class Tasks:
 
     # Retries, deaths, time limits.
 
+    def charged(self, task: Task) -> int:
+        """Return how many attempts of an unresolved task count against max_retries, besides the first."""
+        return task.attempt - self._oom_kills.get(task.seq, 0)  # what memory cost has a count of its own
+
     def _may_retry(self, task: Task) -> bool:
-        # What memory cost has a count of its own.
-        return task.spec.max_retries < 0 or task.attempt - self._oom_kills.get(task.seq, 0) < task.spec.max_retries
+        return task.spec.max_retries < 0 or self.charged(task) < task.spec.max_retries
 
     def _may_retry_for_memory(self, task: Task) -> bool:
         kills = self._oom_kills.get(task.seq, 0)
@@ -422,8 +476,8 @@ class Tasks:
 
     def waiting(self) -> list[Task]:
         """Return the tasks that wait for inputs."""
-        found = {task.seq: task for tasks in self._dependents.values() for task in tasks if task.state == WAITING}
-        return list(found.values())
+        tasks = [task for waiting in self._dependents.values() for task in waiting if isinstance(task, Task)]
+        return list({task.seq: task for task in tasks if task.state == WAITING}.values())
 
     @staticmethod
     def waits_for(task: Task) -> str:

@@ -14,6 +14,7 @@ from zmesh.wire.ids import NODE_ID_BYTES, PeerID
 from zmesh.wire.messages import (
     CANCELLED,
     ITEM,
+    LOST,
     Attach,
     Cancel,
     Detach,
@@ -196,6 +197,16 @@ class ThiefHalf:
         running = self.running = Running(self.victim, spec, record, now)
         self._arguments.place(running)
         return running
+
+    def pulled(self, now: float) -> None:
+        """Copies are here, or cannot be had: then the victim hears of it, and what needs them does not start."""
+        for record in list(self._queue):
+            lost = self._arguments.lost(self.victim, record)
+            if lost:
+                self._queue.remove(record)
+                self._arguments.forget(self.victim, [record])
+                self._add((record[0], record[1], LOST, lost), 64 * len(lost), now)
+                self.flush()
 
     def finished(self, status: int, value: Any, inside: list[bytes], size: int, now: float) -> None:
         """The running task is over. `size` is what its result takes in a message, in bytes."""

@@ -20,6 +20,7 @@ from zmesh.wire.messages import (
     Consumed,
     Detach,
     Free,
+    Pulled,
     Shape,
     Stop,
     Taken,
@@ -71,6 +72,7 @@ class WorkerCore(ClientCore):
             Cancel: self._cancel,
             Consumed: self._consumed,
             Stop: self._stop,
+            Pulled: self._pulled,
             Taken: lambda peer, message, _: self.references.taken(peer, message.seq),
         }
 
@@ -195,6 +197,11 @@ class WorkerCore(ClientCore):
         if message.dead:
             self.references.victim_died(message.victim)
         self.thief.detach(message, now)
+
+    def _pulled(self, peer: PeerID, message: Pulled, now: float) -> None:
+        del peer
+        self.pulls.pulled(message.objects)
+        self.thief.pulled(now)
 
     def _cancel(self, peer: PeerID, message: Cancel, now: float) -> None:
         runs = self.server.cancel(peer, message, now) or self.thief.cancel(peer, message, now)

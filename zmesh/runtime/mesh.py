@@ -372,7 +372,8 @@ class Mesh:
                 return
             used, capacity = self._segments.used_bytes, self._segments.ledger.capacity_bytes
             error = f"{size:,} bytes do not fit into the store of this host, where {used:,} of {capacity:,} are in use"
-            self._core.fetched(effect.oid, None, error if why == FULL else f"{error}: {why}", monotonic())
+            text = error if why == FULL else f"{error}: {why}"
+            self._core.fetched(effect.oid, None, text, monotonic(), full=True)
 
         crowded = self._segments.used_bytes + size > self._segments.ledger.capacity_bytes
         if crowded and effect.oid not in self._crowded:
@@ -423,6 +424,7 @@ class Mesh:
 
     def trim(self) -> None:
         """The store is full: give back what is kept for later."""
+        self._core.replicas.make_room()
         self._core.copies.make_room()
         while self._spare:
             self._drop_spare(next(iter(self._spare)))

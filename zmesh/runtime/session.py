@@ -24,6 +24,7 @@ from zmesh.runtime.environment_calls import EnvironmentCalls
 from zmesh.runtime.errors import build_error
 from zmesh.runtime.group_calls import GroupCalls
 from zmesh.runtime.reactor import LOOK_S, Reactor, Waiter, listen, unlisten
+from zmesh.runtime.replica_calls import ReplicaCalls
 from zmesh.runtime.rounds import RoundCalls
 from zmesh.runtime.store import Store
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID
@@ -32,7 +33,7 @@ from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, UNIT
 INLINE_BYTES_MAX = 64 * 1024  # larger values go to shared memory: Source: perf/arrays.py, a put costs about 20 us
 
 
-class Session(GroupCalls, EnvironmentCalls, RoundCalls):
+class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls):
     """A client of a mesh.
 
     Args:
@@ -248,6 +249,7 @@ class Session(GroupCalls, EnvironmentCalls, RoundCalls):
         Raises:
             GetTimeoutError: with what the first pending one waits for.
         """
+        deadline = monotonic() + timeout if timeout else None  # 0: only whether there are values, wherever they lie
         pending = [entry for entry in entries if entry.status == PENDING]
         if len(pending) == 1 and len(entries) == 1 and timeout is None:
             self._wait_one(pending[0])
@@ -265,19 +267,12 @@ class Session(GroupCalls, EnvironmentCalls, RoundCalls):
                 )
         elif self.core.timers.next_deadline() is not None and monotonic() - self.reactor.last_pump > 0.1:
             self.reactor.nudge()
-        if len(self.core.victim.totals) > 1:
-            self._localize(entries)
+        if len(self.core.victim.totals) > 1 or deadline is not None:
+            self._localize(entries, deadline)
         if writable:
             return [self.value(entry, writable=True) for entry in entries]
         value = self.value
         return [value(entry) for entry in entries]
-
-    def _localize(self, entries: list[Entry]) -> None:
-        """Have the bytes of stored entries that lie on other hosts copied here."""
-        with self.reactor.lock:
-            ticket = self.core.references.localize(entries)
-        if ticket is not None:
-            self._wait_one(ticket)
 
     def _wait_one(self, entry: Entry) -> None:
         """Wait for one entry without limit: what a program does most."""
@@ -354,6 +349,8 @@ class Session(GroupCalls, EnvironmentCalls, RoundCalls):
             status, place = references.location(entry)
             if status == STORED:
                 references.pin(entry)
+        if status == INLINE:  # it was lost, and is small now that it was made again
+            return serialization.unpack_inline(place)
         if status != STORED:
             raise build_error(place)
         segment, nbytes, _ = place

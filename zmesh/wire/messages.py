@@ -43,6 +43,7 @@ from zmesh.wire.actor_messages import (
 )
 from zmesh.wire.group_messages import GROUP_MESSAGES
 from zmesh.wire.ids import NodeID, ObjectID, PeerID
+from zmesh.wire.lineage_messages import LINEAGE_MESSAGES
 from zmesh.wire.shortcut_messages import SHORTCUT_MESSAGES
 from zmesh.wire.store_messages import STORE_MESSAGES
 
@@ -51,7 +52,7 @@ UNIT = 10_000
 
 PENDING, INLINE, STORED, FAILED, ERROR = 0, 1, 2, 3, 4
 # Only in Done.results:
-CANCELLED, RETRYABLE, MANY, ITEM, END = 5, 6, 7, 8, 9
+CANCELLED, RETRYABLE, MANY, ITEM, END, LOST = 5, 6, 7, 8, 9, 10
 
 Shape = dict[str, int]
 
@@ -325,7 +326,8 @@ class Done:
     """Thief to victim: results, and so much of the credit back.
 
     `results` is a list of [seq, attempt, status, value, ObjectIDs inside?]. MANY has a list of [status, value, inside]
-    as value, ITEM [index, status, value, inside] (the task goes on), END the number of items.
+    as value, ITEM [index, status, value, inside] (the task goes on), END the number of items, LOST a list of
+    [key, segment, producer] of arguments that could not be had there: the task was not started.
     `timings` is a list of [spec index, longest run in seconds]. `kept` lists keys of dependencies, and ObjectIDs
     of references, that the thief still holds though their task is over; Unpin or Release ends that.
     """
@@ -582,4 +584,5 @@ MESSAGES: tuple[type[Any], ...] = (
     NameTold,
     NameCopy,
     NameCopied,
+    *LINEAGE_MESSAGES,
 )
