@@ -435,7 +435,6 @@ class Node:
             self._watch_segments()
         elif not self._segments.serves(fd):
             self._unwatch(fd)
-        self._watch_segments()
 
     def _look_at_store(self) -> None:
         """Have others make room for who waits, and come back in time if nobody does."""
