@@ -11,9 +11,11 @@ from zmesh.core.actor_home import ActorHome
 from zmesh.core.copies import Copies
 from zmesh.core.directory import Directory
 from zmesh.core.effects import Address, DropUnused, Effect, KillProcess, Send, Warn
+from zmesh.core.enclosed import Enclosed
 from zmesh.core.evacuation import Evacuation
 from zmesh.core.groups import Groups
 from zmesh.core.guests import Guests
+from zmesh.core.holdings import Holder
 from zmesh.core.lending import Lending
 from zmesh.core.links import Links
 from zmesh.core.listing import Listing
@@ -26,7 +28,9 @@ from zmesh.core.replicas import Replicas
 from zmesh.core.resources import Resources
 from zmesh.core.shortcuts import Openings
 from zmesh.core.status import load, status
+from zmesh.core.tallies import Tallies
 from zmesh.core.timers import Timers
+from zmesh.wire.counting_messages import Recount, Uncounted
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
 from zmesh.wire.messages import (
     PROTOCOL_MAJOR,
@@ -143,12 +147,10 @@ class NodeCore(MemberInputs):
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
         others = self.neighbours.totals
         self.actors = ActorHome(node, effects, self.matchmaking, alive=self._alive, members=lambda: list(others))
-        self.directory = Directory(
-            node, effects, self.evacuation, alive=self._alive, reserve=reserve, release=release, freed=self._freed
-        )
+        self.directory = self._make_directory(reserve, release)
         self.replicas = Replicas(effects, copies=self.copies, members=totals, directory=self.directory)
         self.listing = self._make_listing(effects, timers, segment_state)
-        shared = self.directory.of_clients | self.replicas.of_clients
+        shared = self.directory.of_clients | self.replicas.of_clients | self.tallies.of_clients
         self._inputs = self._words_of_clients() | self.groups.of_clients | self.actors.words() | shared
         self._between_nodes = self._words_of_nodes() | self.groups.of_nodes | self.replicas.of_nodes
 
@@ -175,6 +177,19 @@ class NodeCore(MemberInputs):
             config_of=self._config_of, members=lambda: 1 + len(self.neighbours.usable),
         )  # fmt: skip
 
+    def _make_directory(self, reserve: Callable[[int], bool], release: Callable[[int], None]) -> Directory:
+        self.enclosed = Enclosed(self.node, self._effects)
+        self.holder = Holder(self._effects, self._timers, self.enclosed.held)
+        self.enclosed.wake = self.holder.wake
+        self.tallies = Tallies(
+            self._effects, self._timers, alive=self._alive, counts=lambda holder: self.directory.counts_of(holder),
+            recount=lambda oid, holder, holds: self.directory.recount(oid, holder, holds),
+        )  # fmt: skip
+        return Directory(
+            self.node, self._effects, self.evacuation, tallies=self.tallies, enclosed=self.enclosed,
+            alive=self._alive, reserve=reserve, release=release, freed=self._freed,
+        )  # fmt: skip
+
     def _make_listing(self, effects: list[Effect], timers: Timers, state: Callable[[int], str]) -> Listing:
         return Listing(
             self.node,
@@ -196,6 +211,8 @@ class NodeCore(MemberInputs):
             KeepSegments: lambda node, m, now: self._kept.update(dict.fromkeys(m.segments, node)),
             Leaving: lambda node, m, now: self.evacuation.leaving(node, self.directory.lying_on(node)),
             Evacuated: lambda node, m, now: self.evacuation.member_evacuated(node, m),
+            Recount: lambda node, m, now: self.holder.recount(node_peer(node)),
+            Uncounted: lambda node, m, now: self.enclosed.lost(m.objects),
         }
 
     def _words_of_clients(self) -> dict[type[Any], Callable[[PeerID, Any, float], None]]:
@@ -232,8 +249,8 @@ class NodeCore(MemberInputs):
         return self.neighbours.alive(peer)
 
     def _living(self, peer: PeerID) -> bool:
-        """Whether a client of this host lives, or is not buried yet."""
-        return peer in self._clients or peer in self._mourners
+        """Whether a client of this host lives, or is not buried yet; or it is this node itself."""
+        return peer in self._clients or peer in self._mourners or peer == node_peer(self.node)
 
     def _config_of(self, job: PeerID) -> dict[str, Any]:
         return self._clients[job].config if job in self._clients else self._configs.get(job, {})
@@ -509,6 +526,7 @@ class NodeCore(MemberInputs):
         self.matchmaking.check()
         self.groups.check()
         self.directory.check()
+        self.tallies.check()
         self.actors.check()
         self.copies.check()
         self.evacuation.check()

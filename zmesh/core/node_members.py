@@ -23,6 +23,7 @@ class MemberInputs:
     directory: Any
     evacuation: Any
     groups: Any
+    holder: Any
     lending: Any
     links: Any
     matchmaking: Any
@@ -84,6 +85,7 @@ class MemberInputs:
         self.evacuation.node_gone(node)
         self.actors.node_gone(node)
         self.replicas.node_gone(node)
+        self.holder.home_gone(node)
         self.lending.node_gone(node, self.matchmaking.demands.get)
         self.copies.node_gone(node, now)
         lost = [segment for segment, keeper in self._kept.items() if keeper == node]

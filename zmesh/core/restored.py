@@ -38,6 +38,7 @@ class Restored:
     borrow: Callable[..., Entry]
     ask: Callable[[], Entry]
     _hold: Callable[[int, list[Any]], Any]
+    _hold_for_home: Callable[[list[ObjectID]], None]
     _set: Callable[[Entry, int, Any], None]
 
     def __init__(self) -> None:
@@ -163,6 +164,7 @@ class Restored:
         """Tell the home what a promoted entry is now."""
         inside = [self.oid(inner) for inner in entry.share.inside] if entry.share is not None else []
         self._effects.append(Send(self._node, Resolve([(self.oid(entry), entry.status, entry.value, inside)])))
+        self._hold_for_home(inside)
 
     def replace(self, entry: Entry, made: Entry) -> None:
         """Give an own entry whose bytes are lost the value of one that was made again, which then has none."""
@@ -187,7 +189,9 @@ class Restored:
         """Give an object that only others need, through its home, the value of one that was made again."""
         inside = self._take_from(made)
         status, value = _taken(made)
-        self._effects.append(Send(self._node, Resolve([(oid, status, value, [self.oid(one) for one in inside])])))
+        within = [self.oid(one) for one in inside]
+        self._effects.append(Send(self._node, Resolve([(oid, status, value, within)])))
+        self._hold_for_home(within)
         for inner in inside:
             self.drop(inner)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from zmesh.core import effects as fx
 from zmesh.core.logs import LABEL
-from zmesh.core.records import Entry, outside_group
+from zmesh.core.records import outside_group
 from zmesh.core.running import Running, WorkSpec
 from zmesh.core.timers import Timers
 from zmesh.core.worker import WorkerCore
@@ -402,11 +402,9 @@ class WorkerSession(Session):
         """Return the actor this process is, if it is one."""
         return self.worker.actor
 
-    def borrow(self, oid: bytes) -> Entry:
-        """As Session.borrow; says with whose call of an actor the ref came."""
+    def _caller(self) -> bytes:
         running = self.worker.current() if self.worker.actor is not None else None
-        with self.reactor.lock:
-            return self.core.references.borrow(oid, caller=b"" if running is None else running.victim)
+        return b"" if running is None else running.victim
 
 
 def _from_async(values: Any) -> Iterator[Any]:

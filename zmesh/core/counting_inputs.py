@@ -1,0 +1,39 @@
+"""The part of a client's role that compares counts with those who keep them. Wiring only.
+
+A base of ClientCore (core/client.py), which makes what is used here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from zmesh.core.effects import Effect
+from zmesh.core.holdings import Holder
+from zmesh.core.references import References
+from zmesh.core.tasks import Tasks
+from zmesh.core.timers import Timers
+from zmesh.wire.counting_messages import Recount, Uncounted
+from zmesh.wire.ids import PeerID
+
+
+class CountingInputs:
+    """What a client tells and hears of the counts that others keep for it."""
+
+    effects: list[Effect]
+    holder: Holder
+    references: References
+    tasks: Tasks
+    timers: Timers
+    _flush: Any
+
+    def _counting(self) -> dict[type[Any], Callable[[PeerID, Any, float], None]]:
+        self.holder = Holder(self.effects, self.timers, self.references.held)
+        self.references.wake, self.references.home_gone = self.holder.wake, self.holder.home_gone
+        return {
+            Recount: lambda peer, _, now: self.holder.recount(peer),
+            Uncounted: self._uncounted,
+        }
+
+    def _uncounted(self, peer: PeerID, message: Uncounted, now: float) -> None:
+        del peer
+        for entry in self.references.uncounted(message.objects):
+            self.tasks.entry_resolved(entry, now)
