@@ -74,7 +74,9 @@ class Restored:
             self._brought(entry, copy, then)
 
     def _brought(self, entry: Entry, copy: Copy, then: Callable[[], None]) -> None:
-        if copy.status == ERROR and copy.value[0] == "ObjectLostError" and self.remake is not None:
+        if entry.share is None or entry.share.copy is not copy:
+            self._bring(entry, then)  # it has another place since
+        elif copy.status == ERROR and copy.value[0] == "ObjectLostError" and self.remake is not None:
             self.remake(entry, entry.value, copy.value[1], lambda failure, now: self._remade(entry, failure, then))
         else:
             then()
@@ -173,7 +175,6 @@ class Restored:
         inside = self._take_from(made)
         self._away.pop((entry.seq, entry.index), None)
         self.catalog.remove(entry)
-        self._without_copy(entry)
         if status == STORED and (share is None or not share.promoted):
             # If it was not lost after all, somebody may still read it there.
             self.free_segment(value, clean=False)
@@ -205,15 +206,21 @@ class Restored:
             made.share.inside = []
         return inside
 
-    def _without_copy(self, entry: Entry) -> None:
-        if entry.share is not None and entry.share.copy is not None:
-            copy, entry.share.copy = entry.share.copy, None
+    def _without_copy(self, entry: Entry) -> Copy | None:
+        copy = entry.share.copy if entry.share is not None else None
+        if copy is not None and entry.share is not None:
+            entry.share.copy = None
             self._pulls.drop(copy)
+        return copy
 
     def moved_to(self, entry: Entry, status: int, value: Any) -> None:
         """An entry has another place than before, or a value or error instead."""
-        self._without_copy(entry)
+        copy = self._without_copy(entry)
         entry.status, entry.value = status, value
+        if copy is not None:
+            waiters, copy.waiters = copy.waiters, []
+            for waiter in waiters:  # nobody will say any more that it came from the old place
+                waiter(copy)
 
     def reclaim(self, oid: ObjectID) -> Entry:
         """Hold an own result again that only others needed: as a borrowed entry, with one reference."""
