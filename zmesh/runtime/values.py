@@ -66,7 +66,12 @@ class Values:
             unpinned.append(lambda: references.unpin(entry))
             nudge()
 
-        view = self.store.view(segment, nbytes, on_unpin, writable)
+        try:
+            view = self.store.view(segment, nbytes, on_unpin, writable)
+        except BaseException:
+            with self.reactor.lock:
+                references.unpin(entry)
+            raise
         return serialization.unpack_segment(view, writable=writable)
 
     def _borrowed(self, entry: Entry, read: Callable[[], Any]) -> Any:
