@@ -99,7 +99,7 @@ class Simulation(UserCode, Network):
         self._pids = count(1000)
         self.workers_max = 0
         self.partitioned = False  # it ever was: then bytes may be gone that somebody still expects
-        self.unreadable: list[tuple[str, int]] = []  # (process, segment) that was gone when a call was about to read it
+        self.unreadable = 0  # arguments that were gone when a call was about to read them
         self.makers: dict[int, bytes] = {}  # {segment: who made it}
         self.dialled: dict[bytes, Process] = {}  # {link name of a shortcut: its driver}
         self.link_names: dict[tuple[bytes, bytes], bytes] = {}  # {(driver, node): link name}
@@ -466,17 +466,25 @@ class Simulation(UserCode, Network):
         self.starts.append((self.now, owner, running.seq, running.attempt, process.peer))
         self.host_of(process).boxes[process.slot] = Executing(owner, running.seq, running.attempt, running.spec.job)
         stored = [(value, key) for status, value, key in running.deps if status == m.STORED]
+        gone = [(key, value[0], value[2]) for value, key in stored if self._is_gone(process, value[0])]
+        if gone:
+            self._finish(process, running, m.LOST, gone, [])
+            return True
         closings = [self._open(process, running, value, key) for value, key in stored]
         self._execute(process, running, msgpack.unpackb(running.args), closings)
         return True
+
+    def _is_gone(self, process: Process, segment: int) -> bool:
+        """Whether what a call is about to read is not there any more: only after a partition."""
+        gone = segment not in self.written
+        assert not gone or self.partitioned, f"seed {self.seed}: {process.name} maps segment {segment}, which is gone"
+        self.unreadable += gone
+        return gone
 
     def _open(self, process: Process, running: Any, location: Any, key: Any) -> Callable[[], None]:
         segment = location[0]
         full = process.core.references.view_opened(running.victim, key)
         process.views[segment] = process.views.get(segment, 0) + 1
-        if segment not in self.written:
-            self.unreadable.append((process.name, segment))
-            assert self.partitioned, f"seed {self.seed}: {process.name} maps segment {segment}, which is gone"
 
         def close() -> None:
             if process.alive:

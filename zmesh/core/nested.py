@@ -31,6 +31,7 @@ class Nested:
     _views: dict[Any, View]
     _tickets: dict[int, Entry]
     borrow: Callable[..., Entry]
+    answered: Callable[[int, int, Any], None]
     drop: Callable[[Entry], None]
     oid: Callable[[Entry], ObjectID]
     own: Callable[[int, int], Entry | None]
@@ -41,6 +42,7 @@ class Nested:
         self.wake: Callable[[], None] = lambda: None
         self.home_gone: Callable[[NodeID], None] = lambda node: None
         self._promoting: dict[int, list[Entry]] = {}  # {request: entries that the node has not said it counts}
+        self._finding: dict[int, ObjectID] = {}  # {request: object} that this process wants to be counted for
         # {request: (borrowed value, homes that have not answered yet)} of which what it contained is being claimed
         self._opened: dict[int, tuple[Entry, dict[PeerID, bool]]] = {}
 
@@ -77,6 +79,12 @@ class Nested:
             for home in [home for home in homes if node is None or home[:NODE_ID_BYTES] == node]:
                 self._claimed(request, home)
 
+        for request, oid in list(self._finding.items()) if node is not None else ():
+            if oid[:NODE_ID_BYTES] == node:
+                del self._finding[request]
+                text = f"the node {node.hex()} that counted object {oid.hex()} is gone"
+                self.answered(request, ERROR, ("ObjectLostError", text, {}))
+
     def _hold_for_home(self, inside: list[ObjectID]) -> None:
         """A value of ours is counted by our node now: what it contains and others count must be held by that node.
 
@@ -101,6 +109,7 @@ class Nested:
 
     def _promoted(self, request: int, error: str) -> None:
         """The node counts these, or none of them."""
+        self._finding.pop(request, None)
         for entry in self._promoting.pop(request, ()):
             if error and entry.share is not None:
                 entry.share.promoted, entry.share.holds = False, 0

@@ -377,6 +377,7 @@ class References(Restored, Nested):
         entry = self.borrow(oid, counted=True)
         ticket = self._ticket()
         self._hold(ticket.seq, [(oid, self._me)])
+        self._finding[ticket.seq] = oid
         return entry, ticket
 
     def unclaim(self, entry: Entry) -> None:
@@ -413,6 +414,7 @@ class References(Restored, Nested):
         pending = [entry for entry in (*self._tickets.values(), *self._borrowed.values()) if entry.status == PENDING]
         self._tickets.clear()
         self._promoting.clear()
+        self._finding.clear()
         self._forget_claims()
         for entry in pending:
             self._set(entry, ERROR, error)
@@ -455,6 +457,7 @@ class References(Restored, Nested):
         failed = [entry for entry in (*self._tickets.values(), *self._borrowed.values()) if entry.status == PENDING]
         self._tickets.clear()
         self._promoting.clear()
+        self._finding.clear()
         for entry in failed:
             self._set(entry, ERROR, error)
         return failed

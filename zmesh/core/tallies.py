@@ -68,8 +68,14 @@ class Tallies:
             self._totals[holder] = total
         else:
             self._totals.pop(holder, None)
-        if holder in self._suspects:
-            self._suspects[holder].pop(oid, None)
+        suspects = self._suspects.get(holder)
+        if suspects is not None:
+            suspects.pop(oid, None)
+            if not suspects:
+                del self._suspects[holder]
+        self._wake()
+
+    def _wake(self) -> None:
         if not self._timer:
             self._timer = self._timers.set(0.0, self._begin)
 
@@ -95,8 +101,11 @@ class Tallies:
         self._timer = 0
         silent = [holder for holder in self._totals if holder not in self._told and self._alive(holder)]
         self._effects += [Send(holder, Recount()) for holder in silent]
+        for holder in [holder for holder in self._suspects if holder not in self._told]:
+            if holder not in self._totals:
+                del self._suspects[holder]  # it holds nothing any more, and nothing is counted for it
         self._told.clear()
-        if self._totals:
+        if self._totals or self._suspects:
             self._begin(now)
 
     def compare(self, holder: PeerID, objects: list[Any], now: float) -> None:
@@ -123,6 +132,7 @@ class Tallies:
             self._effects.append(Send(holder, Uncounted(gone)))
         if suspects:
             self._suspects[holder] = suspects
+            self._wake()
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""
@@ -132,4 +142,4 @@ class Tallies:
             for oid, holds in self._counts(holder).items():
                 expected = added(expected, oid, holds)
             assert expected == total
-        assert all(self._suspects.values()) or not self._suspects
+        assert all(self._suspects.values())
