@@ -16,12 +16,14 @@ class Enclosed:
 
     Attributes:
         wake: told when something is held.
+        let_go: told of each object that is held no more.
     """
 
     def __init__(self, node: NodeID, effects: list[Effect]) -> None:
         self._node = node
         self._effects = effects
         self.wake: Callable[[], None] = lambda: None
+        self.let_go: Callable[[ObjectID], None] = lambda oid: None
         self._held: dict[ObjectID, int] = {}  # {object of another home: how often values here contain it}
 
     def _far(self, inside: list[ObjectID]) -> list[ObjectID]:
@@ -41,6 +43,8 @@ class Enclosed:
                 self._release(oid, clean)
             if holds > 1:
                 self._held[oid] = holds - 1
+            else:
+                self.let_go(oid)
 
     def refused(self, inside: list[ObjectID]) -> None:
         """A value that contains these is not counted here, though its owner had us counted for them."""
@@ -49,6 +53,10 @@ class Enclosed:
 
     def _release(self, oid: ObjectID, clean: bool) -> None:
         self._effects.append(Send(node_peer(oid[:NODE_ID_BYTES]), Release([(oid, 1, clean)])))
+
+    def holds(self, oid: ObjectID) -> bool:
+        """Whether a value here contains that object."""
+        return oid in self._held
 
     def held(self) -> Iterable[tuple[ObjectID, int]]:
         """Return (object, number of holds) of all."""

@@ -20,6 +20,7 @@ class Nested:
     Attributes:
         wake: told when something is held that others count.
         home_gone: told of members that are gone.
+        let_go: told of each borrowed object that this process holds no more.
     """
 
     _me: PeerID
@@ -41,6 +42,7 @@ class Nested:
     def __init__(self) -> None:
         self.wake: Callable[[], None] = lambda: None
         self.home_gone: Callable[[NodeID], None] = lambda node: None
+        self.let_go: Callable[[ObjectID], None] = lambda oid: None
         self._promoting: dict[int, list[Entry]] = {}  # {request: entries that the node has not said it counts}
         self._finding: dict[int, ObjectID] = {}  # {request: object} that this process wants to be counted for
         # {request: (borrowed value, homes that have not answered yet)} of which what it contained is being claimed
@@ -114,7 +116,11 @@ class Nested:
             if error and entry.share is not None:
                 entry.share.promoted, entry.share.holds = False, 0
 
-    # What core/holdings.py tells, and hears.
+    # What core/holdings.py and sightings.py tell, and hear.
+
+    def borrows(self, oid: ObjectID) -> bool:
+        """Whether this process has a reference to another's object."""
+        return oid in self._borrowed
 
     def held(self) -> Iterator[tuple[ObjectID, int]]:
         """Yield (object, number of holds) of all that homes should count for this process; one may come twice."""

@@ -22,6 +22,7 @@ from zmesh.core.listing import Listing
 from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, SERVING, STARTING, STOPPING, Limits, Matchmaking
 from zmesh.core.neighbours import Neighbours
 from zmesh.core.node_members import MemberInputs
+from zmesh.core.orphans import Orphans
 from zmesh.core.pressure import Pressure
 from zmesh.core.records import MARK_PLENTY, SPREAD, Client, Executing
 from zmesh.core.replicas import Replicas
@@ -30,7 +31,7 @@ from zmesh.core.shortcuts import Openings
 from zmesh.core.status import load, status
 from zmesh.core.tallies import Tallies
 from zmesh.core.timers import Timers
-from zmesh.wire.counting_messages import Recount, Uncounted
+from zmesh.wire.counting_messages import Held, Recount, Uncounted, WhoHolds
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
 from zmesh.wire.messages import (
     PROTOCOL_MAJOR,
@@ -149,6 +150,11 @@ class NodeCore(MemberInputs):
         self.actors = ActorHome(node, effects, self.matchmaking, alive=self._alive, members=lambda: list(others))
         self.directory = self._make_directory(reserve, release)
         self.replicas = Replicas(effects, copies=self.copies, members=totals, directory=self.directory)
+        self.orphans = Orphans(
+            node, effects, timers, members=totals, clients=self._clients, orphans=self.replicas.orphans,
+            drop=self.replicas.drop, holds=self.enclosed.holds,
+        )  # fmt: skip
+        self.enclosed.let_go = self.orphans.sightings.let_go
         self.listing = self._make_listing(effects, timers, segment_state)
         shared = self.directory.of_clients | self.replicas.of_clients | self.tallies.of_clients
         self._inputs = self._words_of_clients() | self.groups.of_clients | self.actors.words() | shared
@@ -213,6 +219,8 @@ class NodeCore(MemberInputs):
             Evacuated: lambda node, m, now: self.evacuation.member_evacuated(node, m),
             Recount: lambda node, m, now: self.holder.recount(node_peer(node)),
             Uncounted: lambda node, m, now: self.enclosed.lost(m.objects),
+            WhoHolds: lambda node, m, now: self.orphans.asked(m, now),
+            Held: self.orphans.answered,
         }
 
     def _words_of_clients(self) -> dict[type[Any], Callable[[PeerID, Any, float], None]]:
@@ -240,6 +248,7 @@ class NodeCore(MemberInputs):
             Switch: self.openings.switch,
             Carry: self.openings.carried,
             Evacuated: lambda peer, m, now: self.evacuation.evacuated(peer, m),
+            Held: self.orphans.told,
         }
 
     def _alive(self, peer: PeerID) -> bool:
@@ -380,6 +389,7 @@ class NodeCore(MemberInputs):
         self.matchmaking.gone(worker, now)
         self._clients.pop(peer, None)
         self.copies.client_gone(peer, now)
+        self.orphans.client_gone(peer, now)
         if worker.job and self._alive(worker.job):
             self._ended.setdefault(worker.job, []).append(peer)
         else:
@@ -411,6 +421,7 @@ class NodeCore(MemberInputs):
             return
         self._client_died(peer, {})
         self.copies.client_gone(peer, now)
+        self.orphans.client_gone(peer, now)
         self._job_ended(peer)
         self.groups.client_gone(peer, now)
         self._effects.append(DropUnused([peer]))
@@ -531,6 +542,7 @@ class NodeCore(MemberInputs):
         self.copies.check()
         self.evacuation.check()
         self.replicas.check()
+        self.orphans.check()
         self.links.check()
         self.openings.check()
         self.neighbours.check()

@@ -29,6 +29,7 @@ class MemberInputs:
     matchmaking: Any
     neighbours: Neighbours
     openings: Any
+    orphans: Any
     pressure: Any
     replicas: Any
     resources: Any
@@ -86,6 +87,7 @@ class MemberInputs:
         self.actors.node_gone(node)
         self.replicas.node_gone(node)
         self.holder.home_gone(node)
+        self.orphans.node_gone(node, now)
         self.lending.node_gone(node, self.matchmaking.demands.get)
         self.copies.node_gone(node, now)
         lost = [segment for segment, keeper in self._kept.items() if keeper == node]

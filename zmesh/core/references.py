@@ -143,6 +143,7 @@ class References(Restored, Nested):
             if share.holds:
                 self._effects.append(Send(_home(share.oid), Release([(share.oid, share.holds, share.clean)])))
                 share.holds = 0
+            self.let_go(share.oid)
             self._unheld(share.oid, False)
             return
         self._lent.pop((entry.seq, entry.index), None)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from zmesh.wire.ids import ObjectID
+from zmesh.wire.ids import NodeID, ObjectID
 
 _PRIME = (1 << 61) - 1
 _MASK = (1 << 64) - 1
@@ -49,4 +49,28 @@ class Uncounted:
     objects: list[ObjectID]
 
 
-COUNTING_MESSAGES: tuple[type[Any], ...] = (Tally, Recount, Holdings, Uncounted)
+# Replicas whose home is gone: core/orphans.py.
+
+
+@dataclass(slots=True)
+class WhoHolds:
+    """Keeper to member, and that to its clients: which of these did you hold at any time since this keeper asked last?
+
+    Who was not asked about an object before says that it did. No objects: the keeper asks no more.
+    """
+
+    keeper: NodeID
+    number: int
+    objects: list[ObjectID]
+
+
+@dataclass(slots=True)
+class Held:
+    """The answer: these; from a member when all of its clients have answered it."""
+
+    keeper: NodeID
+    number: int
+    objects: list[ObjectID]
+
+
+COUNTING_MESSAGES: tuple[type[Any], ...] = (Tally, Recount, Holdings, Uncounted, WhoHolds, Held)
