@@ -22,6 +22,7 @@ from zmesh.core import effects as fx
 from zmesh.core.logs import LogStream
 from zmesh.core.node import Executing, Limits, NodeCore
 from zmesh.core.pressure import Pressure
+from zmesh.core.tables import table_sizes
 from zmesh.core.timers import Timers
 from zmesh.exceptions import ConfigError, RemoteProtocolError
 from zmesh.runtime import machine
@@ -104,6 +105,8 @@ class Node:
             addresses=lambda: self._mesh.addresses(),
             address=lambda: self._mesh.address if self._mesh is not None else None,
             python=machine.python_minor(),
+            has_segments=lambda peer: bool(self._segments.segments_of(peer)),
+            tables=lambda: table_sizes(self, ("zmesh.core.", "zmesh.runtime.")),
         )
         self._socket = NodeSocket(run_dir.socket_of(node_peer(self.node_id)))
         self._poll = select.epoll()  # of thousands of descriptors few have something: each worker has four
