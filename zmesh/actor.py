@@ -81,6 +81,7 @@ class ActorClass:
         self._options = options
         self._session: Session | None = None  # the one _spec belongs to
         self._spec: Any = None
+        self._captured: list[Any] = []  # refs that the class captured: held as long as actors can be made of it
         self._is_async, self._description = _describe(cls, options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -172,6 +173,7 @@ class ActorClass:
             },
             ("actor", opts.key(task), options.max_restarts, str(plan), environment and environment["id"]),
         )
+        self._captured = session.captured(self._spec)
         self._session = session
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -34,6 +34,7 @@ class RemoteFunction:
         self._returns = _number_of_returns(function, options)
         self._session: Session | None = None  # the one _spec belongs to
         self._spec: Any = None
+        self._captured: list[ObjectRef[Any]] = []  # what calls find in the function: held as long as it can be called
         self._group: Any = None  # the placement group _spec was captured by
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -123,6 +124,7 @@ class RemoteFunction:
             },
             (opts.key(options), captured and captured["id"], environment and environment["id"]),
         )
+        self._captured = session.captured(self._spec)
         self._session = session
         self._group = captured
 

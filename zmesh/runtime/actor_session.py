@@ -13,6 +13,7 @@ from zmesh.core.records import Entry, Handle, Inputs, MethodCall, Spec, Task
 from zmesh.exceptions import MeshError, PendingCallsLimitExceededError
 from zmesh.runtime import calls, serialization
 from zmesh.runtime.reactor import LOOK_S
+from zmesh.runtime.values import with_captured
 from zmesh.wire.actor_messages import NAME_FIND, NAME_TAKE
 from zmesh.wire.messages import ERROR
 
@@ -188,10 +189,11 @@ class ActorSession:
         return task
 
     def _pack(self, spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Inputs | None]:
-        payload = None if kwargs else calls.pack_plain(args)
+        payload: Any = None if kwargs else calls.pack_plain(args)
+        inputs = None
         if payload is None or len(payload) > INLINE_ARGUMENTS_MAX:
-            return self._session._pack_call(spec, args, kwargs)
-        return payload, None
+            payload, inputs = self._session._pack_call(spec, args, kwargs)
+        return payload, with_captured(spec, inputs) if spec.held else inputs
 
     def kill(self, handle: Entry, name: str, *, ordered: bool, no_restart: bool) -> None:
         """End an actor at once; does not wait for it."""

@@ -415,14 +415,20 @@ class Node:
         self._boxes.clear(self._slots.pop(report.peer))
 
     def _client_ended(self, peer: PeerID) -> None:
-        fd = self._pidfds.pop(peer)
-        self._unwatch(fd)
-        os.close(fd)
+        self._watch_no_more(peer)
         self.core.client_ended(peer, monotonic())
+
+    def _watch_no_more(self, peer: PeerID) -> None:
+        """A driver is gone, or said goodbye: its process may live on for long, and come again as another."""
+        fd = self._pidfds.pop(peer, None)
+        if fd is not None:
+            self._unwatch(fd)
+            os.close(fd)
 
     def _drop_unused(self, effect: fx.DropUnused) -> None:
         in_use = dict.fromkeys(self.core.segments_in_use())
         for producer in effect.producers:
+            self._watch_no_more(producer)
             self._segments.drop_unused_of(producer, in_use)
 
     # Shared memory.

@@ -27,7 +27,7 @@ from zmesh.runtime.reactor import LOOK_S, Reactor, Waiter, listen, unlisten
 from zmesh.runtime.replica_calls import ReplicaCalls
 from zmesh.runtime.rounds import RoundCalls
 from zmesh.runtime.store import Store
-from zmesh.runtime.values import Values
+from zmesh.runtime.values import Values, with_captured
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID
 from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, UNIT
 
@@ -81,8 +81,6 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, Values):
         with self.reactor.lock:
             spec = self._specs.get(full)
             if spec is None:
-                for entry in held:
-                    entry.refs += 1
                 spec = self._specs[full] = self.core.new_spec(
                     self.job,
                     name,
@@ -91,9 +89,9 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, Values):
                     digest=digest,
                     made_at=calls.call_site(),
                     blob=blob,
-                    held=tuple(held),
                     **options,
                 )
+            spec.held = tuple(held)
         return spec
 
     def submit(self, spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
@@ -107,6 +105,8 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, Values):
         inputs = None
         if payload is None or len(payload) > INLINE_BYTES_MAX:
             payload, inputs = self._pack_call(spec, args, kwargs)
+        if spec.held:
+            inputs = with_captured(spec, inputs)
         reactor = self.reactor
         with reactor.lock:
             reactor.holder = threading.get_ident()
