@@ -97,6 +97,10 @@ class ActorCode:
     def _run_call(self, process: Any, call: Any, code: dict[str, Any]) -> None:
         core = process.core
         stored = [(value, key) for status, value, key in call.deps if status == m.STORED]
+        if any(self._is_gone(process, value[0]) for value, _ in stored):
+            core.call_finished(call, m.ERROR, ("ObjectLostError", "its bytes are gone", {}), [], 10, self.now)
+            self.settle(process)
+            return
         closings = [self._open(process, call, value, key) for value, key in stored]
 
         def end() -> None:

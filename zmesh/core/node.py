@@ -11,22 +11,27 @@ from zmesh.core.actor_home import ActorHome
 from zmesh.core.copies import Copies
 from zmesh.core.directory import Directory
 from zmesh.core.effects import Address, DropUnused, Effect, KillProcess, Send, Warn
+from zmesh.core.enclosed import Enclosed
 from zmesh.core.evacuation import Evacuation
 from zmesh.core.groups import Groups
 from zmesh.core.guests import Guests
+from zmesh.core.holdings import Holder
 from zmesh.core.lending import Lending
 from zmesh.core.links import Links
 from zmesh.core.listing import Listing
 from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, SERVING, STARTING, STOPPING, Limits, Matchmaking
 from zmesh.core.neighbours import Neighbours
 from zmesh.core.node_members import MemberInputs
+from zmesh.core.orphans import Orphans
 from zmesh.core.pressure import Pressure
 from zmesh.core.records import MARK_PLENTY, SPREAD, Client, Executing
 from zmesh.core.replicas import Replicas
 from zmesh.core.resources import Resources
 from zmesh.core.shortcuts import Openings
 from zmesh.core.status import load, status
+from zmesh.core.tallies import Tallies
 from zmesh.core.timers import Timers
+from zmesh.wire.counting_messages import Held, Recount, Uncounted, WhoHolds
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
 from zmesh.wire.messages import (
     PROTOCOL_MAJOR,
@@ -143,12 +148,15 @@ class NodeCore(MemberInputs):
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
         others = self.neighbours.totals
         self.actors = ActorHome(node, effects, self.matchmaking, alive=self._alive, members=lambda: list(others))
-        self.directory = Directory(
-            node, effects, self.evacuation, alive=self._alive, reserve=reserve, release=release, freed=self._freed
-        )
+        self.directory = self._make_directory(reserve, release)
         self.replicas = Replicas(effects, copies=self.copies, members=totals, directory=self.directory)
+        self.orphans = Orphans(
+            node, effects, timers, members=totals, clients=self._clients, orphans=self.replicas.orphans,
+            drop=self.replicas.drop, holds=self.enclosed.holds,
+        )  # fmt: skip
+        self.enclosed.let_go = self.orphans.sightings.let_go
         self.listing = self._make_listing(effects, timers, segment_state)
-        shared = self.directory.of_clients | self.replicas.of_clients
+        shared = self.directory.of_clients | self.replicas.of_clients | self.tallies.of_clients
         self._inputs = self._words_of_clients() | self.groups.of_clients | self.actors.words() | shared
         self._between_nodes = self._words_of_nodes() | self.groups.of_nodes | self.replicas.of_nodes
 
@@ -175,6 +183,19 @@ class NodeCore(MemberInputs):
             config_of=self._config_of, members=lambda: 1 + len(self.neighbours.usable),
         )  # fmt: skip
 
+    def _make_directory(self, reserve: Callable[[int], bool], release: Callable[[int], None]) -> Directory:
+        self.enclosed = Enclosed(self.node, self._effects)
+        self.holder = Holder(self._effects, self._timers, self.enclosed.held)
+        self.enclosed.wake = self.holder.wake
+        self.tallies = Tallies(
+            self._effects, self._timers, alive=self._alive, counts=lambda holder: self.directory.counts_of(holder),
+            recount=lambda oid, holder, holds: self.directory.recount(oid, holder, holds),
+        )  # fmt: skip
+        return Directory(
+            self.node, self._effects, self.evacuation, tallies=self.tallies, enclosed=self.enclosed,
+            alive=self._alive, reserve=reserve, release=release, freed=self._freed,
+        )  # fmt: skip
+
     def _make_listing(self, effects: list[Effect], timers: Timers, state: Callable[[int], str]) -> Listing:
         return Listing(
             self.node,
@@ -196,6 +217,10 @@ class NodeCore(MemberInputs):
             KeepSegments: lambda node, m, now: self._kept.update(dict.fromkeys(m.segments, node)),
             Leaving: lambda node, m, now: self.evacuation.leaving(node, self.directory.lying_on(node)),
             Evacuated: lambda node, m, now: self.evacuation.member_evacuated(node, m),
+            Recount: lambda node, m, now: self.holder.recount(node_peer(node)),
+            Uncounted: lambda node, m, now: self.enclosed.lost(m.objects),
+            WhoHolds: lambda node, m, now: self.orphans.asked(m, now),
+            Held: self.orphans.answered,
         }
 
     def _words_of_clients(self) -> dict[type[Any], Callable[[PeerID, Any, float], None]]:
@@ -223,6 +248,7 @@ class NodeCore(MemberInputs):
             Switch: self.openings.switch,
             Carry: self.openings.carried,
             Evacuated: lambda peer, m, now: self.evacuation.evacuated(peer, m),
+            Held: self.orphans.told,
         }
 
     def _alive(self, peer: PeerID) -> bool:
@@ -232,8 +258,8 @@ class NodeCore(MemberInputs):
         return self.neighbours.alive(peer)
 
     def _living(self, peer: PeerID) -> bool:
-        """Whether a client of this host lives, or is not buried yet."""
-        return peer in self._clients or peer in self._mourners
+        """Whether a client of this host lives, or is not buried yet; or it is this node itself."""
+        return peer in self._clients or peer in self._mourners or peer == node_peer(self.node)
 
     def _config_of(self, job: PeerID) -> dict[str, Any]:
         return self._clients[job].config if job in self._clients else self._configs.get(job, {})
@@ -363,6 +389,7 @@ class NodeCore(MemberInputs):
         self.matchmaking.gone(worker, now)
         self._clients.pop(peer, None)
         self.copies.client_gone(peer, now)
+        self.orphans.client_gone(peer, now)
         if worker.job and self._alive(worker.job):
             self._ended.setdefault(worker.job, []).append(peer)
         else:
@@ -394,6 +421,7 @@ class NodeCore(MemberInputs):
             return
         self._client_died(peer, {})
         self.copies.client_gone(peer, now)
+        self.orphans.client_gone(peer, now)
         self._job_ended(peer)
         self.groups.client_gone(peer, now)
         self._effects.append(DropUnused([peer]))
@@ -509,10 +537,12 @@ class NodeCore(MemberInputs):
         self.matchmaking.check()
         self.groups.check()
         self.directory.check()
+        self.tallies.check()
         self.actors.check()
         self.copies.check()
         self.evacuation.check()
         self.replicas.check()
+        self.orphans.check()
         self.links.check()
         self.openings.check()
         self.neighbours.check()
