@@ -137,7 +137,8 @@ class NodeCore(MemberInputs):
         self.matchmaking = self._make_matchmaking(rng, limits)
         self.groups = Groups(
             node, rng, effects, timers, self.resources, self.matchmaking, self.neighbours, self._alive,
-            draining=lambda: self._draining,
+            draining=lambda: self._draining, take=lambda *name: self.actors.names.take(*name),
+            free=lambda group: self.actors.names.actor_gone(group),
         )  # fmt: skip
         self.lending = self._make_lending(rng)
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)

@@ -92,7 +92,7 @@ class ActorSession:
             session._promote([handle])
             until = monotonic() + DYING_NAME_S
             while True:
-                taken = self._ask_name(NAME_TAKE, *called, oid, blob)
+                taken = self.ask_name(NAME_TAKE, *called, oid, blob)
                 if taken[2] == oid:
                     session._do(lambda: core.start_actor(handle, monotonic()))
                     return handle, description, True
@@ -118,7 +118,8 @@ class ActorSession:
 
         self._session._do(abandon)
 
-    def _ask_name(self, *question: Any) -> Any:
+    def ask_name(self, *question: Any) -> Any:
+        """Ask about a name, and wait for the answer; see ActorCalls.ask_name."""
         with self._session.reactor.lock:
             ticket = self._session.core.actors.ask_name(*question)
         return self._session.redeem(ticket)
@@ -136,7 +137,7 @@ class ActorSession:
 
     def find(self, namespace: str, name: str) -> tuple[Entry, Any] | None:
         """Return (entry, description) of the actor with that name, with a reference counted; None if there is none."""
-        taken = self._ask_name(NAME_FIND, namespace, name)
+        taken = self.ask_name(NAME_FIND, namespace, name)
         return self._claim(taken) if taken else None
 
     def names(self) -> list[tuple[str, str]]:
