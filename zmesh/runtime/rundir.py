@@ -21,10 +21,11 @@ from typing import Any
 from zmesh.exceptions import ConfigError
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID
 
+DETACHED_LOGS = ("detached.log", "detached.log.old")  # what detached actors print; the second is the older half
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,32}")
 _SOCKET_PATH_BYTES_MAX = 107  # sun_path, less its final zero
 _PRIVATE = "p-"
-_OURS = ("node.json", "node.json.new", "log", "farewell")  # besides sockets: nothing else is deleted
+_OURS = ("node.json", "node.json.new", "log", "farewell", *DETACHED_LOGS)  # besides sockets: nothing else is deleted
 _LOCK_WAIT_S = 0.2
 _LOCK_RETRY_S = 0.002
 
