@@ -17,6 +17,7 @@ from zmesh.wire.actor_messages import ACTOR_DEAD, ActorState, NameAsk, NameTold
 from zmesh.wire.codec import decode, encode
 from zmesh.wire.ids import actor_id, node_peer, object_id
 from zmesh.wire.shortcut_messages import Shortcut
+from zmesh.wire.store_messages import ListObjects, Objects
 
 N, FAR = b"n" * 8, b"f" * 8
 NODE = node_peer(N)
@@ -238,3 +239,15 @@ def test_a_keeper_dials_nobody() -> None:
     keeper.core.effects.clear()
     keeper.hear(node_peer(FAR), Shortcut(b"token678", "host", 1))
     assert keeper.core.effects == []
+
+
+def test_a_keeper_has_nothing_on_a_node_that_leaves_and_owns_no_bytes() -> None:
+    keeper = Keeper()
+    keeper.ask()
+    keeper.named()
+    keeper.core.effects.clear()
+    keeper.hear(NODE, m.Leaving(FAR))
+    assert [(one.moved, one.lost) for one in keeper.said(m.Evacuated)] == [(0, 0)]
+    keeper.hear(NODE, ListObjects(7))
+    (told,) = keeper.said(Objects)
+    assert told.request == 7

@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,11 +15,18 @@ from typing import Any
 import pytest
 
 import zmesh
-from tests.mesh.test_hosts import Nodes, nodes  # noqa: F401  # a fixture
+from tests.mesh.test_hosts import ZMESH, Nodes, nodes  # noqa: F401  # a fixture
 from zmesh import lifecycle
-from zmesh.exceptions import ActorDiedError, ActorNotFoundError, ConfigError, TaskPlacementGroupRemovedError
+from zmesh.exceptions import (
+    ActorDiedError,
+    ActorNotFoundError,
+    ConfigError,
+    SerializationError,
+    TaskPlacementGroupRemovedError,
+)
 from zmesh.util import get_placement_group, list_named_actors, placement_group, placement_group_table
 from zmesh.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from zmesh.util.state import list_objects
 
 COUNTER = """
 import os, sys, time
@@ -132,6 +140,9 @@ def test_a_detached_actor_outlives_its_program_with_all_it_needs(
     (told,) = zmesh.status()["detached"]
     assert (told["name"], told["class_name"], told["state"], told["node"]) == ("kept", "Counter", "alive", node.id)
     assert list_named_actors() == ["kept"]
+    shown = subprocess.run([*ZMESH, "status", "--node", node.name], capture_output=True, text=True, check=True).stdout
+    assert "detached   1 actor(s)\n    kept  Counter  alive" in shown
+    assert list_objects()[0]["size"] >= 1_600_000, "a keeper tells what it owns, as every client does"
     os.kill(zmesh.get(kept.pid.remote()), signal.SIGKILL)  # it is made anew, with its arguments
     until(lambda add=kept.add: answer(add) == 600001.0)  # type: ignore[misc]
     assert zmesh.get(kept.read.remote(), timeout=30) == 200_000.0
@@ -307,6 +318,8 @@ def test_a_detached_actor_must_have_a_name_and_a_lifetime_that_is_one(private: N
     for wrong in ("for ever", 7, True):
         with pytest.raises(ConfigError, match="lifetime must be None, 'non_detached' or 'detached'"):
             Plain.options(lifetime=wrong)
+    with pytest.raises(SerializationError, match=r"args\[0\]"):
+        Plain.options(name="x").remote(threading.Lock())
     assert not list_named_actors()
     Plain.options(lifetime="non_detached", name="x").remote()
 
@@ -407,6 +420,26 @@ print(group.id.hex())
     with pytest.raises(TaskPlacementGroupRemovedError):
         zmesh.get(group.ready(), timeout=30)
     assert placement_group([{"CPU": 1}] * 2, name="g").wait(10), "its name and its CPU are free"
+    zmesh.shutdown()
+    until(lambda: at_rest(node))
+
+
+def test_an_actor_in_a_group_ends_with_the_group(node: lifecycle.RunningNode, programs: Programs) -> None:
+    code = """
+from zmesh.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+group = zmesh.util.placement_group([{"CPU": 1}], name="g", lifetime="detached")
+inside = PlacementGroupSchedulingStrategy(group)
+Counter.options(name="kept", lifetime="detached", scheduling_strategy=inside).remote()
+"""
+    programs.run(node, code)
+    zmesh.init(node.name)
+    kept = zmesh.get_actor("kept")
+    assert zmesh.get(kept.add.remote(), timeout=30) == 1
+    zmesh.util.remove_placement_group(get_placement_group("g"))
+    until(lambda: not list_named_actors())
+    with pytest.raises(zmesh.exceptions.MeshError):
+        zmesh.get(kept.add.remote(), timeout=30)
+    del kept
     zmesh.shutdown()
     until(lambda: at_rest(node))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from zmesh.actor_options import DEFAULT_NAMESPACE
 from zmesh.core.records import Entry, Handle, Inputs, MethodCall, Spec, Task
-from zmesh.exceptions import MeshError, PendingCallsLimitExceededError
+from zmesh.exceptions import MeshError, PendingCallsLimitExceededError, SerializationError
 from zmesh.object_ref import ObjectRef
 from zmesh.runtime import calls, serialization
 from zmesh.runtime.reactor import LOOK_S
@@ -163,9 +163,11 @@ class ActorSession:
         limit = INLINE_ARGUMENTS_MAX // (2 * max(1, len(args) + len(kwargs)))
 
         def light(value: Any) -> Any:
-            if isinstance(value, ObjectRef) or serialization.pack(value, "an argument").nbytes <= limit:
-                return value
-            return self._session.put(value)
+            try:
+                small = isinstance(value, ObjectRef) or serialization.pack(value, "an argument").nbytes <= limit
+            except SerializationError:
+                return value  # whoever packs the whole call says better where it is
+            return value if small else self._session.put(value)
 
         return tuple(map(light, args)), {name: light(value) for name, value in kwargs.items()}
 

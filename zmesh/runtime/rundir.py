@@ -1,7 +1,7 @@
 """The directory of a node: its sockets, its record, its lock. Private to the user; gone with the node.
 
     $XDG_RUNTIME_DIR/zmesh or /tmp/zmesh-<uid>     0700, ours, no symlink
-        default/  or another name of `zmesh up`     lock, node.json, log, and the sockets
+        default/  or another name of `zmesh up`     lock, node.json, log, detached.log, and the sockets
         p-<8 hex>/                                  of a private node
 
 The lock (flock) is held for the node's life: a free one marks what a killed node left, which the next start removes.
