@@ -38,6 +38,7 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     "zmesh.core": (*PURE, "zmesh.wire.*", "zmesh.exceptions"),
     # The roles wire the machines; a worker is a client too.
     "zmesh.core.client": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
+    "zmesh.core.keeper": ("zmesh.core.*", "zmesh.wire.*"),
     "zmesh.core.actor_inputs": ("zmesh.core.*", "zmesh.wire.*"),
     "zmesh.core.lineage_inputs": ("zmesh.core.*", "zmesh.wire.*"),
     "zmesh.core.counting_inputs": ("zmesh.core.*", "zmesh.wire.*"),
