@@ -466,4 +466,7 @@ def _failure_of(creation: Creation, actor: Actor) -> tuple[int, Any]:
         return ERROR, (name, text, {"actor_id": actor.oid.hex(), "class_name": actor.name, **attributes})
     if name == "TaskCancelledError":
         text = KILLED
+    if name == "TaskPlacementGroupRemovedError":
+        gone = ("ActorPlacementGroupRemovedError", text, {"actor_id": actor.oid.hex(), "class_name": actor.name})
+        return ERROR, gone
     return _died(actor, text, attributes)

@@ -141,11 +141,7 @@ class NodeCore(MemberInputs):
         self._mourners: dict[PeerID, dict[PeerID, bool]] = {}  # {dead worker: clients that have not buried it}
         self.resources = Resources(total)
         self.matchmaking = self._make_matchmaking(rng, limits)
-        self.groups = Groups(
-            node, rng, effects, timers, self.resources, self.matchmaking, self.neighbours, self._alive,
-            draining=lambda: self._draining, take=lambda *name: self.actors.names.take(*name),
-            free=lambda group: self.actors.names.actor_gone(group),
-        )  # fmt: skip
+        self.groups = self._make_groups(rng)
         self.lending = self._make_lending(rng)
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
         others = self.neighbours.totals
@@ -180,6 +176,13 @@ class NodeCore(MemberInputs):
             matched=self._matched,
             short=lambda: self.pressure.short,
         )
+
+    def _make_groups(self, rng: random.Random) -> Groups:
+        return Groups(
+            self.node, rng, self._effects, self._timers, self.resources, self.matchmaking, self.neighbours, self._alive,
+            draining=lambda: self._draining, take=lambda *name: self.actors.names.take(*name),
+            free=lambda group: self.actors.names.actor_gone(group),
+        )  # fmt: skip
 
     def _make_keepers(self, rng: random.Random) -> Keepers:
         return Keepers(
