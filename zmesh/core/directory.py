@@ -80,6 +80,9 @@ class Directory:
     def __len__(self) -> int:
         return len(self._records)
 
+    def __contains__(self, oid: ObjectID) -> bool:
+        return oid in self._records
+
     def promote(self, peer: PeerID, request: int, objects: list[Any]) -> None:
         """Keep an owner's objects from now on: it holds each once more."""
         for oid, status, value, inside in objects:

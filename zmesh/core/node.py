@@ -142,7 +142,10 @@ class NodeCore(MemberInputs):
         self.lending = self._make_lending(rng)
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
         others = self.neighbours.totals
-        self.actors = ActorHome(node, effects, self.matchmaking, alive=self._alive, members=lambda: list(others))
+        self.actors = ActorHome(
+            node, effects, self.matchmaking, alive=self._alive, members=lambda: list(others),
+            held=lambda oid: oid in self.directory,
+        )  # fmt: skip
         self.directory = Directory(
             node, effects, self.evacuation, alive=self._alive, reserve=reserve, release=release, freed=self._freed
         )
@@ -320,10 +323,10 @@ class NodeCore(MemberInputs):
             self.matchmaking.blocked(worker, now)
 
     def _unblocked(self, peer: PeerID, message: Unblocked, now: float) -> None:
-        del message, now
+        del message
         worker = self.matchmaking.workers.get(peer)
         if worker is not None:
-            self.matchmaking.unblocked(worker)
+            self.matchmaking.unblocked(worker, now)
 
     def _kill(self, peer: PeerID, message: Kill, now: float) -> None:
         """Kill a worker that still executes that very attempt; else its result or its death is on the way."""

@@ -68,6 +68,7 @@ class References(Restored):
         self.catalog = catalog
         self.moved: dict[PeerID, bool] = {}  # {what this process was called before it became another node's: True}
         self._tickets: dict[int, Entry] = {}  # {request: entry that resolves when the node answers}
+        self._found: dict[int, PeerID] = {}  # {request of `claim_found`: home that was asked}
         self._lent: dict[tuple[int, int], Entry] = {}  # {(seq, index): own entry somebody else may name}
         self._borrowed: dict[ObjectID, Entry] = {}
         # {object: (entry, caller)} borrowed for a running task, or for that caller's call, who hold them meanwhile
@@ -273,6 +274,7 @@ class References(Restored):
 
     def answered(self, request: int, status: int, value: Any) -> None:
         """The node answered a request; an unknown one is ignored: its asker gave up."""
+        self._found.pop(request, None)
         ticket = self._tickets.pop(request, None)
         if ticket is not None:
             self._set(ticket, status, value)
@@ -366,6 +368,7 @@ class References(Restored):
         entry = self.borrow(oid, counted=True)
         ticket = self._ticket()
         self._hold(ticket.seq, [(oid, self._me)])
+        self._found[ticket.seq] = _home(oid)
         return entry, ticket
 
     def unclaim(self, entry: Entry) -> None:
@@ -420,6 +423,8 @@ class References(Restored):
             self._effects.append(Send(self._node, Seek(sought)))
         for request in list(self._claims):
             self._counted(request, node_peer(node))
+        for request in [request for request, home in self._found.items() if home == node_peer(node)]:
+            self.answered(request, ERROR, ("OwnerDiedError", f"node {node.hex()}, which counted it, is gone", {}))
 
     def rehome(self, me: PeerID, node: PeerID, error: Any) -> list[Entry]:
         """This process is a client of another node now, under another name; returns the entries that failed.
@@ -429,6 +434,7 @@ class References(Restored):
         self.moved[self._me] = True
         self._me, self._node = me, node
         self._claims.clear()
+        self._found.clear()
         self._given.clear()
         self._arrived = []
         for entry in list(self._lent.values()):

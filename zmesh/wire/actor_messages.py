@@ -96,7 +96,7 @@ class KillActor:
 class NameAsk:
     """Client to its node, and from there to the name's home: NAME_TAKE it, NAME_FIND or NAME_DROP what has it.
 
-    Answered by NameTold, but for NAME_DROP. `hops` counts the nodes that passed it on.
+    Answered by NameTold. `hops` counts the nodes that passed it on.
     """
 
     request: int
