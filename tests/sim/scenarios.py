@@ -8,7 +8,6 @@ from tests.sim.faults import EndedError, Faulty, Scenario
 from tests.sim.groups import Group
 from tests.sim.programs import program
 from tests.sim.simulator import NODE, Host, Process
-from zmesh.core.effects import Send
 from zmesh.core.records import Entry, Handle, Inputs, Spec
 from zmesh.wire import messages as m
 from zmesh.wire.actor_messages import NAME_FIND, NAME_TAKE
@@ -135,19 +134,15 @@ def killing(sim: Faulty) -> None:
 
 def _borrow(sim: Faulty, entry: Entry, borrower: Process) -> Entry | None:
     """Have a program of another host hold what the driver promoted; None if one of them is dead."""
-    driver = sim.main
     sim.alive()
-    if not borrower.alive:
-        return None
-    driver.core.effects.append(
-        Send(sim.host_of(driver).process.peer, m.Hold(0, [(entry_id(driver, entry), borrower.peer)]))
-    )
-    sim.settle(driver)
-    sim.pause(0.01)
-    if not borrower.alive:
-        return None
-    held: Entry = borrower.core.references.borrow(entry_id(driver, entry), counted=True)
-    sim.keep([held], borrower)
+    held = None
+    if borrower.alive:
+        try:
+            held = _claim(sim, borrower, (None, None, entry_id(sim.main, entry)))
+        except EndedError:
+            return None
+        if held is not None:
+            sim.keep([held], borrower)
     return held
 
 
