@@ -69,7 +69,7 @@ def test_a_home_that_is_gone_or_a_node_that_is_lost_ends_claims(driver: Driver) 
     here, waiting = references.claim_found(object_id(N + b"other...", 3))
     driver.hear(NODE, m.NodeGone(FAR, "it is gone"))
     assert box.refs == 1
-    assert ticket.value[0] == "ObjectLostError"
+    assert ticket.value[0] == "OwnerDiedError"
     assert waiting.status == m.PENDING
     references.unclaim(found)
     references.claim_inside(box, [references.borrow_inside(INNER)[0]])
@@ -132,12 +132,12 @@ def test_what_a_home_does_not_count_fails_if_it_has_no_value_and_is_not_released
 
 
 def test_a_keeper_of_a_replica_hears_what_was_held_since_it_asked_last(driver: Driver) -> None:
-    keeper = b"keeper.."
+    warden = b"warden.."
     entry = borrowed(driver)
     for number, expected in ((1, [BOX, INNER]), (2, [BOX]), (3, [BOX]), (4, [])):
-        driver.hear(NODE, WhoHolds(keeper, number, [BOX, INNER]))
-        assert driver.said(NODE) == [Held(keeper, number, expected)]
+        driver.hear(NODE, WhoHolds(warden, number, [BOX, INNER]))
+        assert driver.said(NODE) == [Held(warden, number, expected)]
         if number == 2:
             driver.core.references.drop(entry)
-    driver.hear(NODE, m.NodeGone(keeper, "it is gone"))
+    driver.hear(NODE, m.NodeGone(warden, "it is gone"))
     assert not driver.core.sightings._since

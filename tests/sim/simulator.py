@@ -322,14 +322,14 @@ class Simulation(UserCode, Network):
                     self.written.pop(segment, None)
             case fx.Post() | fx.PostAck():
                 self._post(process, effect)
-            case fx.Redial():
+            case fx.Redial() | fx.HangUp():
                 pass  # there are no connections here
             case fx.Relay():
                 self._relayed(process, effect)
             case fx.DialNode():
                 self.at(self.rng.uniform(0.001, 0.02), lambda: self._connect(process, effect))
-            case fx.HangUp():
-                pass
+            case fx.StartKeeper() | fx.StopKeeper():
+                self.keeper(process, effect)
             case fx.Detour():
                 self._by_node(process, effect.to, effect.message)
             case fx.LinkEnded():

@@ -16,6 +16,7 @@ from zmesh.core.evacuation import Evacuation
 from zmesh.core.groups import Groups
 from zmesh.core.guests import Guests
 from zmesh.core.holdings import Holder
+from zmesh.core.keepers import Keepers
 from zmesh.core.lending import Lending
 from zmesh.core.links import Links
 from zmesh.core.listing import Listing
@@ -146,18 +147,16 @@ class NodeCore(MemberInputs):
         self._mourners: dict[PeerID, dict[PeerID, bool]] = {}  # {dead worker: clients that have not buried it}
         self.resources = Resources(total)
         self.matchmaking = self._make_matchmaking(rng, limits)
-        self.groups = Groups(
-            node, rng, effects, timers, self.resources, self.matchmaking, self.neighbours, self._alive,
-            draining=lambda: self._draining,
-        )  # fmt: skip
+        self.groups = self._make_groups(rng)
         self.lending = self._make_lending(rng)
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
-        others = self.neighbours.totals
-        self.actors = ActorHome(node, effects, self.matchmaking, alive=self._alive, members=lambda: list(others))
+        self.actors = self._make_actors()
         self.directory = self._make_directory(reserve, release)
+        self.keepers = self._make_keepers(rng)
         self.replicas = self._make_replicas(totals)
         self.listing = self._make_listing(effects, timers, segment_state)
         shared = self.directory.of_clients | self.replicas.of_clients | self.tallies.of_clients
+        shared |= self.keepers.of_clients
         self._inputs = self._words_of_clients() | self.groups.of_clients | self.actors.words() | shared
         self._between_nodes = self._words_of_nodes() | self.groups.of_nodes | self.replicas.of_nodes
 
@@ -177,6 +176,27 @@ class NodeCore(MemberInputs):
             matched=self._matched,
             short=lambda: self.pressure.short,
         )
+
+    def _make_actors(self) -> ActorHome:
+        others = self.neighbours.totals
+        return ActorHome(
+            self.node, self._effects, self.matchmaking, alive=self._alive, members=lambda: list(others),
+            held=lambda oid: oid in self.directory,
+        )  # fmt: skip
+
+    def _make_groups(self, rng: random.Random) -> Groups:
+        return Groups(
+            self.node, rng, self._effects, self._timers, self.resources, self.matchmaking, self.neighbours, self._alive,
+            draining=lambda: self._draining, take=lambda *name: self.actors.names.take(*name),
+            free=lambda group: self.actors.names.actor_gone(group),
+        )  # fmt: skip
+
+    def _make_keepers(self, rng: random.Random) -> Keepers:
+        return Keepers(
+            self.node, self._pid, rng, self._effects, clients=self._clients, config_of=self._config_of,
+            greet=self._greeting, ended=self.client_ended, state_of=self.actors.places.describe,
+            refuse=lambda: "this node is being stopped" if self._draining else "",
+        )  # fmt: skip
 
     def _make_lending(self, rng: random.Random) -> Lending:
         return Lending(
@@ -320,15 +340,18 @@ class NodeCore(MemberInputs):
             )
         elif message.kind == "worker" and (worker is None or worker.state != STARTING):
             refused = "this node did not start you"
-        self._effects.append(Send(peer, Welcome(self.node, self._pid, dict(self.resources.total), refused)))
+        self._effects += [Send(peer, word) for word in self._greeting(refused)]
         if refused:
             return
         self._clients[peer] = Client(message.kind, message.pid, dict(message.config))
-        if self.neighbours.totals:
-            self._effects.append(Send(peer, self._mesh()))
         if worker is not None:
             worker.pid = message.pid
             self.matchmaking.said_hello(worker, now)
+
+    def _greeting(self, refused: str = "") -> list[Any]:
+        """Return what a new client is told."""
+        welcome = Welcome(self.node, self._pid, dict(self.resources.total), refused)
+        return [welcome, self._mesh()] if self.neighbours.totals and not refused else [welcome]
 
     def _foreign(self, python: str) -> bool:
         """Whether what a Python of that minor version pickles may not load here."""
@@ -356,10 +379,10 @@ class NodeCore(MemberInputs):
             self.matchmaking.blocked(worker, now)
 
     def _unblocked(self, peer: PeerID, message: Unblocked, now: float) -> None:
-        del message, now
+        del message
         worker = self.matchmaking.workers.get(peer)
         if worker is not None:
-            self.matchmaking.unblocked(worker)
+            self.matchmaking.unblocked(worker, now)
 
     def _kill(self, peer: PeerID, message: Kill, now: float) -> None:
         """Kill a worker that still executes that very attempt; else its result or its death is on the way."""
@@ -537,6 +560,7 @@ class NodeCore(MemberInputs):
             "memory_used": round(self.pressure.used, 3),
             "objects": len(self.directory),
             "names": self.actors.names.listed(),
+            "detached": self.keepers.describe(),
             "copies": len(self.copies),
             "placement_groups": self.groups.placement.describe(),
             "members": self._members(),
@@ -551,6 +575,7 @@ class NodeCore(MemberInputs):
         self.directory.check()
         self.tallies.check()
         self.actors.check()
+        self.keepers.check()
         self.copies.check()
         self.evacuation.check()
         self.replicas.check()

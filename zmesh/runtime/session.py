@@ -27,6 +27,7 @@ from zmesh.runtime.reactor import LOOK_S, Reactor, Waiter, listen, unlisten
 from zmesh.runtime.replica_calls import ReplicaCalls
 from zmesh.runtime.rounds import RoundCalls
 from zmesh.runtime.store import Store
+from zmesh.runtime.stream_calls import StreamCalls, settle_future
 from zmesh.runtime.values import Values, with_captured
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID
 from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, UNIT
@@ -34,7 +35,7 @@ from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, UNIT
 INLINE_BYTES_MAX = 64 * 1024  # larger values go to shared memory: Source: perf/arrays.py, a put costs about 20 us
 
 
-class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, Values):
+class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCalls, Values):
     """A client of a mesh.
 
     Args:
@@ -346,45 +347,6 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, Values):
         """Return the ObjectID of an entry."""
         return self.core.references.oid(entry)
 
-    # Streams.
-
-    def next_item(self, task: Task, index: int, timeout: float | None) -> Entry | None:
-        """Wait for item `index` of a stream; None if the stream ended before it."""
-        outputs = task.outputs
-        assert outputs is not None
-        while index >= len(outputs):
-            if task.status != PENDING:
-                return None
-            before = len(outputs)
-            waiter = Waiter(1)
-            with self.reactor.lock:
-                if len(outputs) > before or task.status != PENDING:
-                    continue
-                listen(task, waiter)
-            in_task = threading.get_ident() == self._task_thread
-            deadline = None if timeout is None else monotonic() + timeout
-            if not self.reactor.wait(waiter, deadline, in_task=in_task):
-                raise GetTimeoutError(f"item {index} of {task.spec.name} was not there after timeout={timeout} s")
-        if task.spec.options.get("backpressure"):
-            self._do(lambda: self.core.tasks.consumed(task, index + 1))
-        return outputs[index]
-
-    def item_future(self, task: Task, index: int) -> "Future[Entry | None]":
-        """Return a future of what `next_item` returns."""
-        future: Future[Entry | None] = Future()
-        self._later(lambda: _settle(future, lambda: self.next_item(task, index, None)))
-        return future
-
-    def stream_ended(self, task: Task, taken: int) -> bool:
-        """Whether the stream's task is over and all its items were taken."""
-        assert task.outputs is not None
-        return task.status != PENDING and taken >= len(task.outputs)
-
-    def abandon(self, task: Task, taken: int) -> None:
-        """The reader of a stream is gone. From a finalizer: only notes it."""
-        self.reactor.unpinned.append(lambda: self.core.tasks.abandon(task, taken))
-        self.nudge()
-
     # The rest of the face.
 
     def cancel(self, entry: Entry, *, force: bool, recursive: bool) -> None:
@@ -435,7 +397,7 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, Values):
 
         def settle(_: Entry) -> None:
             # `ref` is captured: the object must live until its value was taken.
-            self._later(lambda: _settle(future, lambda: self.value(ref._entry)))
+            self._later(lambda: settle_future(future, lambda: self.value(ref._entry)))
 
         waiter = Waiter(1, callback=settle)
         with self.reactor.lock:
@@ -487,17 +449,6 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, Values):
             self._futures.put(None)
         self.reactor.close(linger_ms)
         self.store.close()
-
-
-def _settle(future: "Future[Any]", action: Callable[[], Any]) -> None:
-    try:
-        value = action()
-    except BaseException as error:
-        if not future.cancelled():
-            future.set_exception(error)
-    else:
-        if not future.cancelled():
-            future.set_result(value)
 
 
 def _settle_all(actions: "queue.SimpleQueue[Callable[[], None] | None]") -> None:

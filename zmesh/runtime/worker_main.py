@@ -105,7 +105,7 @@ class Worker:
         node = node_peer(start.peer[:8])
         self.core = WorkerCore(start.peer, [], Timers(), describe_status, self._attached)
         self.sockets = ClientSockets(start.peer, node, run_dir.socket_of)
-        self.store = Store(run_dir.segments_socket(), start.peer)
+        self.store = Store(run_dir.segments_socket(), start.peer, late=True)
         handlers: dict[type[Any], Callable[[Any], None]] = {
             fx.Recycle: lambda effect: self.session.recycle(effect),
             fx.UnmapSegments: lambda effect: self.store.unmap(effect.segments),
@@ -446,7 +446,8 @@ class Worker:
         visible = self._visible_gpus
         names = [visible[gpu] if gpu < len(visible) else str(gpu) for gpu in message.gpus]
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names)
-        os.environ.update(self.environment.variables)
+        for name, value in self.environment.variables.items():
+            os.environ[name] = value
 
 
 class WorkerSession(Session):
