@@ -5,7 +5,7 @@ from typing import Any, get_type_hints
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zmesh.exceptions import RemoteProtocolError
@@ -30,6 +30,7 @@ def tuples(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("cls", m.MESSAGES, ids=lambda cls: cls.__name__)
+@settings(deadline=None)  # the machine may be busy
 @given(data=st.data())
 def test_every_message_comes_back_as_it_was(cls: type[Any], data: st.DataObject) -> None:
     hints = get_type_hints(cls)
@@ -41,6 +42,7 @@ def test_every_message_comes_back_as_it_was(cls: type[Any], data: st.DataObject)
         assert getattr(found, one.name) == tuples(getattr(message, one.name))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes_are_refused_or_are_a_message(frame: bytes) -> None:
     try:
