@@ -200,6 +200,9 @@ class LocalSession:
     def wait(self, entries: list[Entry], num_returns: int, timeout: float | None) -> None:
         """Return at once: everything is there."""
 
+    def wait_with_streams(self, awaited: list[tuple[Entry, int]], needed: int, timeout: float | None) -> None:
+        """Return at once: everything is there."""
+
     def rest(self, given: Any, rest: list[Any]) -> list[Any]:
         """Return it: a loop of waits has nothing to wait for."""
         del given

@@ -157,6 +157,30 @@ def test_bundles_are_held_together_or_not_at_all() -> None:
     assert not resources.bundles
 
 
+def test_what_a_booking_gives_back_is_free_in_its_bundle_and_in_the_group() -> None:
+    resources = Resources({"CPU": 2 * UNIT})
+    assert resources.hold(GROUP, {0: {"CPU": UNIT}, 1: {"CPU": UNIT}})
+    for index in range(2):
+        resources.open(GROUP, index)
+    of_one, of_all = f"CPU@{GROUP.hex()}:0", f"CPU@{GROUP.hex()}"
+    booking = resources.book({of_one: UNIT})
+    assert (resources.available[of_one], resources.available[of_all]) == (0, UNIT)
+    resources.reduce(booking, {of_one: UNIT})
+    assert (resources.available[of_one], resources.available[of_all]) == (UNIT, 2 * UNIT)
+    resources.check()
+    blocked = resources.book({of_all: UNIT})
+    resources.block(blocked)
+    resources.reduce(blocked, {of_all: UNIT})
+    resources.check()
+    gone = resources.book({of_one: UNIT})
+    resources.drop(GROUP, 0)
+    resources.reduce(gone, {of_one: UNIT})
+    resources.check()
+    for one in (booking, blocked, gone):
+        resources.release(one)
+    resources.check()
+
+
 def test_nothing_runs_in_a_bundle_that_is_not_open() -> None:
     resources = Resources({"CPU": UNIT})
     assert resources.hold(GROUP, {0: {"CPU": UNIT}})

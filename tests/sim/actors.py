@@ -73,6 +73,7 @@ class ActorCode:
         retries: int = 0,
         inputs: Inputs | None = None,
         returns: int = 1,
+        ordered: bool = True,
     ) -> Task:
         """Call an actor."""
         core = process.core
@@ -83,7 +84,7 @@ class ActorCode:
             options = {"method": "m"}
             spec = core.new_spec(job, "A.m", {}, num_returns=returns, max_retries=retries, options=options)
             self.method_specs[key] = spec
-        actor = core.actors.find(handle, "A", ordered=True)
+        actor = core.actors.find(handle, "A", ordered=ordered)
         task: Task = core.call(actor, handle, spec, code, inputs, 0, self.now)
         self.settle(process)
         return task
@@ -129,6 +130,10 @@ class ActorCode:
     def _run_call(self, process: Any, call: Any, code: dict[str, Any]) -> None:
         core = process.core
         stored = [(value, key) for status, value, key in call.deps if status == m.STORED]
+        if any(self._is_gone(process, value[0]) for value, _ in stored):
+            core.call_finished(call, m.ERROR, ("ObjectLostError", "its bytes are gone", {}), [], 10, self.now)
+            self.settle(process)
+            return
         closings = [self._open(process, call, value, key) for value, key in stored]
 
         def end() -> None:

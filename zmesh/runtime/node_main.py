@@ -40,6 +40,8 @@ from zmesh.wire.store_messages import Unmap
 
 READ_BYTES_MAX = 64 * 1024  # of a worker's output at a time
 BOX_SLOTS = 4096
+# What the pickles of programs and handles refer to, so that workers share its pages instead of importing it each.
+WORKER_MODULES = ("cloudpickle", "zmesh.actor")
 MEMORY_LOOK_S = 0.5
 MEMORY_IDLE_LOOK_S = 2.0  # while no task runs
 JOIN_TIMEOUT_S = 10.0
@@ -527,7 +529,7 @@ def _start(settings: dict[str, Any]) -> Node:
         os.close(log)
         os.close(null)
         boxes = BlackBoxes(BOX_SLOTS)
-        forks = ForkServer.start(boxes, lambda start: run_worker(start, run_dir), [run_dir.lock_fd])
+        forks = ForkServer.start(boxes, lambda start: run_worker(start, run_dir), [run_dir.lock_fd], WORKER_MODULES)
         node = Node(settings, run_dir, forks, boxes, settings["driver"])
         run_dir.write_record(node.record)
         run_dir.say_farewell({})

@@ -41,6 +41,7 @@ from zmesh.wire.actor_messages import (
     Settle,
     Unheld,
 )
+from zmesh.wire.counting_messages import COUNTING_MESSAGES
 from zmesh.wire.group_messages import GROUP_MESSAGES
 from zmesh.wire.ids import NodeID, ObjectID, PeerID
 from zmesh.wire.keeper_messages import KEEPER_MESSAGES
@@ -586,5 +587,6 @@ MESSAGES: tuple[type[Any], ...] = (
     NameCopy,
     NameCopied,
     *LINEAGE_MESSAGES,
+    *COUNTING_MESSAGES,
     *KEEPER_MESSAGES,
 )
