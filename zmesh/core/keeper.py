@@ -125,6 +125,7 @@ class KeeperCore(ClientCore):
     def _settle_name(self, order: Order, handle: Handle, found: Any, now: float) -> None:
         """The name is ours, or another's."""
         m, oid = order.wanted, self.references.oid(handle)
+        assert found, "who takes a name hears who has it"
         if found[2] != oid:
             self._answer(order, Kept(0, list(found)))
             return
