@@ -232,6 +232,30 @@ def test_a_wait_for_streams_refuses_what_a_wait_refuses() -> None:
     assert zmesh.wait([stream]) == ([stream], [])
 
 
+def test_a_stream_that_nobody_reads_any_more_leaves_its_worker_free() -> None:
+    @zmesh.remote(generator_backpressure=2)
+    def items() -> Iterator[int]:
+        yield from range(20)
+
+    stream = items.remote()
+    next(stream)
+    with pytest.raises(TypeError):
+        items.remote(stream)
+    with pytest.raises(TypeError):
+        zmesh.get(stream)
+    del stream
+    assert _until(lambda: "attached" not in [w["state"] for w in zmesh.status()["workers"] if w["executing"]], 30.0)
+
+
+def test_an_actor_of_a_removed_group_says_so() -> None:
+    group = zmesh.util.placement_group([{"CPU": 1}])
+    actor = Looking.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group)).remote()
+    zmesh.get(actor.variables.remote())
+    zmesh.util.remove_placement_group(group)
+    with pytest.raises(zmesh.exceptions.ActorPlacementGroupRemovedError):
+        zmesh.get(actor.variables.remote())
+
+
 def test_a_wait_for_streams_and_an_actors_runtime_env_work_in_local_mode(tmp_path: pathlib.Path) -> None:
     zmesh.shutdown()
     with zmesh.init(local=True):
