@@ -228,8 +228,12 @@ def test_a_wait_for_streams_refuses_what_a_wait_refuses() -> None:
     with pytest.raises(TypeError):
         zmesh.wait([stream, 1])
     assert zmesh.wait([stream, zmesh.put(1)], num_returns=2, timeout=30)[1] == []
+    assert stream.next_ready()
+    assert not stream.is_finished()
     zmesh.get(list(stream))
     assert zmesh.wait([stream]) == ([stream], [])
+    assert stream.next_ready()
+    assert stream.is_finished()
 
 
 def test_a_stream_that_nobody_reads_any_more_leaves_its_worker_free() -> None:
