@@ -121,22 +121,27 @@ class ActorClass:
 
         Raises:
             ActorAlreadyExistsError: one has.
+            ConfigError: a detached actor has no name.
             SerializationError: the class or an argument cannot be pickled.
         """
         session = self._session
+        told, options = self._description, self._options
+        detached = options.lifetime == "detached"
+        if detached and options.name is None:
+            raise ConfigError("a detached actor needs a name=: nobody could find it when its handles are gone")
         if session is None or session.closed or session.group is not self._group:
             from zmesh import api
 
             session = api.auto_init()
             self._register(session)
-        told, options = self._description, self._options
         if options.name is None:
             first = session.actors.create(self._spec, args, kwargs, name=told.name, ordered=told.ordered)
             return ActorHandle(first, session, told)
         called = (options.namespace or session.actors.namespace, options.name)
         entry, told, made = session.actors.create_named(
-            self._spec, args, kwargs, name=told.name, ordered=told.ordered, called=called, description=told
-        )
+            self._spec, args, kwargs, name=told.name, ordered=told.ordered, called=called, description=told,
+            detached=detached, here=options.scheduling_strategy in ("DEFAULT", None),
+        )  # fmt: skip
         handle = ActorHandle(entry, session, told)
         if not made and not options.get_if_exists:
             raise ActorAlreadyExistsError(

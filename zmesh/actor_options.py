@@ -33,6 +33,8 @@ class ActorOptions:
         name: by which anybody in the mesh finds it: zmesh.get_actor(name). No two actors of a namespace have the same.
         namespace: of its name; that of the program by default, see zmesh.init.
         get_if_exists: `.remote()` returns the actor that has the name, if there is one, instead of an error.
+        lifetime: "detached": it outlives the program, and needs a name=; it ends by zmesh.kill or exit_actor, or with
+            the node it was made on. None or "non_detached": it ends with the last handle, or the program.
     """
 
     num_cpus: float | None = None
@@ -51,6 +53,7 @@ class ActorOptions:
     name: str | None = None
     namespace: str | None = None
     get_if_exists: bool = False
+    lifetime: str | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -112,6 +115,8 @@ def parse(given: Mapping[str, Any], base: ActorOptions | None = None) -> ActorOp
             raise ConfigError(f"{name} must be a text that is not empty, not {text!r}")
     if options.get_if_exists and options.name is None:
         raise ConfigError("get_if_exists=True needs a name=")
+    if options.lifetime not in (None, "non_detached", "detached"):
+        raise ConfigError(f"lifetime must be None, 'non_detached' or 'detached', not {options.lifetime!r}")
     as_task(options)
     return options
 

@@ -84,8 +84,11 @@ class LocalActors:
         ordered: bool,
         called: tuple[str, str],
         description: Any,
+        detached: bool = False,
+        here: bool = True,
     ) -> tuple[Entry, Any, bool]:
-        """Make the instance, unless one has that name."""
+        """Make the instance, unless one has that name; a detached one ends with this process, too."""
+        del detached, here
         found = self.find(*called)
         if found is not None:
             return (*found, False)

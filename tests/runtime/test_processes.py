@@ -110,7 +110,7 @@ def fork_server(folder):
         os.close(fd)
         return text.decode()
 
-    forks = ForkServer.start(BlackBoxes(1024), run_worker, [])
+    forks = ForkServer.start(BlackBoxes(1024), run_worker, [], ("colorsys",))
     pipes = {}
     say("forkserver", 0, forks.pid)
     poll = select.poll()
@@ -283,6 +283,11 @@ def test_what_a_worker_prints_is_in_its_pipes(node: StandIn) -> None:
     node.spawn(1, "import sys; print('out'); print('err', file=sys.stderr)")
     ended = node.hear("ended", 1)
     assert ended[3:] == [0, "out\n", "err\n"]
+
+
+def test_workers_share_what_the_forkserver_imported_for_them(node: StandIn) -> None:
+    node.spawn(1, "import sys; print('colorsys' in sys.modules)")
+    assert node.hear("ended", 1)[4] == "True\n"
 
 
 def test_the_exit_code_of_a_worker_is_reported(node: StandIn) -> None:

@@ -28,13 +28,14 @@ from zmesh.runtime.replica_calls import ReplicaCalls
 from zmesh.runtime.rounds import RoundCalls
 from zmesh.runtime.store import Store
 from zmesh.runtime.stream_calls import StreamCalls, settle_future
+from zmesh.runtime.values import Values
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID
 from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, UNIT
 
 INLINE_BYTES_MAX = 64 * 1024  # larger values go to shared memory: Source: perf/arrays.py, a put costs about 20 us
 
 
-class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCalls):
+class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCalls, Values):
     """A client of a mesh.
 
     Args:
@@ -45,6 +46,7 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCall
     """
 
     def __init__(self, core: ClientCore, reactor: Reactor, store: Store, job: PeerID) -> None:
+        Values.__init__(self)
         self.core = core
         self.reactor = reactor
         self.store = store
@@ -332,37 +334,6 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCall
                     self.cancel_all()
                 raise
 
-    def value(self, entry: Entry, *, writable: bool = False) -> Any:
-        """Return the value of a resolved entry, or raise its error. Arrays are read-only views of shared memory."""
-        status = entry.status
-        if status == INLINE:
-            return serialization.unpack_inline(entry.value)
-        if status == STORED:
-            return self._open(entry, writable)
-        if status == FAILED:
-            raise serialization.unpack_error(entry.value)
-        raise build_error(entry.value)
-
-    def _open(self, entry: Entry, writable: bool) -> Any:
-        references, unpinned, nudge = self.core.references, self.reactor.unpinned, self.reactor.nudge
-        self._localize([entry])
-        with self.reactor.lock:
-            status, place = references.location(entry)
-            if status == STORED:
-                references.pin(entry)
-        if status == INLINE:  # it was lost, and is small now that it was made again
-            return serialization.unpack_inline(place)
-        if status != STORED:
-            raise build_error(place)
-        segment, nbytes, _ = place
-
-        def on_unpin() -> None:
-            unpinned.append(lambda: references.unpin(entry))
-            nudge()
-
-        view = self.store.view(segment, nbytes, on_unpin, writable)
-        return serialization.unpack_segment(view, writable=writable)
-
     # References that travel.
 
     def note(self, ref: "ObjectRef[Any]") -> bytes:
@@ -371,11 +342,6 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCall
             raise LocalProtocolError("this ObjectRef belongs to a mesh that was shut down")
         serialization.note_ref(ref)
         return self.object_id(ref._entry)
-
-    def borrow(self, oid: bytes) -> Entry:
-        """Return the entry of a ref that arrived inside a value, one reference more."""
-        with self.reactor.lock:
-            return self.core.references.borrow(oid)
 
     def object_id(self, entry: Entry) -> bytes:
         """Return the ObjectID of an entry."""
