@@ -154,6 +154,31 @@ def test_the_method_decorator_needs_no_parentheses() -> None:
         zmesh.method(2)
 
 
+def test_arguments_that_an_actor_cannot_be_made_of_are_refused_at_once() -> None:
+    class Made:
+        def __init__(self, value: int, *, name: str = "") -> None:
+            self.value = value
+
+        def get(self) -> int:
+            return self.value
+
+    actor = zmesh.remote(Made)
+    for args, kwargs in (((), {}), ((1, 2), {}), ((1,), {"nam": ""})):
+        with pytest.raises(TypeError, match=r"Made\.remote\(\): "):
+            actor.remote(*args, **kwargs)
+    assert zmesh.get(actor.remote(zmesh.put(3), name="three").get.remote()) == 3
+    unknown = zmesh.remote(type("Unknown", (dict,), {}))  # what builtins take nobody can say
+    assert zmesh.get(unknown.remote(a=1).get.remote("a")) == 1
+
+
+def test_an_async_function_is_no_task() -> None:
+    async def function() -> None:
+        pass
+
+    with pytest.raises(ConfigError, match="async function"):
+        zmesh.remote(function)
+
+
 def test_a_call_that_cannot_be_interrupted_may_look_whether_it_is_cancelled() -> None:
     @zmesh.remote(max_concurrency=2)
     class Patient:
