@@ -143,12 +143,12 @@ def test_a_generator_goes_in_step_with_its_reader(until: Callable[[Callable[[], 
         next(gen)
 
 
-def test_a_generator_nobody_reads_any_more_runs_to_its_end(until: Callable[[Callable[[], bool]], bool]) -> None:
-    actor = Actor.options(max_concurrency=2).remote()
+def test_a_generator_nobody_reads_any_more_holds_up_nobody() -> None:
+    actor = Actor.remote()
     gen = actor.f.options(_generator_backpressure_num_objects=1).remote(20)
     next(gen)
     del gen
-    assert until(lambda: ray.get(actor.get_given.remote()) == 20)
+    assert ray.get(actor.get_given.remote(), timeout=60) >= 1
 
 
 def test_a_stream_is_cancelled_by_its_generator() -> None:
