@@ -481,6 +481,11 @@ def test_a_name_is_asked_of_the_node_and_who_has_it_is_held(driver: Driver) -> N
     assert held.status == m.ERROR
     driver.core.references.unclaim(entry)
     assert driver.said(m.Release) == []
+    far = driver.core.references.claim_found(actor_id(FAR_WORKER, 7))
+    near = driver.core.references.claim_found(oid)
+    driver.hear(NODE, m.NodeGone(FAR, "it was killed"))
+    assert far[1].value[0] == "OwnerDiedError", "nobody else will answer"
+    assert near[1].status == m.PENDING
 
 
 # The actor's half.
@@ -677,7 +682,8 @@ class Home:
     def __init__(self) -> None:
         self.effects: list[Effect] = []
         self.gone: list[bytes] = []
-        self.core = ActorPlaces(self.effects, gone=self.gone.append)
+        self.held = True
+        self.core = ActorPlaces(self.effects, gone=self.gone.append, held=lambda oid: self.held)
         self.oid = actor_id(OTHER, 7)
         self.core.tell(OTHER, a.ActorState(self.oid, 0, first=True))
 
@@ -724,6 +730,15 @@ def test_actors_die_with_their_owner_and_go_with_their_last_handle() -> None:
     home.core.freed(home.oid)
     home.core.freed(home.oid)
     assert home.told() == [(OTHER, a.Unheld(home.oid))]
+
+
+def test_an_actor_whose_owner_died_before_its_handle_was_counted_is_forgotten() -> None:
+    home = Home()
+    home.held = False
+    home.core.client_gone(OTHER)
+    assert home.gone == [home.oid]
+    home.core.ask(D, home.oid, -1)
+    assert "nobody has a handle" in home.told()[0][1].failure[1][1]
 
 
 def test_a_kill_is_passed_on_to_the_owner() -> None:

@@ -126,7 +126,7 @@ def test_words_of_a_keeper_by_anybody_else_are_ignored() -> None:
     ],
 )
 def test_where_an_actor_is_and_how(version: int, peer: bytes, told: tuple[str, bytes]) -> None:
-    places = ActorPlaces([], gone=lambda actor: None)
+    places = ActorPlaces([], gone=lambda actor: None, held=lambda oid: True)
     places.tell(K, ActorState(actor_id(K, 1), version, peer, first=True))
     assert places.describe(actor_id(K, 1)) == told
     assert places.describe(actor_id(K, 2)) == ("dead", b"")

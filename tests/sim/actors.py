@@ -73,6 +73,7 @@ class ActorCode:
         retries: int = 0,
         inputs: Inputs | None = None,
         returns: int = 1,
+        ordered: bool = True,
     ) -> Task:
         """Call an actor."""
         core = process.core
@@ -83,7 +84,7 @@ class ActorCode:
             options = {"method": "m"}
             spec = core.new_spec(job, "A.m", {}, num_returns=returns, max_retries=retries, options=options)
             self.method_specs[key] = spec
-        actor = core.actors.find(handle, "A", ordered=True)
+        actor = core.actors.find(handle, "A", ordered=ordered)
         task: Task = core.call(actor, handle, spec, code, inputs, 0, self.now)
         self.settle(process)
         return task

@@ -25,6 +25,7 @@ KEPT = {
     "specs": "functions live as long as the program",
     "victim.queues": "one for each shape",
     "victim.totals": "grows with the mesh",
+    "actors.names._dead": "dead actors and nodes whose names may still be on their way: at most DEAD_MAX",
     "groups.placement._heard": "what each member has free",
     "lending._spare": "the same",
     "lending._backlogs": "the same",

@@ -135,6 +135,7 @@ class ClientCore(ActorInputs, LineageInputs):
         self.actors = ActorCalls(
             effects, timers, tasks=self.tasks, references=self.references,
             arguments=self._arguments, late=self._late, take=self._take,
+            starved=lambda task, lost, now: self.lineage.starved(task, lost, now),
         )  # fmt: skip
         self._inputs = self._words()
         self.lineage = self._new_lineage()

@@ -86,6 +86,9 @@ class Directory:
     def __len__(self) -> int:
         return len(self._records)
 
+    def __contains__(self, oid: ObjectID) -> bool:
+        return oid in self._records
+
     def promote(self, peer: PeerID, request: int, objects: list[Any]) -> None:
         """Keep an owner's objects from now on: it holds each once more. All of them, or, if there is no room, none."""
         counted: list[tuple[ObjectID, Record]] = []

@@ -80,12 +80,11 @@ class Nested:
         for request, (_, homes) in list(self._opened.items()):
             for home in [home for home in homes if node is None or home[:NODE_ID_BYTES] == node]:
                 self._claimed(request, home)
-
         for request, oid in list(self._finding.items()) if node is not None else ():
             if oid[:NODE_ID_BYTES] == node:
                 del self._finding[request]
-                text = f"the node {node.hex()} that counted object {oid.hex()} is gone"
-                self.answered(request, ERROR, ("ObjectLostError", text, {}))
+                text = f"object {oid.hex()} was counted by node {node.hex()}, which is gone"
+                self.answered(request, ERROR, ("OwnerDiedError", text, {}))
 
     def _hold_for_home(self, inside: list[ObjectID]) -> None:
         """A value of ours is counted by our node now: what it contains and others count must be held by that node.

@@ -144,8 +144,7 @@ class NodeCore(MemberInputs):
         self.groups = self._make_groups(rng)
         self.lending = self._make_lending(rng)
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
-        others = self.neighbours.totals
-        self.actors = ActorHome(node, effects, self.matchmaking, alive=self._alive, members=lambda: list(others))
+        self.actors = self._make_actors()
         self.directory = self._make_directory(reserve, release)
         self.keepers = self._make_keepers(rng)
         self.replicas = Replicas(effects, copies=self.copies, members=totals, directory=self.directory)
@@ -176,6 +175,13 @@ class NodeCore(MemberInputs):
             matched=self._matched,
             short=lambda: self.pressure.short,
         )
+
+    def _make_actors(self) -> ActorHome:
+        others = self.neighbours.totals
+        return ActorHome(
+            self.node, self._effects, self.matchmaking, alive=self._alive, members=lambda: list(others),
+            held=lambda oid: oid in self.directory,
+        )  # fmt: skip
 
     def _make_groups(self, rng: random.Random) -> Groups:
         return Groups(
@@ -363,10 +369,10 @@ class NodeCore(MemberInputs):
             self.matchmaking.blocked(worker, now)
 
     def _unblocked(self, peer: PeerID, message: Unblocked, now: float) -> None:
-        del message, now
+        del message
         worker = self.matchmaking.workers.get(peer)
         if worker is not None:
-            self.matchmaking.unblocked(worker)
+            self.matchmaking.unblocked(worker, now)
 
     def _kill(self, peer: PeerID, message: Kill, now: float) -> None:
         """Kill a worker that still executes that very attempt; else its result or its death is on the way."""
