@@ -220,7 +220,7 @@ class ActorClass:
 def _signature_of(cls: type[Any]) -> inspect.Signature | None:
     """Return what arguments an instance is made of; None if nobody can say."""
     try:
-        return inspect.signature(cls)
+        return inspect.signature(cls, follow_wrapped=False)  # a decorator of __init__ may give it more arguments
     except (TypeError, ValueError):
         return None
 

@@ -1,5 +1,6 @@
 """Options, settings and helpers that programs written for Ray use: what they do, and how the others are refused."""
 
+import functools
 import io
 import logging
 import os
@@ -167,6 +168,12 @@ def test_arguments_that_an_actor_cannot_be_made_of_are_refused_at_once() -> None
         with pytest.raises(TypeError, match=r"Made\.remote\(\): "):
             actor.remote(*args, **kwargs)
     assert zmesh.get(actor.remote(zmesh.put(3), name="three").get.remote()) == 3
+
+    def with_seven(init: Any) -> Any:
+        return functools.wraps(init)(lambda self, **given: init(self, 7, **given))
+
+    decorated = zmesh.remote(type("Decorated", (Made,), {"__init__": with_seven(Made.__init__)}))
+    assert zmesh.get(decorated.remote(name="seven").get.remote()) == 7
     unknown = zmesh.remote(type("Unknown", (dict,), {}))  # what builtins take nobody can say
     assert zmesh.get(unknown.remote(a=1).get.remote("a")) == 1
 
