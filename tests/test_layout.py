@@ -76,6 +76,7 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     ),
     "zmesh.local_actors": (*FACE, "zmesh.runtime.serialization", *PURE, "zmesh.wire.*"),
     "zmesh.util": (*FACE, "zmesh.util.*"),
+    # What cannot be pickled is known to the one home of pickle.
     "zmesh.util.serialization": (*FACE, "zmesh.runtime.serialization"),
     "cli": ("cli.*", *FACE),
     "tests.sim": ("tests.sim.*", "zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),

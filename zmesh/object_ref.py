@@ -125,6 +125,12 @@ class ObjectRefGenerator:
         """Whether the task has ended and all its items were taken."""
         return self._session.stream_ended(self._task, self._taken)
 
+    is_finished = completed  # as Ray calls it
+
+    def next_ready(self) -> bool:
+        """Whether `next` would not wait: another item is there, or none will come."""
+        return bool(self._task.status) or self._taken < len(self._task.outputs)
+
     def __del__(self) -> None:
         self._session.abandon(self._task, self._taken)
 
