@@ -283,8 +283,11 @@ class Actor:
     """An actor, as a process that may call it knows it."""
 
     __slots__ = (
+        "burst",
+        "burst_s",
         "creation",
         "failure",
+        "gathering",
         "handle",
         "name",
         "oid",
@@ -311,6 +314,9 @@ class Actor:
         self.queue: deque[MethodCall] = deque()  # to be sent, in order; resolved ones are skipped
         self.sent: dict[int, MethodCall] = {}  # {seq: call} sent to `peer` and not answered, in order
         self.specs: dict[int, bool] = {}  # {spec index: True} that `peer` has
+        self.burst = 0  # calls made since burst_s, a moment ago
+        self.burst_s = 0.0
+        self.gathering = False  # a timer is about to send what is queued
         self.open = 0  # calls without a result
         self.handle: Entry | None = None  # held while there are open calls
         self.shared = False  # the home is told of each change
