@@ -417,3 +417,17 @@ class View:
         self.victim = victim
         self.count = 0  # live views
         self.kept = 0  # how many of our Dones listed it
+
+
+@dataclass(slots=True)
+class Limits:
+    """What a node allows. Seconds and counts."""
+
+    worker_idle_s: float = 30.0  # an idle worker ends after this time
+    surplus_s: float = 2.0  # a client keeps workers it has no work for so long, as its next call then costs 2 messages
+    slice_s: float = 0.05  # a worker stays with a client at least so long before another job may have it
+    fresh_s: float = 0.005  # nor is a parked one taken before its client could send it anything
+    workers_max: int = 512
+    zero_cpu_workers_max: int = 64  # attached for shapes without resources
+    start_failures_max: int = 3
+    start_pause_s: float = 1.0
