@@ -228,6 +228,30 @@ def test_a_cancelled_call_is_not_sent_again(driver: Driver) -> None:
     assert call.value[0] == "TaskCancelledError"
 
 
+def test_an_actor_ends_with_its_placement_group_and_its_calls_say_so(driver: Driver) -> None:
+    handle = driver.actor(restarts=1)
+    call = driver.call(handle)
+    creation = handle.actor.creation
+    assert creation is not None
+    driver.hear(NODE, m.WorkerDied(W, 1, 9, D, creation.seq, creation.attempt, "group", ""))
+    driver.pass_time(DRAIN_S)
+    assert call.value[0] == driver.call(handle).value[0] == "ActorPlacementGroupRemovedError"
+
+
+def test_an_item_that_is_taken_while_its_actor_is_gone_is_told_to_nobody(driver: Driver) -> None:
+    handle = driver.borrow()
+    spec = driver.core.new_spec(D, "A.m", {}, num_returns=-1, options={"method": "m", "backpressure": 1})
+    actor = driver.core.actors.find(handle, "A", ordered=True)
+    task = driver.core.call(actor, handle, spec, b"x", None, 0, driver.now)
+    driver.hear(NODE, a.ActorState(actor_id(OTHER, 7), 1, W))
+    driver.hear(W, m.Done([(task.seq, 0, m.ITEM, (0, m.INLINE, b"i", []))], [], []))
+    driver.core.tasks.consumed(task, 1)
+    assert driver.said(m.Consumed) == [m.Consumed(task.seq, 1)]
+    driver.died(W)
+    driver.core.tasks.consumed(task, 1)
+    assert driver.said(m.Consumed) == []
+
+
 def test_ctrl_c_cancels_calls_and_leaves_actors(driver: Driver) -> None:
     handle = driver.actor()
     queued = driver.create()
@@ -480,6 +504,11 @@ def test_a_name_is_asked_of_the_node_and_who_has_it_is_held(driver: Driver) -> N
     assert held.status == m.ERROR
     driver.core.references.unclaim(entry)
     assert driver.said(m.Release) == []
+    far = driver.core.references.claim_found(actor_id(FAR_WORKER, 7))
+    near = driver.core.references.claim_found(oid)
+    driver.hear(NODE, m.NodeGone(FAR, "it was killed"))
+    assert far[1].value[0] == "OwnerDiedError", "nobody else will answer"
+    assert near[1].status == m.PENDING
 
 
 # The actor's half.
@@ -607,6 +636,7 @@ def test_cancel_drops_a_queued_call_and_interrupts_one_that_runs() -> None:
     assert server.effects == []
     assert server.core.cancel(D, m.Cancel(1, 0, False), 0.0)
     assert server.effects == [Interrupt(D, 1, 0)]
+    assert server.core.running[D, 1].cancelled
     assert not server.core.cancel(D, m.Cancel(7, 0, False), 0.0)
 
 
@@ -675,7 +705,8 @@ class Home:
     def __init__(self) -> None:
         self.effects: list[Effect] = []
         self.gone: list[bytes] = []
-        self.core = ActorPlaces(self.effects, gone=self.gone.append)
+        self.held = True
+        self.core = ActorPlaces(self.effects, gone=self.gone.append, held=lambda oid: self.held)
         self.oid = actor_id(OTHER, 7)
         self.core.tell(OTHER, a.ActorState(self.oid, 0, first=True))
 
@@ -722,6 +753,15 @@ def test_actors_die_with_their_owner_and_go_with_their_last_handle() -> None:
     home.core.freed(home.oid)
     home.core.freed(home.oid)
     assert home.told() == [(OTHER, a.Unheld(home.oid))]
+
+
+def test_an_actor_whose_owner_died_before_its_handle_was_counted_is_forgotten() -> None:
+    home = Home()
+    home.held = False
+    home.core.client_gone(OTHER)
+    assert home.gone == [home.oid]
+    home.core.ask(D, home.oid, -1)
+    assert "nobody has a handle" in home.told()[0][1].failure[1][1]
 
 
 def test_a_kill_is_passed_on_to_the_owner() -> None:

@@ -308,6 +308,22 @@ def test_an_abandoned_stream_frees_what_was_not_taken_and_what_comes(driver: Dri
     assert driver.said(NODE) == [m.FreeSegments([(W, 8, True)])]
 
 
+def test_an_abandoned_stream_waits_for_nobody(driver: Driver) -> None:
+    task = stream(driver, options={"backpressure": 1})
+    item(driver, task, 0)
+    driver.core.tasks.abandon(task, 0)
+    assert driver.said(W) == [m.Consumed(task.seq, 1)]
+    driver.hear(W, m.Done([(task.seq, 0, m.ITEM, (1, m.INLINE, b"i", []))], [], []))
+    assert driver.said(W) == [m.Consumed(task.seq, 2)]
+
+
+def test_a_replayed_item_counts_as_taken(driver: Driver) -> None:
+    task = stream(driver, options={"backpressure": 1})
+    item(driver, task, 0)
+    driver.hear(W, m.Done([(task.seq, 0, m.ITEM, (0, m.INLINE, b"i", []))], [], []))
+    assert driver.said(W) == [m.Consumed(task.seq, 1)]
+
+
 def test_references_inside_a_result_are_claimed_before_the_thief_lets_go(driver: Driver) -> None:
     task = driver.submit()
     driver.steal()
@@ -479,10 +495,15 @@ def test_promotion_names_what_a_value_contains_and_is_done_once(driver: Driver) 
     (promote,) = driver.said(NODE)
     refs = driver.core.references
     assert promote.objects == [(refs.oid(outer), m.INLINE, b"o", [refs.oid(inner)])]
-    assert refs.promote([outer]) is None
+    assert refs.promote([outer]) is ticket, "whoever waits for it too must not be faster than the node"
     driver.hear(NODE, m.Ack(promote.request, "store full"))
     assert ticket is not None
     assert ticket.value == ("StoreFullError", "store full", {})
+    again = refs.promote([outer])
+    assert again is not None, "the node does not count it, so it is told again before it leaves"
+    (promote,) = driver.said(NODE)
+    driver.hear(NODE, m.Ack(promote.request))
+    assert refs.promote([outer]) is None
     refs.drop(outer)
     assert driver.said(NODE) == [m.Release([(refs.oid(outer), 1, True)])]
     assert refs.borrow(refs.oid(inner)) is inner

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from zmesh.core.effects import Effect, Send
-from zmesh.core.names import COPIES, Names
+from zmesh.core.names import COPIES, DEAD_MAX, Names
 from zmesh.wire import actor_messages as m
 from zmesh.wire.codec import decode, encode
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, actor_id, node_peer
@@ -212,9 +212,104 @@ def test_a_new_home_that_does_not_know_a_name_yet_hears_of_it_before_it_gives_it
     raise AssertionError("no seed made the new node the home")
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_node_takes_names_for_its_groups_and_they_are_no_actors(seed: int) -> None:
+    net = Net(5, seed)
+    heard: list[Any] = []
+    for node in net.living:
+        net.names[node].take(m.GROUPS, "g", node + b"group...", b"told", heard.append)
+    net._collect()
+    net.settle()
+    assert len(heard) == 5
+    assert len({entry[2] for entry in heard}) == 1
+    owner = heard[0][2][:NODE_ID_BYTES]
+    assert all(net.names[node].listed() == [] for node in net.living)
+    net.names[owner].actor_gone(heard[0][2])
+    net._collect()
+    net.settle()
+    net.names[net.living[0]].take(m.GROUPS, "g", net.living[0] + b"another.", b"told", heard.append)
+    net._collect()
+    net.settle()
+    assert heard[-1][2] == net.living[0] + b"another."
+
+
+def test_a_name_whose_first_owner_died_while_it_was_taken_goes_to_the_next() -> None:
+    """The home asks for copies and hears of another owner, whose node dies before the last copy is confirmed."""
+    for seed in range(200):
+        net = Net(4, seed)
+        first, second, third, fourth = net.living
+        if net.names[first].line(("ns", "a"))[:3] != [first, second, third]:
+            continue
+        older = ("ns", "a", actor_id(net.client(fourth), 1), b"told")
+        net.names[second].keep(node_peer(third), m.NameCopy(0, [older]))
+        request = net.take(first, "a")
+        net.links.pop((first, third))  # so the second answer is still to come
+        net.settle()
+        assert request not in net.told
+        net.die(fourth)
+        net.names[first].copied(third, m.NameCopied(1, []))
+        net._collect()
+        net.settle()
+        assert net.told[request][2] == actor_id(net.client(first), 1)
+        return
+    raise AssertionError("no seed gave that line")
+
+
 def test_a_late_answer_is_ignored() -> None:
     net = Net(2)
     net.names[net.living[0]].told(m.NameTold(99, []))
     net.names[net.living[0]].copied(net.living[1], m.NameCopied(99, []))
     net._collect()
     assert net.told == {}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_name_that_is_dropped_is_free_whoever_dies_meanwhile(seed: int) -> None:
+    net = Net(5, seed)
+    owner = net.living[0]
+    net.take(owner, "a")
+    net.settle()
+    net.names[owner].actor_gone(actor_id(net.client(owner), 1))
+    net._collect()
+    for _ in range(net.rng.randrange(6)):
+        net.step()
+    net.die(net.rng.choice(net.living[1:]))
+    net.settle()
+    assert net.holders("a") == []
+
+
+def test_a_name_that_is_handed_over_after_it_was_dropped_is_not_kept() -> None:
+    net = Net(2)
+    node, home = net.living
+    actor = actor_id(net.client(node), 1)
+    net.names[home].keep(node_peer(node), m.NameCopy(0, [], [("ns", "a", actor)]))
+    net.names[home].keep(node_peer(node), m.NameCopy(0, [("ns", "a", actor, b"")]))
+    assert net.names[home]._entries == {}
+    for seq in range(2, DEAD_MAX + 3):  # that many deaths later it is not remembered
+        net.names[home].keep(node_peer(node), m.NameCopy(0, [], [("ns", "b", actor_id(net.client(node), seq))]))
+    net.names[home].keep(node_peer(node), m.NameCopy(0, [("ns", "a", actor, b"")]))
+    assert len(net.names[home]._entries) == 1
+
+
+def test_a_node_that_has_not_heard_of_a_death_does_not_keep_a_name_for_the_dead() -> None:
+    for seed in range(50):
+        net = Net(4, seed)
+        dead, asker, late = net.living[0], net.living[1], net.living[2]
+        net.take(dead, "a")
+        net.settle()
+        if net.names[dead].line(("ns", "a"))[0] != dead or late not in net.names[dead].line(("ns", "a")):
+            continue
+        net.living.remove(dead)
+        for node in net.living:
+            if node != late:
+                net.names[node].members_changed(dead)
+        net._collect()
+        request = net.take(asker, "a", seq=2)
+        net.settle()
+        assert net.told[request][2] == actor_id(net.client(asker), 2)
+        net.names[late].members_changed(dead)
+        net._collect()
+        net.settle()
+        assert len(net.holders("a")) == COPIES
+        return
+    raise AssertionError("no seed made the dead node the home")

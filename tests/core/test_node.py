@@ -176,6 +176,17 @@ def test_blocked_workers_lend_their_cpu_and_take_it_back(host: Host) -> None:
     assert states == ["attached"] * 3
 
 
+def test_a_worker_that_is_one_too_many_after_its_wait_is_detached_in_the_end(host: Host) -> None:
+    (worker,) = attached(host)
+    host.core.receive(worker, m.Blocked(), host.now)
+    host.demand(0)  # as a lease that was handed back while the worker did not count
+    host.core.receive(worker, m.Unblocked(), host.now)
+    host.said()
+    host.boxes.clear()
+    host.pass_time(10.0)
+    assert [type(message) for message in host.said(worker)] == [m.Detach]
+
+
 def test_logs_go_to_the_driver_of_the_workers_job(host: Host) -> None:
     (worker,) = attached(host)
     host.core.log(worker, "f", 1, "hello\n", 0.0)

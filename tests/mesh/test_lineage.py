@@ -118,7 +118,7 @@ def test_a_task_under_way_when_its_argument_is_lost_goes_on(nodes: Nodes, log: s
     assert zmesh.get(results, timeout=20) == [float(numpy.arange(SIZE).sum())] * 2
 
 
-def test_a_call_fails_with_its_lost_argument_and_what_an_actor_gave_is_lost(nodes: Nodes, log: str) -> None:  # noqa: F811
+def test_a_call_waits_for_its_lost_argument_and_what_an_actor_gave_is_lost(nodes: Nodes, log: str) -> None:  # noqa: F811
     made = [nodes.start() for _ in range(2)]
     nodes.await_members(made[0], 2)
     zmesh.init(made[0].name)
@@ -129,10 +129,13 @@ def test_a_call_fails_with_its_lost_argument_and_what_an_actor_gave_is_lost(node
     kill(nodes, made[1], 1)
     with pytest.raises(ObjectLostError, match="came from an actor"):
         zmesh.get(given, timeout=20)
-    with pytest.raises(ObjectLostError):
-        zmesh.get(here.total.remote(argument), timeout=20)
+    calls = [here.total.remote(argument), *(here.total.remote(numpy.full(1, float(i))) for i in range(5))]
+    assert zmesh.get(calls, timeout=20) == [float(numpy.arange(SIZE).sum()), 0.0, 1.0, 2.0, 3.0, 4.0]
     assert zmesh.get(argument, timeout=20)[5] == 5.0
+    with pytest.raises(ObjectLostError, match="came from an actor"):
+        zmesh.get(here.total.remote(given), timeout=20)
     assert zmesh.get(here.total.remote(argument), timeout=20) == float(numpy.arange(SIZE).sum())
+    assert runs(log) == ["ramp"] * 2
 
 
 def test_an_actor_whose_argument_is_lost_with_it_is_made_again_with_it(nodes: Nodes, log: str) -> None:  # noqa: F811

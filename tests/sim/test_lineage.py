@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from tests.sim.programs import program
-from tests.sim.simulator import NODE, Process, Simulation
-from zmesh.core import copies
+from tests.sim.simulator import NODE, Process, Simulation, value_of
+from zmesh.core import copies, orphans
 from zmesh.core.effects import Send
 from zmesh.core.records import Entry, Inputs, Spec, Task
 from zmesh.wire import messages as m
@@ -119,6 +119,59 @@ def test_tasks_whose_arguments_are_lost_wait_until_they_are_made_again(seed: int
     assert [task.status for task in more] == [m.INLINE] * 3, [task.value for task in more]
     assert [task.status for task in later] == [m.STORED] * 12, [task.value for task in later]
     ends_clean(sim, [(driver, task) for task in [tasks[0], *tasks[3:], *later, *more]])
+
+
+@pytest.mark.parametrize("places", [1, 2])
+@pytest.mark.parametrize("seed", range(20))
+def test_calls_whose_arguments_are_lost_wait_for_them_and_those_behind_keep_their_order(seed: int, places: int) -> None:
+    sim = Simulation(seed, hosts=3, cpus=1)
+    sim.cuts = 0.1 * (seed % 3)
+    driver, second = sim.driver("d"), sim.driver("e", other(2))
+    handle = sim.create(driver, program("actor"), restarts=-1, places=places)
+    made = {one.name: [big(sim, one, on(one, other(1))) for _ in range(3)] for one in (driver, second)}
+    resolve(sim, [*made["d"], *made["e"]])
+    handles = {"d": handle, "e": borrow(sim, driver, handle, second)}
+    calls: dict[str, list[Task]] = {"d": [], "e": []}
+    sim.at(sim.rng.uniform(0.0, 0.05), lambda: sim.kill_host(sim.hosts[other(1)], sim.rng.uniform(0.1, 0.5)))
+    for step in range(20):
+        for caller in (driver, second):
+            argument = made[caller.name][step % 3] if step % 5 < 2 else None
+            inputs = Inputs([argument]) if argument is not None else None
+            code, of = program("work", value=step, seconds=0.003), handles[caller.name]
+            calls[caller.name].append(sim.call(caller, of, code, inputs=inputs, retries=-1, ordered=places == 1))
+        sim.run(sim.now + sim.rng.uniform(0.0, 0.01))
+    cancelled = calls["d"][13]
+    driver.core.cancel(cancelled, sim.now)
+    sim.settle(driver)
+    resolve(sim, [*calls["d"], *calls["e"]])
+    told = [value_of(call)[0] for one in calls.values() for call in one if call is not cancelled]
+    assert told == [step for step in range(20) if step != 13] + list(range(20))
+    assert cancelled.status == m.INLINE or cancelled.value[0] == "TaskCancelledError"
+    starts = [(worker, caller, seq) for worker, caller, seq, _ in sim.call_starts]
+    assert len(starts) == len(dict.fromkeys(starts)), "none started twice in one incarnation"
+    if places == 1:
+        sim.check_order()
+    for caller in (driver, second):
+        for entry in (handles[caller.name], *made[caller.name], *calls[caller.name]):
+            sim.drop(caller, entry)
+    ends_clean(sim, [])
+
+
+def test_a_call_whose_argument_cannot_be_made_again_fails_and_those_behind_it_go_on() -> None:
+    sim = Simulation(3, hosts=2, cpus=1)
+    driver = sim.driver("d")
+    handle = sim.create(driver, program("actor"))
+    lost = big(sim, driver, on(driver, other(1), max_retries=0))
+    resolve(sim, [lost])
+    sim.kill_host(sim.hosts[other(1)], 0.2)
+    calls = [
+        sim.call(driver, handle, program("work", value=step), inputs=Inputs([lost]) if step == 1 else None)
+        for step in range(4)
+    ]
+    resolve(sim, calls)
+    assert [call.status for call in calls] == [m.INLINE, m.ERROR, m.INLINE, m.INLINE]
+    assert "max_retries=0" in calls[1].value[1]
+    ends_clean(sim, [(driver, entry) for entry in (handle, lost, *calls)])
 
 
 @pytest.mark.parametrize("cuts", [0.0, 0.2])
@@ -286,11 +339,34 @@ def test_a_replica_is_read_when_the_host_of_the_owner_is_gone(seed: int, cuts: f
     assert use.status == m.INLINE
     for process, one in [*zip(readers, entries, strict=True), (readers[0], lost), (readers[0], use)]:
         sim.drop(process, one)
-    sim.run(sim.now + 2 * copies.UNUSED_S + 5)
-    for host in keepers:
-        host.core.replicas.make_room()
-        sim.settle(host.process)
-        assert not host.core.copies
+    sim.run(sim.now + 2 * copies.UNUSED_S + 5 * orphans.ROUND_S)
+    assert all(not host.core.copies for host in keepers), "nobody counts it, but its keeper asked who holds it"
+    assert not any(reader.core.sightings._since for reader in readers)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_replica_without_a_home_stays_as_long_as_a_reference_goes_from_hand_to_hand(seed: int) -> None:
+    sim = Simulation(seed, hosts=4, cpus=1)
+    owner = sim.driver("o", other(1))
+    readers = [sim.driver("d"), sim.driver("e", other(2)), sim.driver("f", other(3))]
+    entry, (count, _) = replicate(sim, owner, 3)
+    assert count == 3
+    oid = entry_id(owner, entry)
+    held = [borrow(sim, owner, entry, readers[0])]
+    sim.run(sim.now + 0.5)
+    sim.kill_host(sim.hosts[other(1)], 0.5)
+    sim.run(sim.now + 1.0)
+    at, stopped = 0, sim.now + 120.0
+    while sim.now < stopped:
+        after = (at + sim.rng.choice([1, 2])) % 3
+        held.append(readers[after].core.references.borrow(oid))
+        sim.drop(readers[at], held.pop(0))
+        at = after
+        sim.run(sim.now + sim.rng.choice([0.0001, 0.001, 0.1]))
+    assert [get(sim, readers[at], held)[0][0]] == [m.STORED]
+    sim.drop(readers[at], held[0])
+    sim.run(sim.now + 2 * orphans.ROUND_MAX_S)
+    assert not any(host.core.copies for host in sim.hosts.values() if host.process.alive)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -26,7 +26,8 @@ from zmesh.core.records import (
 from zmesh.core.timers import Timers
 from zmesh.wire.actor_messages import ACTOR_DEAD, ActorQuery, ActorState, Call, Follow, KillActor, NameAsk, Retire
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, actor_id, node_peer
-from zmesh.wire.messages import ERROR, FAILED, INLINE, ITEM, STORED, Kill
+from zmesh.wire.keeper_messages import KeepActor, Kept
+from zmesh.wire.messages import ERROR, FAILED, INLINE, ITEM, LOST, STORED, Kill
 
 BATCH_CALLS_MAX = 256
 BATCH_BYTES_MAX = 256 * 1024
@@ -45,6 +46,7 @@ class ActorCalls:
         arguments: makes the arguments and dependencies of a call ready for the wire: (call, actor) -> tuple.
         late: takes in a result that no call waits for.
         take: has the references inside a result counted.
+        starved: has a call wait for arguments that the actor could not have: (call, what was lost, now).
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class ActorCalls:
         arguments: Callable[[Task, Any], tuple[Any, ...]],
         late: Callable[[PeerID, Any, float], None],
         take: Callable[[PeerID, Any], None],
+        starved: Callable[[Task, list[Any], float], None],
     ) -> None:
         self._effects = effects
         self._timers = timers
@@ -65,10 +68,13 @@ class ActorCalls:
         self._arguments = arguments
         self._late = late
         self._take = take
+        self._starved = starved
         self.known: dict[ObjectID, Actor] = {}
         self.serving: dict[PeerID, Actor] = {}  # {worker: the actor that lives in it}
         # {worker: True} that we dialled; a link stays until that ends, as the actor may talk to us over it as well.
         self._links: dict[PeerID, bool] = {}
+        # {worker: how often it gave calls back}, as long as it lives: an actor may be let go of, and found again.
+        self._losses: dict[PeerID, int] = {}
 
     # Inputs from above.
 
@@ -104,7 +110,8 @@ class ActorCalls:
         actor = call.actor
         call.state = QUEUED
         if front:
-            actor.queue.appendleft(call)
+            if not actor.queue or actor.queue[0] is not call:
+                actor.queue.appendleft(call)
         elif not actor.ordered:
             actor.queue.append(call)
             if self._gathers(actor, now):
@@ -169,6 +176,18 @@ class ActorCalls:
         self._effects.append(Send(home, NameAsk(ticket.seq, kind, namespace, name, actor, description)))
         return ticket
 
+    def keep(self, order: KeepActor) -> Entry:
+        """Have our node's keeper make an actor; the entry resolves with Kept, or an error."""
+        ticket: Entry = self._references.ask()
+        order.request = ticket.seq
+        self._effects.append(Send(node_peer(self._references.here), order))
+        return ticket
+
+    def kept(self, m: Kept) -> None:
+        """The keeper has done so, or says why not."""
+        status, value = (ERROR, ("MeshError", m.error, {})) if m.error else (INLINE, m)
+        self._references.answered(m.request, status, value)
+
     # Handles.
 
     def shared(self, handle: Handle) -> None:
@@ -203,6 +222,8 @@ class ActorCalls:
     def _leave(self, actor: Actor) -> None:
         """It is not where it was."""
         del self.serving[actor.peer]
+        if actor.creation is not None:
+            self._losses.pop(actor.peer, None)
         actor.peer = b""
 
     def _retire(self, actor: Actor, now: float) -> None:
@@ -274,6 +295,7 @@ class ActorCalls:
 
     def lost(self, peer: PeerID) -> None:
         """A worker is gone. What it means for an own actor was decided with its creation task."""
+        self._losses.pop(peer, None)
         if self._links.pop(peer, False):
             self._effects.append(Disconnect(peer))
         actor = self.serving.get(peer)
@@ -370,7 +392,7 @@ class ActorCalls:
                 size += self._pack(actor, call, specs, calls)
             if not calls:
                 return
-            self._effects.append(Send(actor.peer, Call(specs, calls)))
+            self._effects.append(Send(actor.peer, Call(specs, calls, self._losses.get(actor.peer, 0))))
 
     def _pack(self, actor: Actor, call: MethodCall, specs: list[Any], calls: list[Any]) -> int:
         """Add a call to a message; returns about how many bytes it takes."""
@@ -404,6 +426,8 @@ class ActorCalls:
             elif result[2] == ITEM:
                 tasks.item(call, result[3])
                 self._take(peer, result)
+            elif result[2] == LOST:
+                self._given_back(actor, call, result[3], now)
             else:
                 del sent[call.seq]
                 if result[2] == INLINE and len(result) == 4 and not call.attempt and call.inputs is None:
@@ -415,6 +439,24 @@ class ActorCalls:
         if actor.queue:
             self._fill(actor, SENT_MAX)
         return True
+
+    def _given_back(self, actor: Actor, call: MethodCall, lost: list[Any], now: float) -> None:
+        """The actor could not have arguments of a call, and started neither it nor any that was sent after it."""
+        behind: list[MethodCall] = []
+        if actor.ordered:
+            self._losses[actor.peer] = self._losses.get(actor.peer, 0) + 1
+            sent = list(actor.sent.values())
+            behind = sent[sent.index(call) + 1 :]
+            actor.queue.extendleft(reversed([call, *behind]))
+        for one in (call, *behind):
+            del actor.sent[one.seq]
+            one.thief = None
+            one.state = QUEUED
+        call.state = WAITING  # in front of the queue: nothing goes before its fate is known
+        for one in behind:
+            if one.cancelled:
+                self._tasks.interrupted(one, None, now, final=True)
+        self._starved(call, lost, now)
 
     def unresolved(self) -> list[Task]:
         """Return the calls without an outcome that do not wait for arguments."""
@@ -471,4 +513,7 @@ def _failure_of(creation: Creation, actor: Actor) -> tuple[int, Any]:
         return ERROR, (name, text, {"actor_id": actor.oid.hex(), "class_name": actor.name, **attributes})
     if name == "TaskCancelledError":
         text = KILLED
+    if name == "TaskPlacementGroupRemovedError":
+        gone = ("ActorPlacementGroupRemovedError", text, {"actor_id": actor.oid.hex(), "class_name": actor.name})
+        return ERROR, gone
     return _died(actor, text, attributes)

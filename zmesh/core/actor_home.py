@@ -31,6 +31,7 @@ class ActorHome:
         matchmaking: its workers.
         alive: whether a client lives, here or elsewhere.
         members: the other living members.
+        held: whether anybody holds an object that this node counts.
     """
 
     def __init__(
@@ -41,12 +42,13 @@ class ActorHome:
         *,
         alive: Callable[[PeerID], bool],
         members: Callable[[], list[NodeID]],
+        held: Callable[[ObjectID], bool],
     ) -> None:
         self._effects = effects
         self._matchmaking = matchmaking
         self._alive = alive
         self.names = Names(node, effects, members=members, alive=alive)
-        self.places = ActorPlaces(effects, gone=self.names.actor_gone)
+        self.places = ActorPlaces(effects, gone=self.names.actor_gone, held=held)
 
     def words(self) -> dict[type[Any], Callable[[PeerID, Any, float], None]]:
         """Return what each message of actors does, whoever it comes from."""

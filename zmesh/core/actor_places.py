@@ -27,11 +27,15 @@ class ActorPlaces:
 
     Args:
         gone: called with each that is dead, or that nobody has a handle of.
+        held: whether anybody has a handle that is counted here.
     """
 
-    def __init__(self, effects: list[Effect], *, gone: Callable[[ObjectID], None]) -> None:
+    def __init__(
+        self, effects: list[Effect], *, gone: Callable[[ObjectID], None], held: Callable[[ObjectID], bool]
+    ) -> None:
         self._effects = effects
         self._gone = gone
+        self._held = held
         self._places: dict[ObjectID, Place] = {}
 
     def tell(self, peer: PeerID, state: ActorState) -> None:
@@ -78,17 +82,28 @@ class ActorPlaces:
 
     def client_gone(self, peer: PeerID) -> None:
         """A client is dead: it asks nothing, and its actors die with it."""
-        for oid, place in self._places.items():
+        for oid, place in list(self._places.items()):
             place.waiters.pop(peer, None)
             if oid[:PEER_ID_BYTES] == peer and place.state.version < ACTOR_DEAD:
                 why = _failure(oid, "the program that made it has ended")
                 self._change(place, ActorState(oid, ACTOR_DEAD, b"", why))
+            if oid[:PEER_ID_BYTES] == peer and not self._held(oid):
+                del self._places[oid]  # it died before its handle was counted, so nobody will say that it is not
 
     def node_gone(self, node: NodeID) -> None:
         """A member is gone, with all who asked from there."""
         for place in self._places.values():
             for peer in [peer for peer in place.waiters if peer[:NODE_ID_BYTES] == node]:
                 del place.waiters[peer]
+
+    def describe(self, oid: ObjectID) -> tuple[str, NodeID]:
+        """Return ("pending", "alive", "restarting" or "dead", the node it lives on or b"") of an actor."""
+        place = self._places.get(oid)
+        if place is None or place.state.version == ACTOR_DEAD:
+            return "dead", b""
+        if place.state.peer:
+            return "alive", place.state.peer[:NODE_ID_BYTES]
+        return "restarting" if place.state.version else "pending", b""
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""

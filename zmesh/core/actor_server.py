@@ -13,7 +13,7 @@ from zmesh.core.effects import Effect, Interrupt, Send
 from zmesh.core.running import Arguments, Running, WorkSpec
 from zmesh.wire.actor_messages import Call
 from zmesh.wire.ids import PeerID
-from zmesh.wire.messages import CANCELLED, ERROR, ITEM, Cancel, Done
+from zmesh.wire.messages import CANCELLED, ERROR, ITEM, LOST, Cancel, Done
 
 FLUSH_AGE_S = 0.002  # results wait no longer than this for company
 FLUSH_RESULTS_MAX = 128
@@ -24,11 +24,12 @@ STALL_S = 0.02  # a call that has run for so long holds up no results
 class Caller:
     """A process that calls this actor."""
 
-    __slots__ = ("results", "specs")
+    __slots__ = ("lost", "results", "specs")
 
     def __init__(self) -> None:
         self.specs: dict[int, WorkSpec] = {}
         self.results: list[Any] = []
+        self.lost = 0  # how often it was told that arguments of a call could not be had
 
 
 class Group:
@@ -80,6 +81,8 @@ class ActorServer:
             caller = self._callers[peer] = Caller()
         for record in message.specs:
             caller.specs[record[0]] = WorkSpec(record)
+        if message.lost < caller.lost:
+            return  # sent before it heard that an earlier one did not start: it sends these again, behind that
         if self.failure is not None:
             for record in message.calls:
                 self._add(peer, (record[0], record[1], *self.failure), 0, now)
@@ -95,11 +98,39 @@ class ActorServer:
             else:
                 group.queue.append((peer, record))
 
+    def pulled(self, now: float) -> None:
+        """Copies are here, or cannot be had: then the caller hears of it, and what needs them does not start.
+
+        If calls start in their order, nothing that the caller sent after it starts either: it sends all of it again.
+        """
+        told = False
+        for group in self.groups.values():
+            lost = [(entry, gone) for entry in group.queue if (gone := self._arguments.lost(*entry))]
+            for entry, gone in lost:
+                peer, (seq, attempt, *_) = entry
+                if entry not in group.queue:
+                    continue  # behind another that is lost
+                told = True
+                self._add(peer, (seq, attempt, LOST, gone), 64 * len(gone), now)
+                back = [entry]
+                if self._ordered:
+                    self._callers[peer].lost += 1
+                    back = [one for one in list(group.queue)[group.queue.index(entry) :] if one[0] == peer]
+                self._arguments.forget(peer, [record for _, record in back])
+                group.queue = deque(one for one in group.queue if one not in back)
+        if told:
+            self.flush()
+
+    @property
+    def _ordered(self) -> bool:
+        return [group.places for group in self.groups.values()] == [1]
+
     def cancel(self, peer: PeerID, message: Cancel, now: float) -> bool:
         """Drop a call, or have it interrupted if it is one that can be; returns whether it was a call."""
         running = self.running.get((peer, message.seq))
         if running is not None:
             if running.attempt == message.attempt:
+                running.cancelled = True
                 self._effects.append(Interrupt(peer, message.seq, message.attempt))
             return True
         for group in self.groups.values():

@@ -42,6 +42,7 @@ from zmesh.core.victim import Victim
 from zmesh.wire.actor_messages import ActorState, KillActor, NameTold, Unheld
 from zmesh.wire.group_messages import GroupReply, GroupState
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
+from zmesh.wire.keeper_messages import Kept
 from zmesh.wire.messages import (
     ERROR,
     INLINE,
@@ -134,6 +135,7 @@ class ClientCore(ActorInputs, LineageInputs):
         self.actors = ActorCalls(
             effects, timers, tasks=self.tasks, references=self.references,
             arguments=self._arguments, late=self._late, take=self._take,
+            starved=lambda task, lost, now: self.lineage.starved(task, lost, now),
         )  # fmt: skip
         self._inputs = self._words()
         self.lineage = self._new_lineage()
@@ -169,6 +171,7 @@ class ClientCore(ActorInputs, LineageInputs):
             Unmap: lambda _, message, now: self.effects.append(UnmapSegments(list(message.segments))),
             ActorState: lambda _, message, now: self.actors.told(message, now),
             Unheld: lambda _, message, now: self.actors.unheld(message.actor, own=True),
+            Kept: lambda _, message, now: self.actors.kept(message),
             NameTold: lambda _, message, now: self.references.answered(message.request, INLINE, message.found),
             KillActor: lambda _, message, now: self.actors.kill_told(message, now),
         }

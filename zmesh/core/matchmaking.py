@@ -193,11 +193,10 @@ class Matchmaking:
                 demand.surplus_timer = 0
 
     def _watch_surplus(self, demand: Demanded, now: float) -> None:
-        staying = any(worker.state == ATTACHED for worker in demand.attached.values())
-        if demand.lacks < 0 and staying and not demand.surplus_timer:
-            demand.surplus_timer = self._timers.set(
-                now + self._limits.surplus_s, lambda then: self._take_surplus(demand, then)
-            )
+        staying = sum(worker.state == ATTACHED for worker in demand.attached.values())  # blocked ones too: they go on
+        if staying > max(0, demand.workers - demand.lent) and not demand.surplus_timer:
+            until = now + self._limits.surplus_s
+            demand.surplus_timer = self._timers.set(until, lambda then: self._take_surplus(demand, then))
 
     def _take_surplus(self, demand: Demanded, now: float) -> None:
         """Detach parked workers a client has had no use for."""
@@ -239,12 +238,11 @@ class Matchmaking:
         """Stop workers that were idle for long; look again when the next one will have been."""
         self._idle_timer = 0
         waiting = []
-        for worker in self._takers.values():
-            if worker.state == IDLE:
-                if worker.idle_s + self._limits.worker_idle_s <= now:
-                    self.stop(worker)
-                else:
-                    waiting.append(worker.idle_s)
+        for worker in [worker for worker in self._takers.values() if worker.state == IDLE]:
+            if worker.idle_s + self._limits.worker_idle_s <= now:
+                self.stop(worker)
+            else:
+                waiting.append(worker.idle_s)
         if waiting:
             self._idle_timer = self._timers.set(min(waiting) + self._limits.worker_idle_s, self._reap)
 
@@ -300,10 +298,12 @@ class Matchmaking:
             self._resources.block(worker.booking)
             self.match(now)
 
-    def unblocked(self, worker: Worker) -> None:
-        """The worker's task goes on."""
+    def unblocked(self, worker: Worker, now: float) -> None:
+        """The worker's task goes on. Its place may have been handed back while it did not count."""
         if worker.booking is not None:
             self._resources.unblock(worker.booking)
+        if worker.demand is not None:
+            self._watch_surplus(worker.demand, now)
 
     def settled(self, worker: Worker, shape: Shape, now: float) -> None:
         """The worker's task is an actor: it never comes back, and of what it has booked it needs `shape` no more."""

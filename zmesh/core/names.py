@@ -1,8 +1,9 @@
-"""Names of actors, mesh-wide: which actor has a name, and that no two have the same.
+"""Names of actors and placement groups, mesh-wide: what has a name, and that no two have the same.
 
 A name has a home, the living node that comes first in an order that each pair of name and node has of its own; the
 next two keep copies. Taking a name is decided at its home, and told only when the copies are there. When members come
-or go, whoever keeps a name hands it to those who are first in line now.
+or go, whoever keeps a name hands it to those who are first in line now. Groups have a namespace of their own, and their
+node takes names for them; what is said of actors here goes for them too.
 
 Source: rendezvous hashing, Thaler and Ravishankar, IEEE/ACM ToN 1998: of n nodes, one that comes or goes moves 1/n of
 the names.
@@ -10,12 +11,23 @@ the names.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from zmesh.core.effects import Effect, Send
-from zmesh.wire.actor_messages import NAME_DROP, NAME_FIND, NAME_TAKE, NameAsk, NameCopied, NameCopy, NameTold
+from zmesh.wire.actor_messages import (
+    GROUPS,
+    NAME_DROP,
+    NAME_FIND,
+    NAME_TAKE,
+    NameAsk,
+    NameCopied,
+    NameCopy,
+    NameTold,
+)
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
 
 COPIES = 3  # nodes that keep a name, its home among them
+DEAD_MAX = 1024  # dead actors, and dead nodes, whose names may still be handed over by somebody who has not heard
 HOPS_MAX = 3  # nodes whose views differ pass a question on so often, before the one who has it answers
 _MASK = (1 << 64) - 1
 
@@ -25,12 +37,13 @@ Entry = tuple[str, str, ObjectID, bytes]  # see messages.NameAsk
 
 @dataclass(slots=True)
 class Asked:
-    """A question passed on, or a name taken whose copies are on their way."""
+    """A question passed on, or a name taken or dropped of which those who keep copies have yet to hear."""
 
     asker: PeerID
     message: NameAsk
     at: NodeID = b""  # the node it was passed on to
-    missing: dict[NodeID, bool] = field(default_factory=dict)  # {node that has not confirmed its copy: True}
+    missing: dict[NodeID, bool] = field(default_factory=dict)  # {node that has not confirmed: True}
+    line: list[NodeID] = field(default_factory=list)  # those who were told
 
 
 class Names:
@@ -57,8 +70,10 @@ class Names:
         self._entries: dict[Key, Entry] = {}
         self._lines: dict[Key, list[NodeID]] = {}  # {name kept here: the nodes that were first in line}
         self._asked: dict[int, Asked] = {}
+        self._dead: dict[ObjectID | NodeID, bool] = {}  # {dead actor, or node with all of its: True}, the oldest first
         self._requests = 0
         self._ours: dict[ObjectID, Key] = {}  # {actor whose home is this node: its name}
+        self._takers: dict[int, Callable[[Entry], None]] = {}  # {request of this node's own: what hears the answer}
 
     def line(self, key: Key) -> list[NodeID]:
         """Return the nodes that keep a name, its home first."""
@@ -67,6 +82,13 @@ class Names:
         return ranked[:COPIES]
 
     # Questions.
+
+    def take(self, namespace: str, name: str, owner: bytes, description: bytes, then: Callable[[Entry], None]) -> None:
+        """Take a name for something of this node's own; `then` gets the entry that has it, once that is sure."""
+        self._requests += 1
+        self._takers[self._requests] = then
+        message = NameAsk(self._requests, NAME_TAKE, namespace, name, owner, description)
+        self.ask(node_peer(self._node), message)
 
     def ask(self, peer: PeerID, message: NameAsk) -> None:
         """A client of this node asks, or another node whose view says that this one should know."""
@@ -77,38 +99,48 @@ class Names:
             return
         held = self._entries.get(key)
         if message.kind == NAME_DROP:
-            self._drop(key, message.actor)
+            self._forget(key, message.actor)
+            self._copy(peer, message, line, [], [(*key, message.actor)])
         elif message.kind == NAME_FIND or held is not None:
             self._tell(peer, message, held)
         else:
             entry = (message.namespace, message.name, message.actor, message.description)
             self._keep(entry, line)
-            self._copy(peer, message, entry, line)
+            self._copy(peer, message, line, [entry], [])
 
     def _pass_on(self, peer: PeerID, message: NameAsk, node: NodeID) -> None:
         self._requests += 1
-        if message.kind != NAME_DROP:
-            self._asked[self._requests] = Asked(peer, message, at=node)
+        self._asked[self._requests] = Asked(peer, message, at=node)
         fields = (message.kind, message.namespace, message.name, message.actor, message.description)
         self._effects.append(Send(node_peer(node), NameAsk(self._requests, *fields, message.hops + 1)))
 
-    def _copy(self, peer: PeerID, message: NameAsk, entry: Entry, line: list[NodeID]) -> None:
+    def _copy(self, peer: PeerID, message: NameAsk, line: list[NodeID], entries: list[Entry], gone: list[Any]) -> None:
+        """Have the others keep or drop a name; the question is answered when they have, or are dead."""
         others = {node: True for node in line if node != self._node}
         if not others:
-            self._tell(peer, message, entry)
+            self._tell(peer, message, entries[0] if entries else None)
             return
         self._requests += 1
-        self._asked[self._requests] = Asked(peer, message, missing=others)
+        self._asked[self._requests] = Asked(peer, message, missing=others, line=line)
         for node in others:
-            self._effects.append(Send(node_peer(node), NameCopy(self._requests, [entry])))
+            self._effects.append(Send(node_peer(node), NameCopy(self._requests, entries, gone)))
 
     def _tell(self, peer: PeerID, message: NameAsk, entry: Entry | None) -> None:
+        if entry is None and message.kind == NAME_TAKE:
+            self.ask(peer, message)  # another had it first, and died while copies were made
+            return
+        if entry is not None and peer == node_peer(self._node):
+            if entry[2] == message.actor:
+                self._ours[message.actor] = (message.namespace, message.name)
+            self._takers.pop(message.request)(entry)
+            return
         if peer[:NODE_ID_BYTES] == self._node and message.kind == NAME_TAKE and entry and entry[2] == message.actor:
             self._ours[message.actor] = (message.namespace, message.name)
             if not self._alive(peer):
                 self.actor_gone(message.actor)
                 return
-        self._effects.append(Send(peer, NameTold(message.request, list(entry or ()))))
+        if message.request:  # else it is this node that dropped a name
+            self._effects.append(Send(peer, NameTold(message.request, list(entry or ()))))
 
     # Answers of other nodes.
 
@@ -123,8 +155,14 @@ class Names:
         asked = self._asked.get(message.request)
         if asked is None:
             return
+        late = [entry for entry in message.found if self._is_dead(entry[2])]
+        if late:  # that node has not heard of it yet
+            kept = [self._entries[entry[0], entry[1]] for entry in late if (entry[0], entry[1]) in self._entries]
+            gone = [tuple(entry[:3]) for entry in late]
+            self._effects.append(Send(node_peer(node), NameCopy(message.request, kept, gone)))
+            return
         for entry in message.found:
-            self._entries[entry[0], entry[1]] = tuple(entry)
+            self._keep(tuple(entry), self.line((entry[0], entry[1])))
         self._confirmed(message.request, asked, node)
 
     def _confirmed(self, request: int, asked: Asked, node: NodeID) -> None:
@@ -132,21 +170,24 @@ class Names:
         if not asked.missing:
             del self._asked[request]
             key = (asked.message.namespace, asked.message.name)
+            if asked.message.kind == NAME_DROP and self.line(key) != asked.line:
+                self.ask(asked.asker, asked.message)  # who is new in line may have got it from one not told yet
+                return
             self._tell(asked.asker, asked.message, self._entries.get(key))
 
     # Copies.
 
     def keep(self, peer: PeerID, message: NameCopy) -> None:
         """Keep what another node hands over, unless an actor has that name here already."""
+        for namespace, name, actor in message.gone:
+            self._forget((namespace, name), actor)
         found = []
         for entry in message.entries:
             held = self._entries.get((entry[0], entry[1]))
             if held is not None and held[2] != entry[2]:
                 found.append(held)
-            else:
+            elif not self._is_dead(entry[2]):
                 self._keep(tuple(entry), self.line((entry[0], entry[1])))
-        for namespace, name, actor in message.gone:
-            self._forget((namespace, name), actor)
         if message.request:
             self._effects.append(Send(peer, NameCopied(message.request, found)))
 
@@ -154,19 +195,25 @@ class Names:
         self._entries[entry[0], entry[1]] = entry
         self._lines[entry[0], entry[1]] = line
 
-    def _forget(self, key: Key, actor: ObjectID) -> bool:
+    def _forget(self, key: Key, actor: ObjectID) -> None:
+        """A dead actor has no name. Its entry may still be on its way here, from one who kept it."""
+        self._bury(actor)
         held = self._entries.get(key)
-        if held is None or held[2] != actor:
-            return False
+        if held is not None and held[2] == actor:
+            self._let_go(key)
+
+    def _bury(self, who: ObjectID | NodeID) -> None:
+        self._dead[who] = True
+        if len(self._dead) > DEAD_MAX:
+            del self._dead[next(iter(self._dead))]
+
+    def _is_dead(self, actor: ObjectID) -> bool:
+        home = actor[:NODE_ID_BYTES]
+        return actor in self._dead or (home in self._dead and home not in self._members())
+
+    def _let_go(self, key: Key) -> None:
         del self._entries[key]
         del self._lines[key]
-        return True
-
-    def _drop(self, key: Key, actor: ObjectID) -> None:
-        if self._forget(key, actor):
-            for node in self.line(key):
-                if node != self._node:
-                    self._effects.append(Send(node_peer(node), NameCopy(0, [], [(*key, actor)])))
 
     # What happens to actors, clients and members.
 
@@ -178,17 +225,20 @@ class Names:
 
     def members_changed(self, gone: NodeID = b"") -> None:
         """A member came, or `gone` is dead, with the actors whose home it was."""
+        if gone:
+            self._bury(gone)
         for key, entry in list(self._entries.items()):
             if gone and entry[2][:NODE_ID_BYTES] == gone:
-                self._forget(key, entry[2])
+                self._let_go(key)
                 continue
-            line = self.line(key)
+            line, before = self.line(key), self._lines[key]
             for node in line:
-                if node != self._node and node not in self._lines[key]:
+                # Who was in line before may have no copy yet, if its home died as it was taken.
+                if node != self._node and (node not in before or (line[0] == self._node and line != before)):
                     self._effects.append(Send(node_peer(node), NameCopy(0, [entry])))
             self._lines[key] = line
             if self._node not in line:
-                self._forget(key, entry[2])
+                self._let_go(key)
         for request, asked in list(self._asked.items()):
             if gone and asked.at == gone:
                 del self._asked[request]
@@ -197,8 +247,8 @@ class Names:
                 self._confirmed(request, asked, gone)
 
     def listed(self) -> list[tuple[str, str]]:
-        """Return the names this node is the home of."""
-        return sorted(key for key, line in self._lines.items() if line[0] == self._node)
+        """Return the names of actors this node is the home of."""
+        return sorted(key for key, line in self._lines.items() if line[0] == self._node and key[0] != GROUPS)
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""

@@ -38,7 +38,20 @@ class WorkSpec:
 class Running:
     """The task under way."""
 
-    __slots__ = ("args", "attempt", "copies", "deps", "depth", "items", "seq", "spec", "started", "taken", "victim")
+    __slots__ = (
+        "args",
+        "attempt",
+        "cancelled",
+        "copies",
+        "deps",
+        "depth",
+        "items",
+        "seq",
+        "spec",
+        "started",
+        "taken",
+        "victim",
+    )
 
     def __init__(self, victim: PeerID, spec: WorkSpec, record: Any, started: float) -> None:
         self.victim = victim
@@ -51,6 +64,7 @@ class Running:
         self.deps = record[5] if len(record) > 5 else ()
         self.copies: list[Copy] = []  # of far arguments, held while it runs
         self.started = started
+        self.cancelled = False  # its owner wants it ended
         self.items = 0  # sent of a stream
         self.taken = 0  # of those, taken by the reader
 

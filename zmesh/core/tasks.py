@@ -147,6 +147,14 @@ class Tasks:
             elif not task.inputs.missing:
                 self._push(task, now, False)
 
+    def _wait_no_more(self, task: Task, entry: Entry) -> None:
+        """The task failed or was cancelled before this input of it had a value, which may never come."""
+        waiting = self._dependents.get(id(entry), [])
+        if task in waiting:
+            waiting.remove(task)
+        if not waiting:
+            self._dependents.pop(id(entry), None)
+
     def when_resolved(self, entry: Entry, then: Callable[[float], None]) -> None:
         """Call `then` once a pending entry has its value or error."""
         self._dependents.setdefault(id(entry), []).append(then)
@@ -235,6 +243,7 @@ class Tasks:
         if index < len(task.outputs):  # replayed by a retry
             if status == STORED:
                 self._free(value)
+            self.consumed(task, index + 1)  # it is here: the reader need not take it for the generator to go on
             return
         assert index == len(task.outputs), "the items of a stream arrive in order"
         output = Entry(task.seq, index)
@@ -243,6 +252,7 @@ class Tasks:
         task.outputs.append(output)
         if not task.refs:
             output.refs = 0  # the generator is gone: nobody will take it
+            self.consumed(task, len(task.outputs))
         self._set(output, status, value, task.spec)
         if task.waiter is not None:
             self._waited.append(task)
@@ -295,6 +305,8 @@ class Tasks:
         if inputs is not None:
             task.inputs = None
             for entry in inputs.deps:
+                if entry.status == PENDING and inputs.missing:
+                    self._wait_no_more(task, entry)
                 self._drop(entry)
             for entry in inputs.held:
                 self._drop(entry)
@@ -456,13 +468,15 @@ class Tasks:
 
     def consumed(self, task: Task, count: int) -> None:
         """The reader took `count` items of a stream in all; the generator may run ahead of that again."""
-        if task.state == LEASED and task.thief is not None and task.spec.options.get("backpressure"):
+        # An actor has no peer between its death and the news of it.
+        if task.state == LEASED and task.thief is not None and task.thief.peer and "backpressure" in task.spec.options:
             self._effects.append(Send(task.thief.peer, Consumed(task.seq, count)))
 
     def abandon(self, task: Task, taken: int) -> None:
         """The reader of a stream is gone: free the items it did not take, and those to come."""
         task.refs = 0
         assert task.outputs is not None
+        self.consumed(task, len(task.outputs))
         for output in task.outputs[taken:]:
             self._drop(output)
 

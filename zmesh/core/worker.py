@@ -202,6 +202,7 @@ class WorkerCore(ClientCore):
         del peer
         self.pulls.pulled(message.objects)
         self.thief.pulled(now)
+        self.server.pulled(now)
 
     def _cancel(self, peer: PeerID, message: Cancel, now: float) -> None:
         runs = self.server.cancel(peer, message, now) or self.thief.cancel(peer, message, now)

@@ -47,7 +47,7 @@ class ActorProcess:
         self._worker = worker
         self._core = worker.core
         self._reactor = worker.reactor
-        self._creation = creation
+        self.creation = creation
         self._plan = plan
         self.name: str = creation.spec.name
         self.id = actor_id(creation.victim, creation.seq)
@@ -108,7 +108,7 @@ class ActorProcess:
             self._core.server.end(self.failure or self._died("it has ended"), monotonic())
             self._reactor.pump(monotonic())
             self._reactor.holder = 0
-        return END, self._creation.items, [], 0
+        return END, self.creation.items, [], 0
 
     def _stillborn(self, why: str) -> Outcome:
         status, (name, text, attributes) = self._died(why)
@@ -140,7 +140,7 @@ class ActorProcess:
                 continue
             worker.running = call
             outcome = self._run(call)
-            worker.running = self._creation
+            worker.running = self.creation
             with reactor.lock:
                 reactor.holder = me
                 now = monotonic()

@@ -67,6 +67,7 @@ class Node:
         self, settings: dict[str, Any], run_dir: RunDir, forks: ForkServer, boxes: BlackBoxes, driver: int
     ) -> None:
         # Imported here, after the forkserver was forked: workers must not inherit a ZeroMQ context.
+        from zmesh.runtime.keepers import Keepers
         from zmesh.runtime.sockets import NodeSocket
 
         self._mesh: Any = None  # a private node has none: no other host can find it
@@ -110,6 +111,9 @@ class Node:
         self._socket = NodeSocket(run_dir.socket_of(node_peer(self.node_id)))
         self._poll = select.epoll()  # of thousands of descriptors few have something: each worker has four
         self._readers: dict[int, Callable[[int], None]] = {}
+        self._keepers = Keepers(
+            run_dir, self._timers, lambda: self.core, self._socket.relay, watch=self._watch, unwatch=self._unwatch
+        )
         self._pidfds: dict[PeerID, int] = {}  # of drivers; workers are reaped by the forkserver
         self._slots: dict[PeerID, int] = {}
         self._streams: dict[PeerID, list[Any]] = {}  # {worker: [(fd, LogStream, 1 or 2), ...]}
@@ -156,6 +160,8 @@ class Node:
         return {
             fx.Send: self._send,
             fx.Spawn: self._spawn,
+            fx.StartKeeper: self._keepers.start,
+            fx.StopKeeper: self._keepers.stop,
             fx.KillProcess: lambda effect: self._forks.kill(effect.peer),
             fx.DropSegments: lambda effect: self._segments.drop(effect.segments),
             fx.DropUnused: self._drop_unused,
@@ -179,7 +185,7 @@ class Node:
             self._timers,
             random.Random(os.urandom(16)),
             self._segments,
-            self._socket.relay,
+            self._keepers.relay,
             self._arrived,
         )
         self._handlers |= self._mesh.handlers
@@ -204,6 +210,9 @@ class Node:
         self.core.forward(source, to, frame, monotonic())
 
     def _send(self, effect: fx.Send) -> None:
+        if effect.to in self._keepers:
+            self._keepers.deliver(effect.to, self._me, effect.message)
+            return
         frame = encode(effect.message)
         if effect.to[:NODE_ID_BYTES] == self.node_id and not is_guest(effect.to):
             self._socket.send(effect.to, frame)

@@ -10,6 +10,7 @@ from zmesh.wire.ids import ObjectID, PeerID
 
 ACTOR_DEAD = 1 << 62  # the version of an actor that will not come back
 NAME_TAKE, NAME_FIND, NAME_DROP = 0, 1, 2
+GROUPS = ""  # the namespace of placement groups: no actor's is empty
 
 
 @dataclass(slots=True)
@@ -39,11 +40,13 @@ class Call:
 
     `specs` is a list of [index, job, name, num_returns, options, hash, classes to retry], each sent to an incarnation
     once; options["method"] names the method. `calls` is a list of [seq, attempt, spec index, depth, arguments,
-    dependencies?], as in Work.
+    dependencies?], as in Work. `lost` is how often the caller has heard from this incarnation, if it runs one call at a
+    time, that arguments of a call are LOST: what it sent after that call before it heard so does not start either.
     """
 
     specs: list[Any]
     calls: list[Any]
+    lost: int = 0
 
 
 @dataclass(slots=True)
@@ -89,14 +92,14 @@ class KillActor:
     no_restart: bool
 
 
-# Names of actors. An entry is [namespace, name, ActorID, description for handles].
+# Names of actors, and of placement groups. An entry is [namespace, name, ActorID, description for handles].
 
 
 @dataclass(slots=True)
 class NameAsk:
     """Client to its node, and from there to the name's home: NAME_TAKE it, NAME_FIND or NAME_DROP what has it.
 
-    Answered by NameTold, but for NAME_DROP. `hops` counts the nodes that passed it on.
+    Answered by NameTold. `hops` counts the nodes that passed it on.
     """
 
     request: int
