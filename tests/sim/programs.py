@@ -35,6 +35,48 @@ def describe_status(status: int) -> tuple[int | None, str | None, str]:
     return status >> 8, None, f"ended with exit code {status >> 8}"
 
 
+class Reader:
+    """Reads a stream as a for loop does: takes each item, says so, lets go of it; until the end, or `drop`."""
+
+    def __init__(self, sim: Any, process: Any, task: Any, seconds: float = 0.001) -> None:
+        self.sim = sim
+        self.process = process
+        self.task = task
+        self.seconds = seconds
+        self.seen: list[Any] = []
+        self.taken = 0
+        self.ended = False
+        self.failure: Any = None
+        sim.at(seconds, self._step)
+
+    def drop(self) -> None:
+        """Let go of the generator."""
+        self.ended = True
+        if self.process.alive:
+            self.process.core.tasks.abandon(self.task, self.taken)
+            self.sim.settle(self.process)
+
+    def _step(self) -> None:
+        outputs, core = self.task.outputs, self.process.core
+        if self.ended or not self.process.alive:
+            self.ended = True
+        elif self.taken < len(outputs):
+            entry = outputs[self.taken]
+            self.taken += 1
+            core.tasks.consumed(self.task, self.taken)
+            if entry.status in (m.FAILED, m.ERROR):
+                self.failure = entry.value
+            else:
+                self.seen.append(msgpack.unpackb(entry.value) if entry.status == m.INLINE else entry.status)
+            core.references.drop(entry)
+            self.sim.settle(self.process)
+            self.sim.at(self.seconds, self._step)
+        elif self.task.status != m.PENDING:
+            self.ended = True
+        else:
+            self.sim.at(self.seconds, self._step)
+
+
 class UserCode(ActorCode):
     """Runs programs; mixed into Simulation."""
 
@@ -122,8 +164,8 @@ class UserCode(ActorCode):
         def step() -> None:
             if not process.alive or process.core.thief.running is not running:
                 return
-            if running.items == items:
-                end(m.END, items, [])
+            if running.stopped is not None or running.items == items:
+                end(running.stopped or m.END, running.items, [])
                 self.settle(process)
                 return
             if process.core.may_yield(running):

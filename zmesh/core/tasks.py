@@ -12,6 +12,7 @@ from typing import Any
 
 from zmesh.core.effects import Effect, Send
 from zmesh.core.records import LEASED, QUEUED, RESOLVED, WAITING, Entry, Inputs, Spec, Task
+from zmesh.core.streams import Streams, is_abandoned
 from zmesh.core.timers import Timers
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
 from zmesh.wire.messages import (
@@ -25,7 +26,6 @@ from zmesh.wire.messages import (
     RETRYABLE,
     STORED,
     Cancel,
-    Consumed,
     Kill,
 )
 
@@ -42,7 +42,7 @@ def death_text(name: str, how: str, attempts: int, pid: int, tail: str) -> str:
     return f"{text}. Last of its stderr:\n{tail}" if tail else f"{text}. It wrote nothing to stderr."
 
 
-class Tasks:
+class Tasks(Streams):
     """Tasks of one client.
 
     Args:
@@ -74,6 +74,7 @@ class Tasks:
         ended: Callable[[Task], None],
         note: Callable[[Task, list[Entry]], None],
     ) -> None:
+        super().__init__()
         self._effects = effects
         self._timers = timers
         self._push = push
@@ -228,36 +229,6 @@ class Tasks:
             self._set(output, status, value, task.spec)
         self.resolve(task, INLINE, None)
 
-    def item(self, task: Task, item: Any) -> None:
-        """A running stream yielded: [index, status, value, references inside]. The task goes on."""
-        index, status, value, inside = item
-        assert task.outputs is not None
-        if index < len(task.outputs):  # replayed by a retry
-            if status == STORED:
-                self._free(value)
-            return
-        assert index == len(task.outputs), "the items of a stream arrive in order"
-        output = Entry(task.seq, index)
-        if inside:
-            self._inside(output, inside)
-        task.outputs.append(output)
-        if not task.refs:
-            output.refs = 0  # the generator is gone: nobody will take it
-        self._set(output, status, value, task.spec)
-        if task.waiter is not None:
-            self._waited.append(task)
-
-    def _end(self, task: Task, count: int) -> None:
-        assert task.outputs is not None
-        if count != len(task.outputs):
-            text = f"{task.spec.name} gave {len(task.outputs)} items, but {count} when it was retried"
-            self.resolve(task, ERROR, ("StreamReplayError", text, {}))
-        else:
-            stored = [output for output in task.outputs if output.status == STORED and output.refs]
-            if stored:
-                self._note(task, stored)
-            self.resolve(task, INLINE, None)
-
     def _set(self, entry: Entry, status: int, value: Any, maker: Spec) -> None:
         entry.status = status
         entry.value = value
@@ -285,6 +256,7 @@ class Tasks:
                 del self.parents[task.parent]
         if task.outputs is not None:
             self.many.pop(task.seq, None)
+            self._taken.pop(task.seq, None)
             if status in (FAILED, ERROR):
                 self._fail_outputs(task, status, value)
         if task.waiter is not None:
@@ -316,11 +288,13 @@ class Tasks:
         return task.attempt - self._oom_kills.get(task.seq, 0)  # what memory cost has a count of its own
 
     def _may_retry(self, task: Task) -> bool:
+        if is_abandoned(task):
+            return False
         return task.spec.max_retries < 0 or self.charged(task) < task.spec.max_retries
 
     def _may_retry_for_memory(self, task: Task) -> bool:
         kills = self._oom_kills.get(task.seq, 0)
-        if not task.spec.max_retries or 0 <= task.spec.oom_retries <= kills:
+        if is_abandoned(task) or not task.spec.max_retries or 0 <= task.spec.oom_retries <= kills:
             return False
         self._oom_kills[task.seq] = kills + 1
         return True
@@ -452,19 +426,7 @@ class Tasks:
         for task in list(self.parents.get(parent, ())):
             self.cancel(task, now, force=False, recursive=True)
 
-    # Streams.
-
-    def consumed(self, task: Task, count: int) -> None:
-        """The reader took `count` items of a stream in all; the generator may run ahead of that again."""
-        if task.state == LEASED and task.thief is not None and task.spec.options.get("backpressure"):
-            self._effects.append(Send(task.thief.peer, Consumed(task.seq, count)))
-
-    def abandon(self, task: Task, taken: int) -> None:
-        """The reader of a stream is gone: free the items it did not take, and those to come."""
-        task.refs = 0
-        assert task.outputs is not None
-        for output in task.outputs[taken:]:
-            self._drop(output)
+    # Looking.
 
     def maker_of(self, entry: Entry) -> Task | None:
         """Return the unresolved task of this process that makes the entry, if there is one."""

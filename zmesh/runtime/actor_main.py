@@ -288,7 +288,10 @@ class ActorProcess:
             self._worker.send_item(call, value)
             while not self._core.may_yield(call):
                 await asyncio.sleep(0.001)
-        return END, call.items, [], 0
+            if call.stopped is not None:
+                await values.aclose()
+                break
+        return self._worker.stream_ended(call)  # type: ignore[no-any-return]
 
     def interrupt(self, caller: bytes, seq: int) -> bool:
         """Cancel a call that runs in the event loop; others run on. False before the actor is made. Under the lock."""
