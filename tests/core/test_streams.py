@@ -6,7 +6,9 @@ from tests.core.test_actors import Driver as Caller
 from tests.core.test_actors import Server
 from tests.core.test_client import CPU, NODE, D, Driver, W, Worker, died, driver, worker  # noqa: F401  # fixtures
 from zmesh.core.records import Task
+from zmesh.core.streams import REPLAY_WAIT_S
 from zmesh.wire import messages as m
+from zmesh.wire.ids import object_id
 
 
 def begin(driver: Driver, **options: Any) -> Task:  # noqa: F811
@@ -87,6 +89,74 @@ def test_an_abandoned_stream_is_not_retried(driver: Driver) -> None:  # noqa: F8
         driver.pass_time(1.0)
         assert task.status == m.ERROR
         assert not driver.core.tasks.retried
+
+
+FAR = b"f" * 8
+THERE = FAR + b"worker.."
+
+
+def far_stream(driver: Driver, **options: Any) -> Task:  # noqa: F811
+    """A stream of another host, with two items whose bytes lie there."""
+    task = driver.submit(driver.core.new_spec(D, "g", CPU, num_returns=-1, **options))
+    driver.steal(THERE)
+    for index in range(2):
+        stored(driver, task, index, THERE)
+    driver.said()
+    return task
+
+
+def stored(driver: Driver, task: Task, index: int, peer: bytes, *inside: bytes) -> None:  # noqa: F811
+    place = (10 * task.attempt + index, 1000, peer)
+    driver.hear(peer, m.Done([(task.seq, task.attempt, m.ITEM, (index, m.STORED, place, inside))], [], []))
+
+
+def await_items(driver: Driver, task: Task) -> list[tuple[int, bool]]:  # noqa: F811
+    """Wait for both items, whose bytes cannot be had; returns what becomes of them, as it does."""
+    heard: list[tuple[int, bool]] = []
+    assert task.outputs is not None
+    for item in task.outputs[:2]:
+        waits = driver.core.tasks.await_item(
+            item, item.value, driver.now, lambda made, _, item=item: heard.append((item.index, made))
+        )
+        if not waits:
+            heard.append((item.index, False))
+    return heard
+
+
+def test_items_lost_with_their_node_are_had_from_the_next_attempt(driver: Driver) -> None:  # noqa: F811
+    task = far_stream(driver, max_retries=1)
+    heard = await_items(driver, task)
+    driver.hear(NODE, m.NodeGone(FAR, "killed"))
+    driver.steal(W)
+    driver.pass_time(REPLAY_WAIT_S + 1)
+    assert heard == [], "its node is gone, so it is yielded again"
+    inner = object_id(W, 99)
+    stored(driver, task, 0, W, inner)
+    driver.pass_time(0.1)
+    assert heard == [(0, True)]
+    assert task.outputs is not None
+    assert task.outputs[0].value == (10, 1000, W)
+    assert task.outputs[0].share is not None
+    assert [driver.core.references.oid(one) for one in task.outputs[0].share.inside] == [inner]
+    assert not driver.core.tasks.await_item(task.outputs[0], (0, 1000, THERE), 0.0, lambda made, now: None)
+    driver.hear(W, m.Done([(task.seq, 1, m.FAILED, b"e")], [], []))
+    driver.pass_time(0.1)
+    assert heard == [(0, True), (1, False)]
+    assert await_items(driver, task) == [(0, False), (1, False)]
+
+
+def test_an_item_that_cannot_be_had_though_its_node_lives_is_lost_after_a_while(driver: Driver) -> None:  # noqa: F811
+    task = far_stream(driver)
+    heard = await_items(driver, task)
+    assert heard == []
+    driver.pass_time(REPLAY_WAIT_S)
+    driver.pass_time(0.1)
+    assert sorted(heard) == [(0, False), (1, False)]
+    assert driver.core.tasks._missed == {}
+
+
+def test_what_is_no_stream_is_not_waited_for(driver: Driver) -> None:  # noqa: F811
+    assert not driver.core.tasks.await_item(driver.submit(), (1, 1, THERE), 0.0, lambda made, now: None)
 
 
 def test_an_actor_is_no_stream_that_anybody_reads() -> None:

@@ -127,6 +127,7 @@ class ClientCore(ActorInputs, LineageInputs):
             waited=self._waited,
             ended=lambda task: self.actors.ended(task),
             note=lambda task, results: self.lineage.note(task, results),
+            replace=self.references.replace,
         )
         self.groups = GroupWatch(
             effects, timers, self.victim.groups, self.references, settle=self._settle, fail=self._group_changed
@@ -359,6 +360,7 @@ class ClientCore(ActorInputs, LineageInputs):
     def _node_gone(self, peer: PeerID, message: NodeGone, now: float) -> None:
         """A member is gone: what it had of ours runs elsewhere, what it had for us is lost."""
         del peer
+        self.tasks.node_gone(message.node)
         self.groups.node_gone(message.node, message.why, now)
         self.shortcuts.node_gone(message.node)
         self._rescue.node_gone(message.node)

@@ -56,6 +56,7 @@ class Tasks(Streams):
         waited: collects resolved entries that somebody waits for.
         ended: a task that concerns an actor was resolved.
         note: results of a task are stored: called before its arguments are let go of.
+        replace: gives an entry the value of another.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Tasks(Streams):
         waited: list[Entry],
         ended: Callable[[Task], None],
         note: Callable[[Task, list[Entry]], None],
+        replace: Callable[[Entry, Entry], None],
     ) -> None:
         super().__init__()
         self._effects = effects
@@ -87,6 +89,7 @@ class Tasks(Streams):
         self._waited = waited
         self._ended = ended
         self._note = note
+        self._replace = replace
         # {id() of a pending entry: tasks that wait for it, and others to call}
         self._dependents: dict[int, list[Task | Callable[[float], None]]] = {}
         self.retried: dict[int, Task] = {}  # {seq: task} charged at least once and unresolved
@@ -256,7 +259,7 @@ class Tasks(Streams):
                 del self.parents[task.parent]
         if task.outputs is not None:
             self.many.pop(task.seq, None)
-            self._taken.pop(task.seq, None)
+            self.stream_over(task)
             if status in (FAILED, ERROR):
                 self._fail_outputs(task, status, value)
         if task.waiter is not None:
@@ -304,6 +307,7 @@ class Tasks(Streams):
             self._timers.cancel(task.timer)
             task.timer = 0
         task.attempt += 1
+        self._seen.pop(task.seq, None)
         self.retried[task.seq] = task
         self._push(task, now, True)
 
