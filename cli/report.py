@@ -40,6 +40,10 @@ def describe(name: str, told: dict[str, Any]) -> str:
         shape = ", ".join(f"{resource} {amount:g}" for resource, amount in demand["shape"].items()) or "no resources"
         why = f": {demand['waits_for']}" if demand.get("waits_for") else ""
         lines.append(f"    {demand['attached']} of {demand['workers']} workers for {shape}{why}")
+    detached = told.get("detached") or []
+    if detached:
+        lines.append(f"  {'detached':10} {len(detached)} actor(s)")
+        lines += [f"    {one['name']}  {one['class_name']}  {one['state']}" for one in detached]
     members = _that_matter(told.get("members") or [])
     if len(members) > 1:
         dead = sum(member["state"] == "dead" for member in members)

@@ -29,6 +29,7 @@ class Contender:
         package: whose version is noted; None: it comes with Python.
         tasks: no-op tasks in one round of throughput: enough for about a second.
         queued_share: which part of the queue of the memory question it gets; the slow ones get less.
+        actors_share: which part of the actors it makes, likewise.
         stores: whether `share` puts a value into a store, instead of handing it to each task by value.
         answers: whether it runs functions; the raw echo does not.
         scratch: a directory for its files; whoever made it removes it.
@@ -39,6 +40,7 @@ class Contender:
     package: ClassVar[str | None] = None
     tasks: ClassVar[int] = 20_000
     queued_share: ClassVar[float] = 1.0
+    actors_share: ClassVar[float] = 1.0
     stores: ClassVar[bool] = False
     answers: ClassVar[bool] = True
 
@@ -272,6 +274,7 @@ class Ray(Contender):
     package = "ray"
     tasks = 4_000
     queued_share = 0.02
+    actors_share = 0.04
     stores = True
 
     def start(self) -> None:

@@ -16,7 +16,7 @@ BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 
 SCRIPTS = (  # (script, its further options, the results it writes)
     ("roundtrip.py", (), ("roundtrip",)),
-    ("actors.py", (), ("actors",)),
+    ("actors.py", (), ("actors", "streams", "actor_creation")),
     ("throughput.py", (), ("throughput",)),
     ("throughput.py", ("--queued", "1000000"), ("queued",)),
     ("map_efficiency.py", (), ("map_efficiency",)),

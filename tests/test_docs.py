@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-PAGES = ("quickstart", "actors", "placement", "memory", "runtime-env")
+PAGES = ("quickstart", "actors", "placement", "memory", "runtime-env", "coming-from-ray")
 
 
 @pytest.mark.parametrize("name", ["README.md", *(f"docs/{page}.md" for page in PAGES)])

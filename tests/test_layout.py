@@ -13,7 +13,14 @@ from zmesh.wire.messages import MESSAGES
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(path for top in ("zmesh", "cli", "tests/sim") for path in ROOT.glob(f"{top}/**/*.py"))
 
-LEAVES = ("zmesh.exceptions", "zmesh.options", "zmesh.actor_options", "zmesh.runtime_env", "zmesh._version")
+LEAVES = (
+    "zmesh.exceptions",
+    "zmesh.init_settings",
+    "zmesh.options",
+    "zmesh.actor_options",
+    "zmesh.runtime_env",
+    "zmesh._version",
+)
 FACE = (
     "zmesh",
     "zmesh.api",
@@ -38,15 +45,18 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     "zmesh.core": (*PURE, "zmesh.wire.*", "zmesh.exceptions"),
     # The roles wire the machines; a worker is a client too.
     "zmesh.core.client": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
+    "zmesh.core.keeper": ("zmesh.core.*", "zmesh.wire.*"),
     "zmesh.core.actor_inputs": ("zmesh.core.*", "zmesh.wire.*"),
     "zmesh.core.lineage_inputs": ("zmesh.core.*", "zmesh.wire.*"),
+    "zmesh.core.counting_inputs": ("zmesh.core.*", "zmesh.wire.*"),
     "zmesh.core.node_members": ("zmesh.core.*", "zmesh.wire.*"),
     "zmesh.core.guest_client": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.worker": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.actor_home": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.node": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.tasks": (*PURE, "zmesh.core.streams", "zmesh.wire.*"),
-    "zmesh.core.references": (*PURE, "zmesh.core.restored", "zmesh.wire.*"),
+    "zmesh.core.references": (*PURE, "zmesh.core.restored", "zmesh.core.nested", "zmesh.wire.*"),
+    "zmesh.core.orphans": (*PURE, "zmesh.core.sightings", "zmesh.wire.*"),
     "zmesh.core.groups": (*PURE, "zmesh.core.placement", "zmesh.core.bundles", "zmesh.wire.*"),
     "zmesh.core.placement": (*PURE, "zmesh.core.packing", "zmesh.wire.*"),
     # Membership is a role of its own, made of parts.
@@ -67,6 +77,7 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     ),
     "zmesh.local_actors": (*FACE, "zmesh.runtime.serialization", *PURE, "zmesh.wire.*"),
     "zmesh.util": (*FACE, "zmesh.util.*"),
+    "zmesh.util.serialization": (*FACE, "zmesh.runtime.serialization"),
     "cli": ("cli.*", *FACE),
     "tests.sim": ("tests.sim.*", "zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
 }  # fmt: skip

@@ -43,6 +43,17 @@ _HOME = {  # {name: module it lives in}
     "wait": "zmesh.api",
 }
 _MODULES = ("actor", "exceptions", "lifecycle", "util")
+_INSTEAD = {  # {name of Ray's that is none here: what there is instead}
+    "LoggingConfig": "configure the logger named zmesh",
+    "autoscaler": "start and stop nodes with `zmesh up` and `zmesh down`",
+    "client": "zmesh.init('HOST:PORT')",
+    "cpp_function": "Python only",
+    "dag": "pass refs from task to task",
+    "java_actor_class": "Python only",
+    "java_function": "Python only",
+    "timeline": "zmesh.status() and zmesh.explain(ref)",
+    "workflow": "pass refs from task to task; results live as long as their program",
+}
 
 __all__ = ["__version__", "exceptions", *sorted(_HOME)]
 
@@ -53,7 +64,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"zmesh.{name}")
     home = _HOME.get(name)
     if home is None:
-        raise AttributeError(f"module 'zmesh' has no attribute {name!r}")
+        instead = f": {_INSTEAD[name]}" if name in _INSTEAD else ""
+        raise AttributeError(f"module 'zmesh' has no attribute {name!r}{instead}")
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value

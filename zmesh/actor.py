@@ -1,8 +1,7 @@
 """`@zmesh.remote` on a class: `.remote()` makes an actor, a worker with state; its methods run there, one by one."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from zmesh import actor_options
@@ -41,12 +40,17 @@ class Description:
     groups: tuple[str, ...]
 
 
-def method(**given: Any) -> Callable[[Any], Any]:
+def method(*args: Any, **given: Any) -> Any:
     """Set options of a method: `@zmesh.method(num_returns=2)`; see zmesh.actor_options.MethodOptions.
 
     Raises:
         ConfigError: an unknown option, or a value that makes no sense.
+        TypeError: a positional argument that is not the method itself.
     """
+    if args:
+        if given or len(args) > 1 or not callable(args[0]):
+            raise TypeError("@zmesh.method takes keyword options only, e.g. @zmesh.method(num_returns=2)")
+        return args[0]
     options = actor_options.parse_method(given)
 
     def mark(function: Any) -> Any:
@@ -81,6 +85,7 @@ class ActorClass:
         self._options = options
         self._session: Session | None = None  # the one _spec belongs to
         self._spec: Any = None
+        self._group: Any = None  # the placement group _spec was captured by
         self._is_async, self._description = _describe(cls, options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -116,22 +121,27 @@ class ActorClass:
 
         Raises:
             ActorAlreadyExistsError: one has.
+            ConfigError: a detached actor has no name.
             SerializationError: the class or an argument cannot be pickled.
         """
         session = self._session
-        if session is None or session.closed:
+        told, options = self._description, self._options
+        detached = options.lifetime == "detached"
+        if detached and options.name is None:
+            raise ConfigError("a detached actor needs a name=: nobody could find it when its handles are gone")
+        if session is None or session.closed or session.group is not self._group:
             from zmesh import api
 
             session = api.auto_init()
             self._register(session)
-        told, options = self._description, self._options
         if options.name is None:
             first = session.actors.create(self._spec, args, kwargs, name=told.name, ordered=told.ordered)
             return ActorHandle(first, session, told)
         called = (options.namespace or session.actors.namespace, options.name)
         entry, told, made = session.actors.create_named(
-            self._spec, args, kwargs, name=told.name, ordered=told.ordered, called=called, description=told
-        )
+            self._spec, args, kwargs, name=told.name, ordered=told.ordered, called=called, description=told,
+            detached=detached, here=options.scheduling_strategy in ("DEFAULT", None),
+        )  # fmt: skip
         handle = ActorHandle(entry, session, told)
         if not made and not options.get_if_exists:
             raise ActorAlreadyExistsError(
@@ -143,11 +153,16 @@ class ActorClass:
     def _register(self, session: "Session") -> None:
         options = self._options
         task = actor_options.as_task(options)
-        shape, fallback = opts.placed(task)
+        captured = session.group
+        shape, fallback = opts.placed(task, captured)
         at_once = options.max_concurrency or (ASYNC_CONCURRENCY if self._is_async else 1)
-        lent = {"CPU": UNIT} if options.num_cpus is None else {}
-        environment = session.environment(None)  # of the program: its actors find it, too
+        cpu = [name for name in shape if name.partition("@")[0] == "CPU"]  # also as a placement group calls it
+        lent = dict.fromkeys(cpu, UNIT) if options.num_cpus is None else {}
+        environment = session.environment(options.runtime_env)
         sent: dict[str, Any] = {"max_calls": 1}
+        group = opts.group_of(task, captured)
+        if group is not None:
+            sent["group"] = group
         if environment is not None:
             sent["env"] = environment
             mark = {f"env:{environment['id']}": 1}
@@ -170,12 +185,26 @@ class ActorClass:
                 "retry_classes": (),
                 "priority": options.priority,
             },
-            ("actor", opts.key(task), options.max_restarts, str(plan), environment and environment["id"]),
+            (
+                "actor",
+                opts.key(task),
+                options.max_restarts,
+                str(plan),
+                captured and captured["id"],
+                environment and environment["id"],
+            ),
         )
         self._session = session
+        self._group = captured
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ActorClass, (self._cls, self._options)
+        options = self._options
+        if options.runtime_env:
+            # Its paths are of this machine: elsewhere only what they hold makes sense.
+            from zmesh import api
+
+            options = replace(options, runtime_env=api.auto_init().packed_environment(options.runtime_env))
+        return ActorClass, (self._cls, options)
 
     def __repr__(self) -> str:
         return f"ActorClass({self._cls.__qualname__})"

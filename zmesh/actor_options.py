@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zmesh import options as opts
+from zmesh import runtime_env as envs
 from zmesh.exceptions import ConfigError
 from zmesh.options import TaskOptions
 
@@ -26,11 +27,14 @@ class ActorOptions:
         max_concurrency: calls that run at once. 1 by default, and 1,000 for an actor with `async def` methods.
         concurrency_groups: {name: calls that run at once} of methods that have places of their own. Decorator only.
         max_pending_calls: calls of one process that may be without a result; -1: any number.
-        scheduling_strategy: where it should live; as for tasks.
+        scheduling_strategy, label_selector: where it should live; as for tasks.
+        runtime_env: variables, files and packages it finds, laid over those of the program: zmesh.runtime_env.
         priority: actors with a higher one start first.
         name: by which anybody in the mesh finds it: zmesh.get_actor(name). No two actors of a namespace have the same.
         namespace: of its name; that of the program by default, see zmesh.init.
         get_if_exists: `.remote()` returns the actor that has the name, if there is one, instead of an error.
+        lifetime: "detached": it outlives the program, and needs a name=; it ends by zmesh.kill or exit_actor, or with
+            the node it was made on. None or "non_detached": it ends with the last handle, or the program.
     """
 
     num_cpus: float | None = None
@@ -42,11 +46,14 @@ class ActorOptions:
     max_concurrency: int | None = None
     concurrency_groups: Mapping[str, int] | None = None
     max_pending_calls: int = -1
-    scheduling_strategy: Any = "DEFAULT"
+    scheduling_strategy: Any = None
+    label_selector: Mapping[str, str] | None = None
+    runtime_env: Mapping[str, Any] | None = None
     priority: int = 0
     name: str | None = None
     namespace: str | None = None
     get_if_exists: bool = False
+    lifetime: str | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -71,8 +78,9 @@ class MethodOptions:
 
 
 VALID = tuple(ActorOptions.__dataclass_fields__)
+DEFAULTS: dict[str, Any] = {name: field.default for name, field in ActorOptions.__dataclass_fields__.items()}
 VALID_OF_METHODS = tuple(MethodOptions.__dataclass_fields__)
-_OF_TASKS = ("num_gpus", "memory", "resources", "scheduling_strategy", "priority")
+_OF_TASKS = ("num_gpus", "memory", "resources", "scheduling_strategy", "label_selector", "priority", "runtime_env")
 
 
 def parse(given: Mapping[str, Any], base: ActorOptions | None = None) -> ActorOptions:
@@ -84,8 +92,9 @@ def parse(given: Mapping[str, Any], base: ActorOptions | None = None) -> ActorOp
     values = {name: getattr(base, name) for name in VALID} if base is not None else {}
     for name, value in given.items():
         if name not in VALID:
-            raise ConfigError(f"unknown option {name!r} of an actor; valid options are: {', '.join(VALID)}")
-        values[name] = value
+            raise opts.unknown_option(name, " of an actor", VALID)
+        values[name] = DEFAULTS[name] if value is None else value
+    values["runtime_env"] = envs.check(values.get("runtime_env"))
     options = ActorOptions(**values)
     for name in ("max_restarts", "max_task_retries"):
         count = getattr(options, name)
@@ -106,6 +115,8 @@ def parse(given: Mapping[str, Any], base: ActorOptions | None = None) -> ActorOp
             raise ConfigError(f"{name} must be a text that is not empty, not {text!r}")
     if options.get_if_exists and options.name is None:
         raise ConfigError("get_if_exists=True needs a name=")
+    if options.lifetime not in (None, "non_detached", "detached"):
+        raise ConfigError(f"lifetime must be None, 'non_detached' or 'detached', not {options.lifetime!r}")
     as_task(options)
     return options
 
@@ -126,8 +137,7 @@ def parse_method(given: Mapping[str, Any], base: MethodOptions | None = None) ->
     for given_name, value in given.items():
         name = opts.ALIASES.get(given_name, given_name)
         if name not in VALID_OF_METHODS:
-            valid = ", ".join(VALID_OF_METHODS)
-            raise ConfigError(f"unknown option {given_name!r} of a method; valid options are: {valid}")
+            raise opts.unknown_option(given_name, " of a method", VALID_OF_METHODS)
         values[name] = tuple(value) if isinstance(value, list) else value
     options = MethodOptions(**values)
     retries = options.max_task_retries

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from zmesh import init_settings
 from zmesh import runtime_env as envs
 from zmesh.exceptions import ConfigError, LocalProtocolError, NotRunningError
 from zmesh.object_ref import ObjectRef, ObjectRefGenerator
@@ -55,17 +56,19 @@ def init(
     spill_compression: str = "none",
     namespace: str | None = None,
     runtime_env: Mapping[str, Any] | None = None,
+    labels: Mapping[str, str] | None = None,
+    logging_level: int | str | None = None,
+    **others: Any,
 ) -> Context:
-    """Connect this program to a mesh.
+    """Connect this program to a mesh; docs/api.md says more.
 
     Args:
         address: None: the running node of this user (`zmesh up`; ZMESH_NODE picks one by name), else a private node
             that lives as long as this program; "auto": the running node, or an error; "local": always a private one;
-            "HOST:PORT": a member of a mesh elsewhere, for a machine without a node: this program is its client, dials
-            out only, and goes on at another member when that one dies; any other text: the name of a node of this user.
+            "HOST:PORT": be a guest of a member of a mesh elsewhere, and of another when that one dies; any other text:
+            the name of a node of this user.
         key_file: keyring for "HOST:PORT"; see `zmesh key path`.
-        num_cpus: CPUs of a private node; all this process may use by default.
-        num_gpus: GPUs of a private node; those in CUDA_VISIBLE_DEVICES or /proc/driver/nvidia by default.
+        num_cpus, num_gpus: of a private node; all that this process may use by default.
         resources: {name: amount} of custom resources of a private node.
         memory: bytes that tasks may book on a private node; physical memory by default.
         object_store_memory: bytes of shared memory a private node may use; 30 % of physical memory by default.
@@ -76,8 +79,10 @@ def init(
         log_to_driver: print what tasks print.
         namespace: where names of actors are looked for and taken; "default", so that programs share them, by default.
         local: run every task inline in this process, at `.remote()`, so that breakpoints and profilers work.
-        runtime_env: what all tasks find around them: {"env_vars", "working_dir", "py_modules", "pip"}; see
-            docs/runtime-env.md.
+        runtime_env: what all tasks find around them; see docs/runtime-env.md.
+        labels: {label: value} of a private node.
+        logging_level: of zmesh's loggers in this process.
+        others: settings of Ray's that ask for nothing; more is refused.
 
     Raises:
         LocalProtocolError: zmesh runs in this process already.
@@ -93,17 +98,13 @@ def init(
             if ignore_reinit_error:
                 return Context(_information())
             raise LocalProtocolError("zmesh.init() was called before: zmesh.shutdown(), or ignore_reinit_error=True")
+        init_settings.check_others(others)
+        init_settings.set_logging_level(logging_level)
         environment = envs.check(runtime_env)
-        settings: dict[str, Any] = {
-            "num_cpus": num_cpus,
-            "num_gpus": num_gpus,
-            "resources": dict(resources or {}),
-            "memory": memory,
-            "store_bytes": object_store_memory,
-            "spill_directory": spill_directory,
-            "spill_bytes_max": spill_bytes_max,
-            "spill_compression": spill_compression,
-        }
+        settings: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory}
+        settings |= {"resources": dict(resources or {}), "labels": init_settings.check_labels(labels)}
+        settings |= {"store_bytes": object_store_memory, "spill_compression": spill_compression}
+        settings |= {"spill_directory": spill_directory, "spill_bytes_max": spill_bytes_max}
         session = _connect(address, settings, key_file, log_to_driver=log_to_driver, local=local, namespace=namespace)
         _enter(session, environment)
         _session, _pid = session, os.getpid()
@@ -169,8 +170,13 @@ def _of_worker() -> "Session | None":
     return module.get_current() if module is not None else None
 
 
-def shutdown() -> None:
-    """Disconnect; end the private node if this program started one. Refs are dead afterwards. Idempotent."""
+def shutdown(*, wait_for_processes: bool = True) -> None:
+    """Disconnect; end the private node if this program started one. Refs are dead afterwards. Idempotent.
+
+    Args:
+        wait_for_processes: ignored: a private node is always waited for.
+    """
+    del wait_for_processes
     global _session
     with _lock:
         session, _session = _session, None
@@ -253,6 +259,8 @@ def wait(
 ) -> tuple[list[Any], list[Any]]:
     """Wait until `num_returns` of the refs have a value or an error, or the timeout.
 
+    An ObjectRefGenerator among them is ready when `next` would not wait.
+
     Returns:
         (ready, rest), both in the order given; at most num_returns are in ready. In a loop over `rest`, as it is or
         with more refs at its end, a call does not look at the refs again.
@@ -266,11 +274,10 @@ def wait(
         if found is not None:
             return found
     given, refs = refs, list(refs)
+    if any(isinstance(ref, ObjectRefGenerator) for ref in refs):
+        return _wait_with_streams(refs, num_returns, timeout)
     entries = _entries(refs, "wait()")
-    if len({id(entry) for entry in entries}) != len(entries):
-        raise ConfigError("wait() needs refs that differ")
-    if not 0 < num_returns <= max(1, len(refs)):
-        raise ConfigError(f"num_returns must be from 1 to the number of refs ({len(refs)}), not {num_returns!r}")
+    _check_wait(entries, num_returns)
     if not refs:
         return [], []
     refs[0]._session.wait(entries, num_returns, timeout)
@@ -279,6 +286,28 @@ def wait(
     for ref in refs:
         (ready if ref._entry.status and len(ready) < num_returns else rest).append(ref)
     return ready, refs[0]._session.rest(given, rest)
+
+
+def _check_wait(entries: list[Any], num_returns: int) -> None:
+    if len({id(entry) for entry in entries}) != len(entries):
+        raise ConfigError("wait() needs refs that differ")
+    if not 0 < num_returns <= max(1, len(entries)):
+        raise ConfigError(f"num_returns must be from 1 to the number of refs ({len(entries)}), not {num_returns!r}")
+
+
+def _wait_with_streams(refs: list[Any], num_returns: int, timeout: float | None) -> tuple[list[Any], list[Any]]:
+    awaited = [
+        (ref._task, ref._taken) if isinstance(ref, ObjectRefGenerator) else (_entries([ref], "wait()")[0], -1)
+        for ref in refs
+    ]
+    _check_wait([entry for entry, _ in awaited], num_returns)
+    refs[0]._session.wait_with_streams(awaited, num_returns, timeout)
+    ready: list[Any] = []
+    rest: list[Any] = []
+    for ref, (entry, taken) in zip(refs, awaited, strict=True):
+        there = entry.status or 0 <= taken < len(entry.outputs)
+        (ready if there and len(ready) < num_returns else rest).append(ref)
+    return ready, rest
 
 
 def as_completed(refs: Iterable[Any], timeout: float | None = None) -> Iterator[Any]:
@@ -366,7 +395,7 @@ def _members() -> list[dict[str, Any]]:
     told = status()
     resources, store = told["resources"], told.get("store")
     alone = {"node": told["node"], "name": "", "state": "alive", "address": "127.0.0.1:0", "pid": told["pid"]}
-    alone |= {"labels": {}, "store": [store["used"], store["capacity"]] if store else []}
+    alone |= {"labels": told.get("labels", {}), "store": [store["used"], store["capacity"]] if store else []}
     members: list[dict[str, Any]] = told.get("members") or [alone | resources]
     return members
 
@@ -407,7 +436,10 @@ def _sum(amounts: list[dict[str, float]]) -> dict[str, float]:
 
 def current_group() -> dict[str, Any] | None:
     """Return {"id", "bundles", "capture"} of the placement group the running task is in, or None."""
-    running = getattr(getattr(require_running(), "worker", None), "running", None)
+    worker = getattr(require_running(), "worker", None)
+    if worker is None:
+        return None
+    running = worker.running if worker.actor is None else worker.actor.creation  # calls are where their actor is
     return None if running is None else running.spec.options.get("group")
 
 

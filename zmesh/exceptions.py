@@ -6,8 +6,9 @@
       they    TaskError (also an instance of the user's own class), TaskCancelledError, TaskTimeoutError,
               WorkerDiedError > OutOfMemoryError, NodeDiedError, GetTimeoutError,
               ObjectLostError > OwnerDiedError, StoreFullError > SpillError, RemoteProtocolError
-              StreamReplayError, TaskPlacementGroupRemovedError, RuntimeEnvError, ActorError > ActorDiedError,
-              ActorUnavailableError, ActorNotFoundError, ActorAlreadyExistsError, PendingCallsLimitExceededError
+              StreamReplayError, TaskPlacementGroupRemovedError, RuntimeEnvError,
+              ActorError > ActorDiedError > ActorPlacementGroupRemovedError, ActorError > ActorUnavailableError,
+              ActorNotFoundError, ActorAlreadyExistsError, PendingCallsLimitExceededError
       us      InternalError
 
     RemoteTraceback is the `__cause__` of a TaskError.
@@ -183,6 +184,10 @@ class ActorDiedError(ActorError):
     attempts: int = 0
 
 
+class ActorPlacementGroupRemovedError(ActorDiedError):
+    """The placement group the actor was in is no more: it was removed, or its program or its node is gone."""
+
+
 class ActorNotFoundError(MeshError, ValueError):
     """No actor has that name."""
 
@@ -232,3 +237,23 @@ class InternalError(MeshError, AssertionError):
 
 class StreamReplayError(MeshError):
     """A retried generator gave another number of items than the attempt before it."""
+
+
+# What programs written for Ray call some of these: the same classes.
+
+RayError = MeshError
+RayTaskError = UserCodeException = TaskError
+WorkerCrashedError = WorkerDiedError
+LocalRayletDiedError = NodeDiedError
+RaySystemError = InternalError
+RayActorError = ActorError
+ActorHandleNotFoundError = ActorNotFoundError
+ActorPlacementGroupRemoved = ActorPlacementGroupRemovedError
+TaskPlacementGroupRemoved = TaskPlacementGroupRemovedError
+ActorUnschedulableError = TaskUnschedulableError
+PendingCallsLimitExceeded = PendingCallsLimitExceededError
+ObjectStoreFullError = StoreFullError
+OutOfDiskError = SpillError
+ObjectReconstructionFailedError = ObjectLostError
+RuntimeEnvSetupError = RuntimeEnvError
+StreamingGeneratorReplayInconsistentError = StreamReplayError

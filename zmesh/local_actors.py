@@ -20,6 +20,7 @@ class LocalActor:
         self.name = name
         self.description = description
         self.called = called
+        self.environment: Any = None  # what its calls find around them
         self.restarts = 0
         self.instance: Any = None
         self.failure: Any = None
@@ -62,6 +63,7 @@ class LocalActors:
         actor = self._actors[entry.seq] = LocalActor(
             self._session.keep(entry), name, spec.options["actor"]["name"], description
         )
+        actor.environment = spec.options.get("env")
         task = self._submit(actor, spec, init, args, kwargs, returns=1)
         if made:
             actor.instance = made[0]
@@ -82,8 +84,11 @@ class LocalActors:
         ordered: bool,
         called: tuple[str, str],
         description: Any,
+        detached: bool = False,
+        here: bool = True,
     ) -> tuple[Entry, Any, bool]:
-        """Make the instance, unless one has that name."""
+        """Make the instance, unless one has that name; a detached one ends with this process, too."""
+        del detached, here
         found = self.find(*called)
         if found is not None:
             return (*found, False)
@@ -135,7 +140,7 @@ class LocalActors:
     ) -> Task:
         if actor.failure is not None:
             return self._session.failed(spec, *actor.failure)  # type: ignore[no-any-return]  # a LocalSession
-        options = spec.options | {"function": function}
+        options = spec.options | {"function": function, "env": actor.environment}
         one = Spec(0, self._me, spec.name, {}, num_returns=returns, options=options, max_retries=spec.max_retries)
         self.running.append(actor)
         try:

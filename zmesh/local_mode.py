@@ -200,6 +200,9 @@ class LocalSession:
     def wait(self, entries: list[Entry], num_returns: int, timeout: float | None) -> None:
         """Return at once: everything is there."""
 
+    def wait_with_streams(self, awaited: list[tuple[Entry, int]], needed: int, timeout: float | None) -> None:
+        """Return at once: everything is there."""
+
     def rest(self, given: Any, rest: list[Any]) -> list[Any]:
         """Return it: a loop of waits has nothing to wait for."""
         del given
@@ -265,9 +268,17 @@ class LocalSession:
         del entry
         return "nothing: a local session runs tasks at once"
 
-    def create_group(self, name: str, strategy: str, bundles: list[dict[str, int]]) -> bytes:
-        """Make a placement group, which is there at once and has no effect."""
-        if name and any(one["name"] == name and one["state"] != "REMOVED" for one in self._groups.values()):
+    def find_group(self, name: str) -> tuple[bytes, list[dict[str, float]]] | None:
+        """Return (ID, what each bundle holds) of the group of that name."""
+        for group, one in self._groups.items():
+            if one["name"] == name and one["state"] != "REMOVED":
+                return bytes.fromhex(group), list(one["bundles"].values())
+        return None
+
+    def create_group(self, name: str, strategy: str, bundles: list[dict[str, int]], *, detached: bool = False) -> bytes:
+        """Make a placement group, which is there at once and has no effect; a detached one ends with us, too."""
+        del detached
+        if name and self.find_group(name) is not None:
             raise ConfigError(f"there is a placement group named {name!r} already: remove it, or take another name")
         group = os.urandom(GROUP_ID_BYTES)
         specs = {i: {one: amount / UNIT for one, amount in shape.items()} for i, shape in enumerate(bundles)}

@@ -1,6 +1,6 @@
 """The options of a remote function: their names, defaults and limits. Values are checked where they are given."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,22 @@ _SHARE_WITHOUT_RESOURCES = (
 )
 
 _STRATEGIES = ("DEFAULT", "SPREAD")
+_IN_GROUP = "use scheduling_strategy=PlacementGroupSchedulingStrategy(group, index, capture)"
+_INSTEAD = {  # {option that others have and we do not: what to do}
+    "accelerator_type": "label the nodes (`zmesh up --label accelerator=H100`) and ask for it by label_selector=",
+    "allow_out_of_order_execution": "calls of async and threaded actors start when they can; leave it out",
+    "enable_task_events": "no events of tasks are kept; leave it out",
+    "enable_tensor_transport": "arrays travel through shared memory; leave it out",
+    "fallback_strategy": "use scheduling_strategy=NodeLabelSchedulingStrategy(soft=...)",
+    "object_store_memory": "the store is shared by all; leave it out",
+    "placement_group": _IN_GROUP,
+    "placement_group_bundle_index": _IN_GROUP,
+    "placement_group_capture_child_tasks": _IN_GROUP,
+    "tensor_transport": "arrays travel through shared memory; leave it out",
+    "_actor_generator_backpressure_num_objects": "set generator_backpressure= of each method",
+    "_labels": "no events of tasks are kept; leave it out",
+    "_num_objects_per_yield": "yield lists",
+}
 
 
 @dataclass(slots=True)
@@ -33,7 +49,9 @@ class TaskOptions:
         retry_exceptions: True, or a list of exception classes: it is also run again when it raises (one of) them.
         max_calls: the worker ends after so many calls of the function; 0: never.
         name: what logs and errors call it.
-        scheduling_strategy: "DEFAULT", "SPREAD", or a strategy of zmesh.util.scheduling_strategies.
+        scheduling_strategy: "DEFAULT", "SPREAD", or a strategy of zmesh.util.scheduling_strategies. None: "DEFAULT",
+            but in the placement group of the task that submits, if that captures what it submits.
+        label_selector: {label: value} that the node must have, besides what the strategy says.
         timeout: seconds it may run; then its worker is killed and it counts as died.
         priority: higher ones start first; 0 by default.
         generator_backpressure: items a stream may be ahead of its reader; None: without limit.
@@ -50,7 +68,8 @@ class TaskOptions:
     retry_exceptions: bool | list[type[BaseException]] | tuple[type[BaseException], ...] = False
     max_calls: int = 0
     name: str = ""
-    scheduling_strategy: Any = "DEFAULT"
+    scheduling_strategy: Any = None
+    label_selector: Mapping[str, str] | None = None
     timeout: float | None = None
     priority: int = 0
     generator_backpressure: int | None = None
@@ -59,6 +78,7 @@ class TaskOptions:
 
 ALIASES = {"_generator_backpressure_num_objects": "generator_backpressure"}
 VALID = tuple(TaskOptions.__dataclass_fields__)
+DEFAULTS: dict[str, Any] = {name: field.default for name, field in TaskOptions.__dataclass_fields__.items()}
 
 
 def parse(given: Mapping[str, Any], base: TaskOptions | None = None) -> TaskOptions:
@@ -71,12 +91,20 @@ def parse(given: Mapping[str, Any], base: TaskOptions | None = None) -> TaskOpti
     for given_name, value in given.items():
         name = ALIASES.get(given_name, given_name)
         if name not in VALID:
-            raise ConfigError(f"unknown option {given_name!r}; valid options are: {', '.join(VALID)}")
-        values[name] = value
+            raise unknown_option(given_name, "", VALID)
+        values[name] = DEFAULTS[name] if value is None else value
     values["runtime_env"] = envs.check(values.get("runtime_env"))
     options = TaskOptions(**values)
     _check(options)
     return options
+
+
+def unknown_option(name: str, of: str, valid: Iterable[str]) -> ConfigError:
+    """Return the error of an option that does not exist, with what to do instead, if that is known."""
+    instead = _INSTEAD.get(name)
+    if instead is not None:
+        return ConfigError(f"there is no option {name!r}: {instead}")
+    return ConfigError(f"unknown option {name!r}{of}; valid options are: {', '.join(valid)}")
 
 
 def _check(options: TaskOptions) -> None:
@@ -130,7 +158,24 @@ def _check_types(options: TaskOptions) -> None:
             raise ConfigError(f"scheduling_strategy must be one of {', '.join(_STRATEGIES)}, not {strategy!r}")
     elif strategy is not None and not hasattr(strategy, "hard_marks"):
         raise ConfigError(f"scheduling_strategy must be a string or a strategy of zmesh.util, not {strategy!r}")
+    _check_labels(options)
     placed(options)  # a task that does not fit into its bundle is refused here
+
+
+def _check_labels(options: TaskOptions) -> None:
+    labels = options.label_selector
+    if labels is None:
+        return
+    if not isinstance(labels, Mapping) or not all(isinstance(one, str) for pair in labels.items() for one in pair):
+        raise ConfigError(f'label_selector must be a dict such as {{"zone": "a"}}, not {labels!r}')
+    for key, value in labels.items():
+        if value.startswith(("!", "in(")):
+            raise ConfigError(
+                f"label_selector asks for one value, not for {key}={value!r}: give the nodes you mean a label of their "
+                "own (`zmesh up --label KEY=VALUE`)"
+            )
+    if getattr(options.scheduling_strategy, "group", None) is not None:
+        raise ConfigError("label_selector has no effect in a placement group, whose bundles lie where they lie")
 
 
 def shape(options: TaskOptions) -> dict[str, int]:
@@ -156,8 +201,9 @@ def placed(
     """
     plain = shape(options)
     strategy = options.scheduling_strategy
-    if captured is not None and strategy in (None, "DEFAULT"):
+    if captured is not None and is_captured(options):
         return in_bundle(plain, captured["id"], captured["bundles"], -1), None
+    plain |= {f"label:{key}={value}": 1 for key, value in (options.label_selector or {}).items()}
     if strategy == "SPREAD":
         return plain | {"spread": 1}, None
     if strategy is None or isinstance(strategy, str):
@@ -167,6 +213,16 @@ def placed(
     hard = plain | dict.fromkeys(strategy.hard_marks(), 1)
     full = hard | dict.fromkeys(strategy.soft_marks(), 1)
     return full, hard if full != hard else None
+
+
+def is_captured(options: TaskOptions) -> bool:
+    """Whether a task runs in the placement group of the one that submits it, if that captures its children."""
+    return options.scheduling_strategy is None and options.label_selector is None
+
+
+def group_of(options: TaskOptions, captured: Mapping[str, Any] | None) -> Any:
+    """Return the placement group a task runs in, as the task is to know of it; None if in none."""
+    return captured if is_captured(options) else getattr(options.scheduling_strategy, "group", None)
 
 
 def in_bundle(plain: dict[str, int], group: str, bundles: Any, index: int) -> dict[str, int]:

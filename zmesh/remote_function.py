@@ -96,9 +96,7 @@ class RemoteFunction:
             sent["max_calls"] = options.max_calls
         if retry:
             sent["retry"] = True
-        group = options.scheduling_strategy.group if hasattr(options.scheduling_strategy, "group") else None
-        if options.scheduling_strategy in (None, "DEFAULT"):
-            group = captured
+        group = opts.group_of(options, captured)
         if group is not None:
             sent["group"] = group
         if not options.max_retries or not options.oom_retries:
@@ -169,8 +167,8 @@ def _check_names(given: dict[str, Any]) -> None:
     """Refuse at once what neither a function nor a class may have."""
     for name in given:
         if name not in (*opts.VALID, *opts.ALIASES, *actor_options.VALID):
-            functions, classes = ", ".join(opts.VALID), ", ".join(actor_options.VALID)
-            raise ConfigError(f"unknown option {name!r}; valid options are: {functions}; and for a class: {classes}")
+            classes = "and for a class: " + ", ".join(actor_options.VALID)
+            raise opts.unknown_option(name, "", (*opts.VALID, classes))
     if all(name in (*opts.VALID, *opts.ALIASES) for name in given):
         opts.parse(given)
 

@@ -103,6 +103,16 @@ class RuntimeContext:
         """What is set up around the running task, with the paths of its host; in a driver, what init() was given."""
         return dict(self._session.runtime_env_here)
 
+    def get_node_labels(self) -> dict[str, str]:
+        """Return the labels of the node."""
+        labels: dict[str, str] = api.nodes()[0]["Labels"]
+        return labels
+
+    def is_canceled(self) -> bool:
+        """Whether somebody cancelled the actor's call that runs: nothing else interrupts one outside an event loop."""
+        running = self._running()
+        return running is not None and running.cancelled
+
     def get_pid(self) -> int:
         """Return the process ID."""
         return os.getpid()
@@ -113,9 +123,5 @@ class RuntimeContext:
 
 
 def get_runtime_context() -> RuntimeContext:
-    """Return the context of the running task, or of the driver.
-
-    Raises:
-        NotRunningError: zmesh does not run in this process.
-    """
-    return RuntimeContext(api.require_running())
+    """Return the context of the running task, or of the driver."""
+    return RuntimeContext(api.auto_init())

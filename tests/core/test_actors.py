@@ -205,6 +205,30 @@ def test_a_cancelled_call_is_not_sent_again(driver: Driver) -> None:
     assert call.value[0] == "TaskCancelledError"
 
 
+def test_an_actor_ends_with_its_placement_group_and_its_calls_say_so(driver: Driver) -> None:
+    handle = driver.actor(restarts=1)
+    call = driver.call(handle)
+    creation = handle.actor.creation
+    assert creation is not None
+    driver.hear(NODE, m.WorkerDied(W, 1, 9, D, creation.seq, creation.attempt, "group", ""))
+    driver.pass_time(DRAIN_S)
+    assert call.value[0] == driver.call(handle).value[0] == "ActorPlacementGroupRemovedError"
+
+
+def test_an_item_that_is_taken_while_its_actor_is_gone_is_told_to_nobody(driver: Driver) -> None:
+    handle = driver.borrow()
+    spec = driver.core.new_spec(D, "A.m", {}, num_returns=-1, options={"method": "m", "backpressure": 1})
+    actor = driver.core.actors.find(handle, "A", ordered=True)
+    task = driver.core.call(actor, handle, spec, b"x", None, 0, driver.now)
+    driver.hear(NODE, a.ActorState(actor_id(OTHER, 7), 1, W))
+    driver.hear(W, m.Done([(task.seq, 0, m.ITEM, (0, m.INLINE, b"i", []))], [], []))
+    driver.core.tasks.consumed(task, 1)
+    assert driver.said(m.Consumed) == [m.Consumed(task.seq, 1)]
+    driver.died(W)
+    driver.core.tasks.consumed(task, 1)
+    assert driver.said(m.Consumed) == []
+
+
 def test_ctrl_c_cancels_calls_and_leaves_actors(driver: Driver) -> None:
     handle = driver.actor()
     queued = driver.create()
@@ -589,6 +613,7 @@ def test_cancel_drops_a_queued_call_and_interrupts_one_that_runs() -> None:
     assert server.effects == []
     assert server.core.cancel(D, m.Cancel(1, 0, False), 0.0)
     assert server.effects == [Interrupt(D, 1, 0)]
+    assert server.core.running[D, 1].cancelled
     assert not server.core.cancel(D, m.Cancel(7, 0, False), 0.0)
 
 

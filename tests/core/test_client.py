@@ -479,10 +479,15 @@ def test_promotion_names_what_a_value_contains_and_is_done_once(driver: Driver) 
     (promote,) = driver.said(NODE)
     refs = driver.core.references
     assert promote.objects == [(refs.oid(outer), m.INLINE, b"o", [refs.oid(inner)])]
-    assert refs.promote([outer]) is None
+    assert refs.promote([outer]) is ticket, "whoever waits for it too must not be faster than the node"
     driver.hear(NODE, m.Ack(promote.request, "store full"))
     assert ticket is not None
     assert ticket.value == ("StoreFullError", "store full", {})
+    again = refs.promote([outer])
+    assert again is not None, "the node does not count it, so it is told again before it leaves"
+    (promote,) = driver.said(NODE)
+    driver.hear(NODE, m.Ack(promote.request))
+    assert refs.promote([outer]) is None
     refs.drop(outer)
     assert driver.said(NODE) == [m.Release([(refs.oid(outer), 1, True)])]
     assert refs.borrow(refs.oid(inner)) is inner

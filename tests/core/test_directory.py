@@ -8,7 +8,9 @@ import pytest
 from zmesh.core.copies import Copies
 from zmesh.core.directory import Directory
 from zmesh.core.effects import DropSegments, Effect, Send
+from zmesh.core.enclosed import Enclosed
 from zmesh.core.evacuation import Evacuation
+from zmesh.core.tallies import Tallies
 from zmesh.core.timers import Timers
 from zmesh.wire.ids import node_peer, object_id
 from zmesh.wire.lineage_messages import Forget, Missing
@@ -43,6 +45,14 @@ class Desk:
             NODE,
             self.effects,
             self.evacuation,
+            tallies=Tallies(
+                self.effects,
+                Timers(),
+                alive=self.living.__contains__,
+                counts=lambda holder: self.directory.counts_of(holder),
+                recount=lambda oid, holder, holds: self.directory.recount(oid, holder, holds),
+            ),
+            enclosed=Enclosed(NODE, self.effects),
             alive=self.living.__contains__,
             reserve=self._reserve,
             release=self._release,

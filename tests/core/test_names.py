@@ -212,6 +212,49 @@ def test_a_new_home_that_does_not_know_a_name_yet_hears_of_it_before_it_gives_it
     raise AssertionError("no seed made the new node the home")
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_node_takes_names_for_its_groups_and_they_are_no_actors(seed: int) -> None:
+    net = Net(5, seed)
+    heard: list[Any] = []
+    for node in net.living:
+        net.names[node].take(m.GROUPS, "g", node + b"group...", b"told", heard.append)
+    net._collect()
+    net.settle()
+    assert len(heard) == 5
+    assert len({entry[2] for entry in heard}) == 1
+    owner = heard[0][2][:NODE_ID_BYTES]
+    assert all(net.names[node].listed() == [] for node in net.living)
+    net.names[owner].actor_gone(heard[0][2])
+    net._collect()
+    net.settle()
+    net.names[net.living[0]].take(m.GROUPS, "g", net.living[0] + b"another.", b"told", heard.append)
+    net._collect()
+    net.settle()
+    assert heard[-1][2] == net.living[0] + b"another."
+
+
+def test_a_name_whose_first_owner_died_while_it_was_taken_goes_to_the_next() -> None:
+    """The home asks for copies and hears of another owner, whose node dies before the last copy is confirmed."""
+    for seed in range(200):
+        net = Net(4, seed)
+        first, second, third, fourth = net.living
+        if net.names[first].line(("ns", "a"))[:3] != [first, second, third]:
+            continue
+        older = ("ns", "a", actor_id(net.client(fourth), 1), b"told")
+        net.names[second].keep(node_peer(third), m.NameCopy(0, [older]))
+        request = net.take(first, "a")
+        net.links.pop((first, third))  # so the second answer is still to come
+        net.settle()
+        assert request not in net.told
+        net.die(fourth)
+        net.names[first].copied(third, m.NameCopied(1, []))
+        net._collect()
+        net.settle()
+        assert net.told[request][2] == actor_id(net.client(first), 1)
+        return
+    raise AssertionError("no seed gave that line")
+
+
 def test_a_late_answer_is_ignored() -> None:
     net = Net(2)
     net.names[net.living[0]].told(m.NameTold(99, []))

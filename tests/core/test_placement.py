@@ -14,6 +14,7 @@ from zmesh.core.node import Executing, NodeCore
 from zmesh.core.placement import ANSWER_S, ENDED_MAX
 from zmesh.core.resources import Resources
 from zmesh.core.timers import Timers
+from zmesh.wire import actor_messages as a
 from zmesh.wire import group_messages as g
 from zmesh.wire import messages as m
 from zmesh.wire.ids import node_peer
@@ -369,6 +370,73 @@ def test_only_the_last_groups_that_ended_are_remembered() -> None:
         net.create(CPU, group=group, name="again")
         net.say(DRIVER, g.RemoveGroup(8, group))
     assert len(net.cores[NODES[0]].groups.placement.describe()) == ENDED_MAX
+
+
+def answers(net: Net) -> list[g.GroupReply]:
+    return [word for to, word in net.said if to == DRIVER and isinstance(word, g.GroupReply)]
+
+
+def test_a_name_is_unique_in_the_mesh_until_its_group_is_gone() -> None:
+    net = Net()
+    assert net.create(CPU, name="x") == ""
+    other = NODES[1] + b"group..."
+    net.say(OTHER, g.CreateGroup(7, other, OTHER, "x", "PACK", [CPU]))
+    (reply,) = [word for to, word in net.said if to == OTHER and isinstance(word, g.GroupReply)]
+    assert "named 'x' already" in reply.error
+    assert reply.holder == GROUP
+    net.say(DRIVER, g.RemoveGroup(8, GROUP))
+    net.say(OTHER, g.CreateGroup(9, other, OTHER, "x", "PACK", [CPU]))
+    assert net.state(other) == "CREATED"
+
+
+def test_what_is_wanted_of_a_group_that_waits_for_its_name_is_done_afterwards() -> None:
+    net = Net()
+    held: list[Any] = []
+    name = next(n for n in "abcdefgh" if net.cores[NODES[0]].actors.names.line(("", n))[0] != NODES[0])
+
+    def hold(message: Any) -> bool:
+        if isinstance(message, a.NameTold):
+            held.append(message)
+        return isinstance(message, a.NameTold)
+
+    net.drop = hold
+    message = g.CreateGroup(7, GROUP, DRIVER, name, "PACK", [CPU])
+    net.say(DRIVER, message)
+    net.say(DRIVER, g.WatchGroup(GROUP))
+    net.say(DRIVER, g.RemoveGroup(8, GROUP))
+    assert answers(net) == []
+    net.say(DRIVER, message)  # the ID is not new
+    assert "not new" in answers(net)[0].error
+    net.say(node_peer(NODES[1]), held[0], to=NODES[0])
+    assert [reply.error for reply in answers(net)[1:]] == ["", ""]
+    assert net.states_told(DRIVER) == ["PENDING", "REMOVED"]
+    assert net.held == [0, 0, 0]
+
+
+def test_a_program_that_ends_while_its_group_is_named_leaves_no_name() -> None:
+    net = Net()
+    name = next(n for n in "abcdefgh" if net.cores[NODES[0]].actors.names.line(("", n))[0] != NODES[0])
+    held: list[Any] = []
+    net.drop = lambda message: isinstance(message, a.NameTold) and not held.append(message)
+    net.say(DRIVER, g.CreateGroup(7, GROUP, DRIVER, name, "PACK", [CPU]))
+    net.cores[NODES[0]].client_ended(DRIVER, net.now)
+    net.drop = lambda message: False
+    net.say(node_peer(NODES[1]), held[0], to=NODES[0])
+    assert "has ended" in answers(net)[0].error
+    assert all(not core.actors.names._entries for core in net.cores.values())
+
+
+def test_a_detached_group_outlives_its_program_but_not_its_coordinator() -> None:
+    net = Net()
+    net.create(CPU, CPU, CPU, job=b"", strategy="STRICT_SPREAD", name="x")
+    net.cores[NODES[0]].client_ended(DRIVER, net.now)
+    net.run(10.0)
+    assert net.state() == "CREATED"
+    assert net.held == [1, 1, 1]
+    net.lose(NODES[0])
+    net.run(10.0)
+    assert net.held == [0, 0]
+    assert all(not core.actors.names._entries for core in net.cores.values())
 
 
 def worker_in(net: Net, *, running: bool) -> bytes:

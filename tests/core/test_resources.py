@@ -1,5 +1,7 @@
 """The books: nothing is booked twice, and everything comes back."""
 
+from typing import ClassVar
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
@@ -49,24 +51,18 @@ def test_a_blocked_booking_keeps_its_gpu() -> None:
     assert resources.available == resources.total
 
 
-class Books(RuleBasedStateMachine):
-    """Any order of booking, blocking and releasing."""
+class Booked(RuleBasedStateMachine):
+    """What is booked, and may be blocked and released, in any order."""
 
     bookings = Bundle("bookings")
+    total: dict[str, int]
 
     def __init__(self) -> None:
         super().__init__()
-        self.resources = Resources({"CPU": 4 * UNIT, "GPU": 2 * UNIT, "disk": 3 * UNIT})
+        self.resources = Resources(self.total)
         self.open: list[Booking] = []
 
-    @rule(
-        target=bookings,
-        cpu=st.integers(0, 4 * UNIT),
-        gpu=st.sampled_from([0, UNIT // 4, UNIT // 2, UNIT, 2 * UNIT]),
-        disk=st.integers(0, UNIT),
-    )
-    def book(self, cpu: int, gpu: int, disk: int) -> Booking:
-        shape = {name: amount for name, amount in (("CPU", cpu), ("GPU", gpu), ("disk", disk)) if amount}
+    def booked(self, shape: dict[str, int]) -> Booking:
         if not self.resources.fits(shape):
             return Booking({})
         booking = self.resources.book(shape)
@@ -89,6 +85,22 @@ class Books(RuleBasedStateMachine):
     @invariant()
     def the_tables_agree(self) -> None:
         self.resources.check()
+
+
+class Books(Booked):
+    """Any order of booking, blocking and releasing."""
+
+    total: ClassVar = {"CPU": 4 * UNIT, "GPU": 2 * UNIT, "disk": 3 * UNIT}
+
+    @rule(
+        target=Booked.bookings,
+        cpu=st.integers(0, 4 * UNIT),
+        gpu=st.sampled_from([0, UNIT // 4, UNIT // 2, UNIT, 2 * UNIT]),
+        disk=st.integers(0, UNIT),
+    )
+    def book(self, cpu: int, gpu: int, disk: int) -> Booking:
+        shape = {name: amount for name, amount in (("CPU", cpu), ("GPU", gpu), ("disk", disk)) if amount}
+        return self.booked(shape)
 
     @invariant()
     @precondition(lambda self: not any(booking.blocked for booking in self.open))
@@ -143,6 +155,30 @@ def test_bundles_are_held_together_or_not_at_all() -> None:
     assert not resources.hold(GROUP, {0: {"CPU": UNIT}, 1: {"CPU": 2 * UNIT}})
     assert resources.available == resources.total
     assert not resources.bundles
+
+
+def test_what_a_booking_gives_back_is_free_in_its_bundle_and_in_the_group() -> None:
+    resources = Resources({"CPU": 2 * UNIT})
+    assert resources.hold(GROUP, {0: {"CPU": UNIT}, 1: {"CPU": UNIT}})
+    for index in range(2):
+        resources.open(GROUP, index)
+    of_one, of_all = f"CPU@{GROUP.hex()}:0", f"CPU@{GROUP.hex()}"
+    booking = resources.book({of_one: UNIT})
+    assert (resources.available[of_one], resources.available[of_all]) == (0, UNIT)
+    resources.reduce(booking, {of_one: UNIT})
+    assert (resources.available[of_one], resources.available[of_all]) == (UNIT, 2 * UNIT)
+    resources.check()
+    blocked = resources.book({of_all: UNIT})
+    resources.block(blocked)
+    resources.reduce(blocked, {of_all: UNIT})
+    resources.check()
+    gone = resources.book({of_one: UNIT})
+    resources.drop(GROUP, 0)
+    resources.reduce(gone, {of_one: UNIT})
+    resources.check()
+    for one in (booking, blocked, gone):
+        resources.release(one)
+    resources.check()
 
 
 def test_nothing_runs_in_a_bundle_that_is_not_open() -> None:
@@ -224,15 +260,10 @@ def test_a_bundle_that_ends_is_free_when_its_last_task_is() -> None:
     assert resources.available == resources.total
 
 
-class Bundles(RuleBasedStateMachine):
+class Bundles(Booked):
     """Any order of reserving, opening and dropping bundles, and of tasks in them and beside them."""
 
-    bookings = Bundle("bookings")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.resources = Resources({"CPU": 6 * UNIT, "GPU": 3 * UNIT})
-        self.open: list[Booking] = []
+    total: ClassVar = {"CPU": 6 * UNIT, "GPU": 3 * UNIT}
 
     @rule(
         group=st.sampled_from([GROUP, OTHER_GROUP]),
@@ -251,7 +282,7 @@ class Bundles(RuleBasedStateMachine):
             self.resources.drop(group, index)
 
     @rule(
-        target=bookings,
+        target=Booked.bookings,
         group=st.sampled_from([None, GROUP, OTHER_GROUP]),
         index=st.sampled_from([None, 0, 1, 2]),
         cpu=st.integers(0, 2),
@@ -260,28 +291,7 @@ class Bundles(RuleBasedStateMachine):
     def book(self, group: bytes | None, index: int | None, cpu: int, gpu: int) -> Booking:
         amounts = {name: amount for name, amount in (("CPU", cpu * UNIT), ("GPU", gpu)) if amount}
         shape = amounts if group is None else inside(index, group, **amounts)
-        if not self.resources.fits(shape):
-            return Booking({})
-        booking = self.resources.book(shape)
-        self.open.append(booking)
-        return booking
-
-    @rule(booking=bookings)
-    def block(self, booking: Booking) -> None:
-        self.resources.block(booking)
-
-    @rule(booking=bookings)
-    def unblock(self, booking: Booking) -> None:
-        self.resources.unblock(booking)
-
-    @rule(booking=consumes(bookings))
-    def release(self, booking: Booking) -> None:
-        self.resources.release(booking)
-        self.open = [other for other in self.open if other is not booking]
-
-    @invariant()
-    def the_tables_agree(self) -> None:
-        self.resources.check()
+        return self.booked(shape)
 
     @invariant()
     def no_gpu_is_given_away_twice(self) -> None:

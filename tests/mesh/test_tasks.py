@@ -123,7 +123,8 @@ def test_a_task_that_forks_gives_one_result_and_leaves_nobody(mesh: Any) -> None
         zmesh.get([end_badly.options(max_retries=0).remote("SIGKILL") for _ in range(3)])
     for worker in mesh.status()["workers"]:
         if worker["pid"]:
-            os.kill(worker["pid"], signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # one of those that end badly may not be reaped yet
+                os.kill(worker["pid"], signal.SIGKILL)
     assert _until(lambda: not pathlib.Path(f"/proc/{pid}").exists(), 5)
 
 
@@ -366,7 +367,7 @@ def test_objects_outlive_their_makers_and_are_freed_with_their_last_ref(mesh: An
         zmesh.put(np.zeros(40_000_000))
 
 
-@pytest.mark.parametrize("seconds", [0, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [0, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_stopped_reader_never_sees_its_array_change(mesh: Any, tmp_path: pathlib.Path, seconds: float) -> None:
     ready, go = tmp_path / "ready", tmp_path / "go"
 
@@ -411,17 +412,15 @@ def test_nested_tasks_need_no_cpu_while_they_wait(mesh: Any, depth: int) -> None
 
 
 def test_resources_are_booked_masked_and_missed(mesh: Any, tmp_path: pathlib.Path) -> None:
-    @zmesh.remote(num_gpus=1)
-    def gpu(index: int) -> list[int]:
-        (tmp_path / str(index)).touch()
-        while len(list(tmp_path.iterdir())) < 2:  # both run at once
+    @zmesh.remote
+    def meet(count: int, index: int) -> list[int]:
+        (tmp_path / f"{count}-{index}").touch()
+        while len(list(tmp_path.glob(f"{count}-*"))) < count:  # all run at once
             time.sleep(0.01)
         return zmesh.get_gpu_ids()
 
-    assert sorted(zmesh.get([gpu.remote(0), gpu.remote(1)], timeout=20)) == [[0], [1]]
-    begun = time.monotonic()
-    zmesh.get([nap.options(num_cpus=0.5).remote(0.4) for _ in range(4)])
-    assert time.monotonic() - begun < 0.78
+    assert sorted(zmesh.get([meet.options(num_gpus=1).remote(2, i) for i in range(2)], timeout=20)) == [[0], [1]]
+    zmesh.get([meet.options(num_cpus=0.5).remote(4, i) for i in range(4)], timeout=20)
     with pytest.raises(TaskUnschedulableError, match="tape 1"):
         zmesh.get(same.options(resources={"tape": 1}).remote())
     assert zmesh.get(same.options(resources={"disk": 1}).remote(1)) == 1

@@ -1,9 +1,11 @@
 """`wait` and `as_completed` over many refs, in loops: right, and no slower for each ref if there are more of them."""
 
 import pickle
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import numpy
@@ -13,7 +15,7 @@ import zmesh
 from zmesh.exceptions import ConfigError
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def node() -> Iterator[None]:
     zmesh.init("local", num_cpus=2)
     yield
@@ -206,15 +208,22 @@ def test_many_objects_go_through_one_task_and_one_get() -> None:
     assert zmesh.get(refs) == list(range(10_000))
 
 
-def per_ref_s(count: int, loop: Callable[[list[Any]], None], make: Callable[[int], list[Any]] = ended) -> float:
-    """Return the best of three, in seconds for each ref."""
-    best = float("inf")
-    for _ in range(3):
-        refs = make(count)
-        started = time.perf_counter()
+def lines_per_ref(count: int, loop: Callable[[list[Any]], None], make: Callable[[int], list[Any]] = ended) -> float:
+    """Return how many lines of Python run in `loop`, for each ref: the same on a fast machine and a slow one."""
+    refs, lines = make(count), 0
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
         loop(refs)
-        best = min(best, time.perf_counter() - started)
-    return best / count
+    finally:
+        sys.settrace(before)
+    return lines / count
 
 
 def wait_for_all(refs: list[Any]) -> None:
@@ -223,34 +232,24 @@ def wait_for_all(refs: list[Any]) -> None:
         _, rest = zmesh.wait(rest)
 
 
-def copy_all(refs: list[Any]) -> None:
-    """Do what the lists that `wait` returns cost by themselves: a copy, a comparison, two moves."""
-    rest, known, other = refs, list(refs), list(refs)
-    while rest:
-        assert rest == known
-        del known[0], other[0]
-        rest = list(known)
+def take_all(refs: list[Any]) -> None:
+    assert sum(1 for _ in zmesh.as_completed(refs)) == len(refs)
 
 
-@pytest.mark.slow
-def test_a_loop_of_waits_costs_each_ref_the_same_but_for_the_copying_of_lists() -> None:
-    few, many = (per_ref_s(count, wait_for_all) - per_ref_s(count, copy_all) for count in (5_000, 20_000))
-    assert many < 2 * max(few, 5e-6), (few, many)
+def running(count: int) -> list[Any]:
+    return [give.remote() for _ in range(count)]
 
 
-@pytest.mark.slow
-def test_a_loop_of_waits_for_tasks_that_run_is_no_slower() -> None:
-    started = time.perf_counter()
-    wait_for_all([give.remote() for _ in range(20_000)])
-    assert time.perf_counter() - started < 20  # 86 s if each call looks at each ref
-
-
-@pytest.mark.slow
-def test_as_completed_costs_each_ref_the_same() -> None:
-    def take(refs: list[Any]) -> None:
-        assert sum(1 for _ in zmesh.as_completed(refs)) == len(refs)
-
-    few, many = (
-        per_ref_s(count, take, lambda count: [give.remote() for _ in range(count)]) for count in (25_000, 100_000)
-    )
+@pytest.mark.parametrize("loop", [wait_for_all, take_all])
+@pytest.mark.parametrize("make", [ended, running])
+def test_more_refs_cost_each_of_them_no_more(
+    loop: Callable[[list[Any]], None], make: Callable[[int], list[Any]]
+) -> None:
+    few, many = (lines_per_ref(count, loop, make) for count in (250, 2_000))
     assert many < 2 * few, (few, many)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_refs_are_waited_for() -> None:
+    take_all(running(100_000))
+    wait_for_all(running(20_000))

@@ -44,7 +44,7 @@ class Driver:
 def driver(request: pytest.FixtureRequest, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     context = zmq.Context()
     context.max_sockets = getattr(request, "param", 100)
-    monkeypatch.setattr(sockets_module, "new_context", lambda: context)
+    monkeypatch.setattr(sockets_module, "new_context", lambda **limits: context)
     made = Driver(tmp_path, context)
     yield made
     made.sockets.close(0)

@@ -164,8 +164,7 @@ def test_a_reader_cannot_make_its_array_writable(alice: Store, bob: Store) -> No
 
 def test_the_descriptor_a_reader_gets_is_read_only(node: Node, alice: Store) -> None:
     segment, _ = put(alice, np.arange(100_000))
-    channel = store._Channel(node.path)
-    channel.ask("hello", b"x")
+    channel = store._Channel(node.path, b"x")
     (size,), (fd,) = channel.ask("open", segment)
     assert size == class_bytes(800_000)
     assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
@@ -575,6 +574,32 @@ def test_a_process_of_another_user_is_cut_off(node: Node, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(NodeDiedError):
         Store(node.path, BOB)
+
+
+def test_a_late_store_talks_to_the_node_when_there_is_something_to_ask(node: Node, alice: Store) -> None:
+    where = put(alice, np.full(100_000, 7))
+    late = Store(node.path, BOB, late=True)
+    late.trim()
+    late.unmap([where[0]])
+    assert late._channel.socket is None
+    assert (get(late, where) == 7).all()
+    late.close()
+
+
+def test_a_late_store_of_a_dead_node_says_so_when_it_is_needed(node: Node) -> None:
+    node.stop()
+    late = Store(node.path, BOB, late=True)
+    with pytest.raises(NodeDiedError, match="no node serves"):
+        late.allocate(MIB)
+    late.close()
+
+
+def test_a_late_store_that_was_closed_connects_no_more(node: Node) -> None:
+    late = Store(node.path, BOB, late=True)
+    late.close()
+    with pytest.raises(NodeDiedError, match="closed"):
+        late._channel.ask("open", 1)
+    assert late._channel.socket is None
 
 
 def test_an_answer_left_unread_is_not_taken_for_the_next(node: Node, alice: Store, bob: Store) -> None:

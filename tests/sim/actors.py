@@ -11,9 +11,13 @@ from typing import Any
 
 import msgpack
 
+from zmesh.core import effects as fx
+from zmesh.core.keeper import KeeperCore
 from zmesh.core.records import Entry, Handle, Inputs, Task
+from zmesh.core.timers import Timers
 from zmesh.wire import messages as m
 from zmesh.wire.ids import PeerID
+from zmesh.wire.keeper_messages import KeepActor
 
 FAILURE = m.ERROR, ("ActorDiedError", "it has ended", {})
 
@@ -31,6 +35,34 @@ class ActorCode:
         process.core.start_actor(handle, self.now)
         self.settle(process)
         return handle
+
+    def keep(
+        self,
+        process: Any,
+        init: bytes,
+        name: str,
+        *,
+        restarts: int = 0,
+        here: bool = True,
+        inputs: Inputs | None = None,
+    ) -> Entry:
+        """Have a detached actor made; the entry resolves with Kept. What it needs must be promoted."""
+        job = process.peer if process.slot < 0 else process.core.thief.job
+        spec = ["A", {"CPU": m.UNIT}, None, {"max_calls": 1, "places": 1}, b"digest", b"blob", restarts, 0]
+        inputs = inputs or Inputs()
+        deps, held = ([process.core.references.oid(entry) for entry in some] for some in (inputs.deps, inputs.held))
+        order = KeepActor(0, job, spec, init, deps, held, "ns", name, b"told", ordered=True, here=here)
+        ticket: Entry = process.core.actors.keep(order)
+        self.settle(process)
+        return ticket
+
+    def keeper(self, node: Any, effect: fx.StartKeeper | fx.StopKeeper) -> None:
+        """A keeper lives as long as its node wants: as a process like others here, that only its host can kill."""
+        if isinstance(effect, fx.StopKeeper):
+            self.processes[effect.peer].alive = False
+            return
+        core = KeeperCore(effect.peer, [], Timers(), lambda status: (status >> 8, None, f"ended with {status}"))
+        self.processes[effect.peer] = type(node)(f"k{len(self.processes)}", effect.peer, core)
 
     def call(
         self,
@@ -99,6 +131,10 @@ class ActorCode:
     def _run_call(self, process: Any, call: Any, code: dict[str, Any]) -> None:
         core = process.core
         stored = [(value, key) for status, value, key in call.deps if status == m.STORED]
+        if any(self._is_gone(process, value[0]) for value, _ in stored):
+            core.call_finished(call, m.ERROR, ("ObjectLostError", "its bytes are gone", {}), [], 10, self.now)
+            self.settle(process)
+            return
         closings = [self._open(process, call, value, key) for value, key in stored]
 
         def end() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgpack
 
+from tests.sim.network import Network
 from tests.sim.programs import SIGKILL, UserCode, describe_status
 from zmesh.core import effects as fx
 from zmesh.core.client import ClientCore
@@ -62,7 +63,7 @@ class Host:
     copies: dict[bytes, int] = field(default_factory=dict)  # {object: segment of its copy here}
 
 
-class Simulation(UserCode):
+class Simulation(UserCode, Network):
     """Hosts with their nodes, which know each other from the start.
 
     Args:
@@ -97,11 +98,14 @@ class Simulation(UserCode):
         self._segments = count(1)
         self._pids = count(1000)
         self.workers_max = 0
+        self.partitioned = False  # it ever was: then bytes may be gone that somebody still expects
+        self.unreadable = 0  # arguments that were gone when a call was about to read them
         self.makers: dict[int, bytes] = {}  # {segment: who made it}
         self.dialled: dict[bytes, Process] = {}  # {link name of a shortcut: its driver}
         self.link_names: dict[tuple[bytes, bytes], bytes] = {}  # {(driver, node): link name}
         self.warnings: list[str] | None = None  # a list: warnings are noted there; None: they are faults
         self.cuts = 0.0  # which part of what nodes send each other is lost
+        self.apart: dict[tuple[bytes, bytes], bool] = {}  # {(node, node): True} between which nothing passes
         self.hosts: dict[bytes, Host] = {}
         for index in range(hosts):
             host = self._host(NODE[:7] + bytes([NODE[7] + index]), index, cpus, limits or Limits())
@@ -318,14 +322,14 @@ class Simulation(UserCode):
                     self.written.pop(segment, None)
             case fx.Post() | fx.PostAck():
                 self._post(process, effect)
-            case fx.Redial():
+            case fx.Redial() | fx.HangUp():
                 pass  # there are no connections here
             case fx.Relay():
                 self._relayed(process, effect)
             case fx.DialNode():
                 self.at(self.rng.uniform(0.001, 0.02), lambda: self._connect(process, effect))
-            case fx.HangUp():
-                pass
+            case fx.StartKeeper() | fx.StopKeeper():
+                self.keeper(process, effect)
             case fx.Detour():
                 self._by_node(process, effect.to, effect.message)
             case fx.LinkEnded():
@@ -425,79 +429,6 @@ class Simulation(UserCode):
 
         self.at(arrival - self.now, deliver)
 
-    def _post(self, process: Process, effect: fx.Post | fx.PostAck) -> None:
-        """Nodes, and drivers over shortcuts, talk over a network that may lose what it likes."""
-        if self.cuts and self.rng.random() < self.cuts:
-            if self.rng.random() < 0.5:  # it was known that there was no connection
-                self._unsent(process, effect)
-            return
-        if not self._is_node(process) or len(effect.node) != 8:
-            self._post_over_shortcut(process, effect)
-            return
-        target = self.hosts[effect.node]
-        self.message_counts["Post"] = self.message_counts.get("Post", 0) + isinstance(effect, fx.Post)
-
-        def arrive() -> None:
-            links, e = target.core.links, effect
-            if isinstance(e, fx.PostAck):
-                links.acknowledged(process.peer[:8], e.epoch, e.ack, e.missing, self.now)
-            else:
-                links.receive(process.peer[:8], e.epoch, e.seq, e.ack, e.more, e.source, e.to, e.frame, self.now)
-
-        self._carry(process, target.process, arrive)
-
-    def _unsent(self, process: Process, effect: fx.Post | fx.PostAck) -> None:
-        if not self._is_node(process):
-            process.core.shortcuts.unsent(effect)
-        elif len(effect.node) != 8:
-            process.core.openings.unsent(effect, self.now)
-
-    def _post_over_shortcut(self, process: Process, effect: fx.Post | fx.PostAck) -> None:
-        self.message_counts["Shortcut posts"] = self.message_counts.get("Shortcut posts", 0) + 1
-        half: Any
-        if self._is_node(process):
-            if effect.node not in self.dialled:  # the driver did not get through yet
-                process.core.openings.unsent(effect, self.now)
-                return
-            target, name = self.dialled[effect.node], (process.peer[:8], effect.node[1:])
-            half = target.core.shortcuts
-        else:
-            target, name = self.hosts[effect.node].process, (self.link_names[process.peer, effect.node],)
-            half = target.core.openings
-
-        def arrive() -> None:
-            e = effect
-            if isinstance(e, fx.PostAck):
-                half.acknowledged(*name, e.epoch, e.ack, e.missing, self.now)
-            else:
-                half.parcel(*name, (e.epoch, e.seq, e.ack, e.more, e.source, e.to, e.frame), self.now)
-
-        self._carry(process, target, arrive)
-
-    def _relayed(self, process: Process, effect: fx.Relay) -> None:
-        """A frame from another host is for this node, or for a process of this host."""
-        if effect.to == process.peer:
-            message = decode(effect.frame)
-            self._note(f"{self.processes[effect.source].name} => {process.name} {message}")
-            process.core.receive(effect.source, message, self.now)
-        else:
-            self._transmit(process, effect.to, effect.source, effect.frame)
-
-    def _fetch_copy(self, host: Host, effect: fx.FetchCopy) -> None:
-        if not host.process.alive:
-            return
-        source, home = self.hosts[effect.producer[:8]], self.hosts[effect.oid[:8]]
-        made = source.process.alive and effect.segment in self.written
-        kept = home.process.alive and home is not host and effect.oid in home.copies
-        if not made and not kept:
-            host.core.fetched(effect.oid, None, "its host is gone", self.now)
-        else:
-            segment = next(self._segments)
-            self.written[segment] = 1
-            host.copies[effect.oid] = segment
-            host.core.fetched(effect.oid, (segment, effect.nbytes, host.process.peer), "", self.now)
-        self.settle(host.process)
-
     def _note(self, line: str) -> None:
         self.trace.append(f"{self.now:.6f} {line[:220]}")
 
@@ -535,15 +466,25 @@ class Simulation(UserCode):
         self.starts.append((self.now, owner, running.seq, running.attempt, process.peer))
         self.host_of(process).boxes[process.slot] = Executing(owner, running.seq, running.attempt, running.spec.job)
         stored = [(value, key) for status, value, key in running.deps if status == m.STORED]
+        gone = [(key, value[0], value[2]) for value, key in stored if self._is_gone(process, value[0])]
+        if gone:
+            self._finish(process, running, m.LOST, gone, [])
+            return True
         closings = [self._open(process, running, value, key) for value, key in stored]
         self._execute(process, running, msgpack.unpackb(running.args), closings)
         return True
+
+    def _is_gone(self, process: Process, segment: int) -> bool:
+        """Whether what a call is about to read is not there any more: only after a partition."""
+        gone = segment not in self.written
+        assert not gone or self.partitioned, f"seed {self.seed}: {process.name} maps segment {segment}, which is gone"
+        self.unreadable += gone
+        return gone
 
     def _open(self, process: Process, running: Any, location: Any, key: Any) -> Callable[[], None]:
         segment = location[0]
         full = process.core.references.view_opened(running.victim, key)
         process.views[segment] = process.views.get(segment, 0) + 1
-        assert segment in self.written, f"seed {self.seed}: {process.name} maps segment {segment}, which is gone"
 
         def close() -> None:
             if process.alive:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.sim.programs import program
 from tests.sim.simulator import NODE, Process, Simulation, value_of
-from zmesh.core import copies
+from zmesh.core import copies, orphans
 from zmesh.core.effects import Send
 from zmesh.core.records import Entry, Inputs, Spec, Task
 from zmesh.wire import messages as m
@@ -339,11 +339,34 @@ def test_a_replica_is_read_when_the_host_of_the_owner_is_gone(seed: int, cuts: f
     assert use.status == m.INLINE
     for process, one in [*zip(readers, entries, strict=True), (readers[0], lost), (readers[0], use)]:
         sim.drop(process, one)
-    sim.run(sim.now + 2 * copies.UNUSED_S + 5)
-    for host in keepers:
-        host.core.replicas.make_room()
-        sim.settle(host.process)
-        assert not host.core.copies
+    sim.run(sim.now + 2 * copies.UNUSED_S + 5 * orphans.ROUND_S)
+    assert all(not host.core.copies for host in keepers), "nobody counts it, but its keeper asked who holds it"
+    assert not any(reader.core.sightings._since for reader in readers)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_replica_without_a_home_stays_as_long_as_a_reference_goes_from_hand_to_hand(seed: int) -> None:
+    sim = Simulation(seed, hosts=4, cpus=1)
+    owner = sim.driver("o", other(1))
+    readers = [sim.driver("d"), sim.driver("e", other(2)), sim.driver("f", other(3))]
+    entry, (count, _) = replicate(sim, owner, 3)
+    assert count == 3
+    oid = entry_id(owner, entry)
+    held = [borrow(sim, owner, entry, readers[0])]
+    sim.run(sim.now + 0.5)
+    sim.kill_host(sim.hosts[other(1)], 0.5)
+    sim.run(sim.now + 1.0)
+    at, stopped = 0, sim.now + 120.0
+    while sim.now < stopped:
+        after = (at + sim.rng.choice([1, 2])) % 3
+        held.append(readers[after].core.references.borrow(oid))
+        sim.drop(readers[at], held.pop(0))
+        at = after
+        sim.run(sim.now + sim.rng.choice([0.0001, 0.001, 0.1]))
+    assert [get(sim, readers[at], held)[0][0]] == [m.STORED]
+    sim.drop(readers[at], held[0])
+    sim.run(sim.now + 2 * orphans.ROUND_MAX_S)
+    assert not any(host.core.copies for host in sim.hosts.values() if host.process.alive)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

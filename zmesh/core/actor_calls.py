@@ -26,6 +26,7 @@ from zmesh.core.records import (
 from zmesh.core.timers import Timers
 from zmesh.wire.actor_messages import ACTOR_DEAD, ActorQuery, ActorState, Call, Follow, KillActor, NameAsk, Retire
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, actor_id, node_peer
+from zmesh.wire.keeper_messages import KeepActor, Kept
 from zmesh.wire.messages import ERROR, FAILED, INLINE, ITEM, LOST, STORED, Kill
 
 BATCH_CALLS_MAX = 256
@@ -156,6 +157,18 @@ class ActorCalls:
         home = node_peer(self._references.here)
         self._effects.append(Send(home, NameAsk(ticket.seq, kind, namespace, name, actor, description)))
         return ticket
+
+    def keep(self, order: KeepActor) -> Entry:
+        """Have our node's keeper make an actor; the entry resolves with Kept, or an error."""
+        ticket: Entry = self._references.ask()
+        order.request = ticket.seq
+        self._effects.append(Send(node_peer(self._references.here), order))
+        return ticket
+
+    def kept(self, m: Kept) -> None:
+        """The keeper has done so, or says why not."""
+        status, value = (ERROR, ("MeshError", m.error, {})) if m.error else (INLINE, m)
+        self._references.answered(m.request, status, value)
 
     # Handles.
 
@@ -482,4 +495,7 @@ def _failure_of(creation: Creation, actor: Actor) -> tuple[int, Any]:
         return ERROR, (name, text, {"actor_id": actor.oid.hex(), "class_name": actor.name, **attributes})
     if name == "TaskCancelledError":
         text = KILLED
+    if name == "TaskPlacementGroupRemovedError":
+        gone = ("ActorPlacementGroupRemovedError", text, {"actor_id": actor.oid.hex(), "class_name": actor.name})
+        return ERROR, gone
     return _died(actor, text, attributes)

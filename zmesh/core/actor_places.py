@@ -96,6 +96,15 @@ class ActorPlaces:
             for peer in [peer for peer in place.waiters if peer[:NODE_ID_BYTES] == node]:
                 del place.waiters[peer]
 
+    def describe(self, oid: ObjectID) -> tuple[str, NodeID]:
+        """Return ("pending", "alive", "restarting" or "dead", the node it lives on or b"") of an actor."""
+        place = self._places.get(oid)
+        if place is None or place.state.version == ACTOR_DEAD:
+            return "dead", b""
+        if place.state.peer:
+            return "alive", place.state.peer[:NODE_ID_BYTES]
+        return "restarting" if place.state.version else "pending", b""
+
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""
         assert all(place.state.actor == oid for oid, place in self._places.items())

@@ -130,6 +130,7 @@ class ActorServer:
         running = self.running.get((peer, message.seq))
         if running is not None:
             if running.attempt == message.attempt:
+                running.cancelled = True
                 running.stopped = CANCELLED
                 self._effects.append(Interrupt(peer, message.seq, message.attempt))
             return True

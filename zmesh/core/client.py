@@ -42,6 +42,7 @@ from zmesh.core.victim import Victim
 from zmesh.wire.actor_messages import ActorState, KillActor, NameTold, Unheld
 from zmesh.wire.group_messages import GroupReply, GroupState
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
+from zmesh.wire.keeper_messages import Kept
 from zmesh.wire.messages import (
     ERROR,
     INLINE,
@@ -115,20 +116,12 @@ class ClientCore(ActorInputs, LineageInputs):
         self._rescue = Rescue(effects, node=lambda: self.node, references=self.references, hears=self.shortcuts.heard)
         self.victim = Victim(self.node, effects, timers, self._arguments, self._limit_time)
         self.tasks = Tasks(
-            effects,
-            timers,
-            push=self._push,
-            forget=self._forget,
-            drop=self.references.drop,
-            fetch=self.references.fetch,
-            settled=self.references.resolved,
-            free=self.references.free_segment,
-            inside=self.references.inside,
-            waited=self._waited,
+            effects, timers, push=self._push, forget=self._forget, waited=self._waited,
+            drop=self.references.drop, fetch=self.references.fetch, settled=self.references.resolved,
+            free=self.references.free_segment, inside=self.references.inside, replace=self.references.replace,
             ended=lambda task: self.actors.ended(task),
             note=lambda task, results: self.lineage.note(task, results),
-            replace=self.references.replace,
-        )
+        )  # fmt: skip
         self.groups = GroupWatch(
             effects, timers, self.victim.groups, self.references, settle=self._settle, fail=self._group_changed
         )
@@ -171,6 +164,7 @@ class ClientCore(ActorInputs, LineageInputs):
             Unmap: lambda _, message, now: self.effects.append(UnmapSegments(list(message.segments))),
             ActorState: lambda _, message, now: self.actors.told(message, now),
             Unheld: lambda _, message, now: self.actors.unheld(message.actor, own=True),
+            Kept: lambda _, message, now: self.actors.kept(message),
             NameTold: lambda _, message, now: self.references.answered(message.request, INLINE, message.found),
             KillActor: lambda _, message, now: self.actors.kill_told(message, now),
         }

@@ -46,6 +46,8 @@ class Directory:
     Args:
         node: its ID.
         evacuation: what was copied here as the node it lay on left (core/evacuation.py).
+        tallies: told of each change of a count (core/tallies.py).
+        enclosed: holds what values here contain of other homes' objects (core/enclosed.py).
         alive: whether a peer is a living client, of this node or, as far as is known, of another.
         reserve: books bytes in the store; False if it is full.
         release: gives them back.
@@ -58,6 +60,8 @@ class Directory:
         effects: list[Effect],
         evacuation: Any,
         *,
+        tallies: Any,
+        enclosed: Any,
         alive: Callable[[PeerID], bool],
         reserve: Callable[[int], bool],
         release: Callable[[int], None],
@@ -69,6 +73,8 @@ class Directory:
         self._reserve = reserve
         self._release = release
         self._evacuation = evacuation
+        self._tallies = tallies
+        self._enclosed = enclosed
         self._freed = freed
         self._records: dict[ObjectID, Record] = {}
         self._remembered: dict[ObjectID, bool] = {}  # {object: True} of whose end the owner wants to hear
@@ -84,21 +90,30 @@ class Directory:
         return oid in self._records
 
     def promote(self, peer: PeerID, request: int, objects: list[Any]) -> None:
-        """Keep an owner's objects from now on: it holds each once more."""
+        """Keep an owner's objects from now on: it holds each once more. All of them, or, if there is no room, none."""
+        counted: list[tuple[ObjectID, Record]] = []
         for oid, status, value, inside in objects:
             record = self._records.get(oid)
-            if record is None:
-                if status == INLINE and not self._reserve(len(value)):
-                    text = (
-                        f"{len(value):,} bytes do not fit into the store: raise object_store_memory or drop references"
-                    )
-                    self._effects.append(Send(peer, Ack(request, text)))
-                    return
+            if record is not None:
+                self._enclosed.refused(inside)
+            elif status == INLINE and not self._reserve(len(value)):
+                self._refuse(peer, request, objects[len(counted) :], len(value))
+                for kept, one in counted:
+                    self._count(kept, one, peer, -1)
+                return
+            else:
                 record = self._records[oid] = Record(status, value, list(inside), booked=status == INLINE)
                 self._keep(oid, record)
                 self._hold_inside(oid, record)
             self._count(oid, record, peer, 1)
+            counted.append((oid, record))
         self._effects.append(Send(peer, Ack(request)))
+
+    def _refuse(self, peer: PeerID, request: int, objects: list[Any], nbytes: int) -> None:
+        text = f"{nbytes:,} bytes do not fit into the store: raise object_store_memory or drop references"
+        self._effects.append(Send(peer, Ack(request, text)))
+        for _, _, _, inside in objects:
+            self._enclosed.refused(inside)
 
     def _keep(self, oid: ObjectID, record: Record) -> None:
         """Have the node on which the bytes lie keep them, if that is another."""
@@ -108,6 +123,7 @@ class Directory:
             self._evacuation.stored(oid, record.value)
 
     def _hold_inside(self, oid: ObjectID, record: Record) -> None:
+        self._enclosed.added(record.inside)
         for inner in record.inside:
             held = self._records.get(inner)
             if held is not None:
@@ -118,6 +134,7 @@ class Directory:
         for oid, status, value, inside in objects:
             record = self._records.get(oid)
             if record is None or not self._is_news(record, status, value):
+                self._enclosed.refused(inside)
                 if record is None and status == STORED:
                     self.free_segments([(value[2], value[0], True)])
                 continue
@@ -136,6 +153,7 @@ class Directory:
                 held = self._records.get(inner)
                 if held is not None and oid in held.holders:
                     self._count(inner, held, oid, -1)
+            self._enclosed.removed(before, clean=True)
 
     @staticmethod
     def _is_news(record: Record, status: int, value: Any) -> bool:
@@ -196,6 +214,7 @@ class Directory:
 
     def _count(self, oid: ObjectID, record: Record, holder: Holder, change: int) -> None:
         holds = record.holders.get(holder, 0) + change
+        self._tallies.changed(oid, holder, change)
         if holds:
             record.holders[holder] = holds
         else:
@@ -229,6 +248,7 @@ class Directory:
                     held.clean = held.clean and record.clean
                     if not held.holders:
                         todo.append(inner)
+            self._enclosed.removed(record.inside, clean=record.clean)
 
     def fetch(self, peer: PeerID, oids: list[ObjectID]) -> None:
         """Tell values, now or as soon as there is one; every object asked for is answered."""
@@ -288,6 +308,7 @@ class Directory:
 
     def holder_died(self, peer: PeerID) -> None:
         """What a dead client held may go: nobody will come and say that it was given to him."""
+        self._tallies.gone(peer)
         for oid, record in list(self._records.items()):
             if oid not in self._records:
                 continue  # freed with its container
@@ -296,9 +317,21 @@ class Directory:
                 del record.holders[peer]
             # A count below zero waits for a Hold that the dead may have owed.
             for holder in [holder for holder, holds in record.holders.items() if holds < 0]:
-                del record.holders[holder]
+                self._tallies.changed(oid, holder, -record.holders.pop(holder))
             if not record.holders:
                 self._free(oid)
+
+    def counts_of(self, holder: PeerID) -> dict[ObjectID, int]:
+        """Return {object: holds} that are counted for one holder."""
+        return {oid: one.holders[holder] for oid, one in self._records.items() if holder in one.holders}
+
+    def recount(self, oid: ObjectID, holder: PeerID, holds: int) -> bool:
+        """Set a count that was wrong; False if there is no such object."""
+        record = self._records.get(oid)
+        if record is not None:
+            record.clean = False  # nobody knows what became of it meanwhile
+            self._count(oid, record, holder, holds - record.holders.get(holder, 0))
+        return record is not None or not holds
 
     def place_of(self, oid: ObjectID) -> Any:
         """Return where the bytes of a stored object lie, None if it is none."""

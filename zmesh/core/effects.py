@@ -70,6 +70,20 @@ class Spawn:
 
 
 @dataclass(slots=True)
+class StartKeeper:
+    """Have a keeper (core/keeper.py) live in this process, as the client `peer` of this node."""
+
+    peer: PeerID
+
+
+@dataclass(slots=True)
+class StopKeeper:
+    """The keeper `peer` is to be forgotten: it keeps nothing any more."""
+
+    peer: PeerID
+
+
+@dataclass(slots=True)
 class KillProcess:
     """SIGKILL the worker `peer` now."""
 
@@ -289,6 +303,8 @@ Effect = (
     | UnmapSegments
     | Interrupt
     | Spawn
+    | StartKeeper
+    | StopKeeper
     | KillProcess
     | DropSegments
     | Exit

@@ -59,10 +59,16 @@ class GroupWatch:
         self._removing: dict[int, bytes] = {}  # {request: group to be removed}
         self._lost: Any = None  # the failure of everything, once our own node is gone
 
-    def create(self, group: bytes, job: PeerID, name: str, strategy: str, bundles: list[Shape]) -> Entry:
-        """Have the node that the ID names, ours, make a group; the entry resolves when it has taken that on."""
+    def create(
+        self, group: bytes, job: PeerID, name: str, strategy: str, bundles: list[Shape], description: bytes = b""
+    ) -> Entry:
+        """Have the node that the ID names, ours, make a group; the entry resolves when it has taken that on.
+
+        An error has the attribute `holder` if another group has its name.
+        """
         ticket = self._ask()
-        self._effects.append(Send(_coordinator(group), CreateGroup(ticket.seq, group, job, name, strategy, bundles)))
+        message = CreateGroup(ticket.seq, group, job, name, strategy, bundles, description)
+        self._effects.append(Send(_coordinator(group), message))
         return ticket
 
     def remove(self, group: bytes) -> Entry:
@@ -81,7 +87,7 @@ class GroupWatch:
     def replied(self, m: GroupReply) -> None:
         """The coordinator has done what was asked, or says why not."""
         self._removing.pop(m.request, None)
-        failure: Any = ("ConfigError", m.error, {}) if m.error else None
+        failure: Any = ("ConfigError", m.error, {"holder": m.holder} if m.holder else {}) if m.error else None
         self._references.answered(m.request, INLINE if failure is None else ERROR, failure)
 
     def _watch(self, group: bytes) -> Watched:

@@ -13,6 +13,7 @@ from zmesh.core.effects import Effect, KillProcess, Send
 from zmesh.core.placement import Placement
 from zmesh.core.records import group_of
 from zmesh.core.timers import Timers
+from zmesh.wire.actor_messages import GROUPS
 from zmesh.wire.group_messages import (
     AskGroup,
     Commit,
@@ -39,6 +40,7 @@ class Groups:
         resources, matchmaking, neighbours: the node's.
         alive: see Placement.
         draining: whether the node takes on nothing more.
+        take, free: take a name, and give it free; see Names.take and Names.actor_gone.
 
     Attributes:
         of_clients, of_nodes: {message: what takes it}.
@@ -55,6 +57,8 @@ class Groups:
         neighbours: Any,
         alive: Callable[[PeerID], bool],
         draining: Callable[[], bool],
+        take: Callable[..., None],
+        free: Callable[[bytes], None],
     ) -> None:
         self._node = node
         self._effects = effects
@@ -68,7 +72,21 @@ class Groups:
             others = {one: total for one, total in neighbours.totals.items() if one not in neighbours.foreign}
             return {node: resources.total, **others}
 
-        self.placement = Placement(node, rng, effects, timers, resources, totals=totals, tell=self._tell, alive=alive)
+        def take_name(m: CreateGroup, then: Callable[[bytes], None]) -> None:
+            take(GROUPS, m.name, m.group, m.description, lambda entry: then(entry[2]))
+
+        self.placement = Placement(
+            node,
+            rng,
+            effects,
+            timers,
+            resources,
+            totals=totals,
+            tell=self._tell,
+            alive=alive,
+            take=take_name,
+            free=free,
+        )
         self.bundles = Bundles(
             timers,
             resources,

@@ -1,10 +1,11 @@
-"""The part of a client's role that concerns lost objects. Wiring only.
+"""The part of a client's role that concerns lost objects, and lost counts. Wiring only.
 
 A base of ClientCore (core/client.py), which makes what is used here.
 """
 
 from typing import Any
 
+from zmesh.core.counting_inputs import CountingInputs
 from zmesh.core.effects import Effect, Recycle
 from zmesh.core.lineage import Lineage
 from zmesh.core.records import Inputs, Spec, Task
@@ -17,7 +18,7 @@ from zmesh.wire.lineage_messages import Forget, Guarded, Missing
 from zmesh.wire.messages import INLINE, Trim
 
 
-class LineageInputs:
+class LineageInputs(CountingInputs):
     """What a client hears of objects that are lost, or shall not be."""
 
     effects: list[Effect]
@@ -36,7 +37,7 @@ class LineageInputs:
             run=self._run_again, needed=lambda: len(self.victim.totals) > 1,
         )  # fmt: skip
         self.references.freed, self.references.remake = lineage.freed, lineage.remake
-        self._inputs |= {
+        self._inputs |= self._counting() | {
             Missing: lambda _, message, now: lineage.missing(message.objects, now),
             Forget: lambda _, message, now: lineage.forget(message.objects),
             Trim: self._trim,

@@ -204,8 +204,8 @@ class Matchmaking:
                 demand.surplus_timer = 0
 
     def _watch_surplus(self, demand: Demanded, now: float) -> None:
-        staying = any(worker.state == ATTACHED for worker in demand.attached.values())
-        if demand.lacks < 0 and staying and not demand.surplus_timer:
+        staying = sum(worker.state == ATTACHED for worker in demand.attached.values())  # blocked ones too: they go on
+        if staying > max(0, demand.workers - demand.lent) and not demand.surplus_timer:
             until = now + self._limits.surplus_s
             demand.surplus_timer = self._timers.set(until, lambda then: self._take_surplus(demand, then))
 

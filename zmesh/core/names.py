@@ -1,8 +1,9 @@
-"""Names of actors, mesh-wide: which actor has a name, and that no two have the same.
+"""Names of actors and placement groups, mesh-wide: what has a name, and that no two have the same.
 
 A name has a home, the living node that comes first in an order that each pair of name and node has of its own; the
 next two keep copies. Taking a name is decided at its home, and told only when the copies are there. When members come
-or go, whoever keeps a name hands it to those who are first in line now.
+or go, whoever keeps a name hands it to those who are first in line now. Groups have a namespace of their own, and their
+node takes names for them; what is said of actors here goes for them too.
 
 Source: rendezvous hashing, Thaler and Ravishankar, IEEE/ACM ToN 1998: of n nodes, one that comes or goes moves 1/n of
 the names.
@@ -13,7 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zmesh.core.effects import Effect, Send
-from zmesh.wire.actor_messages import NAME_DROP, NAME_FIND, NAME_TAKE, NameAsk, NameCopied, NameCopy, NameTold
+from zmesh.wire.actor_messages import (
+    GROUPS,
+    NAME_DROP,
+    NAME_FIND,
+    NAME_TAKE,
+    NameAsk,
+    NameCopied,
+    NameCopy,
+    NameTold,
+)
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
 
 COPIES = 3  # nodes that keep a name, its home among them
@@ -63,6 +73,7 @@ class Names:
         self._dead: dict[ObjectID | NodeID, bool] = {}  # {dead actor, or node with all of its: True}, the oldest first
         self._requests = 0
         self._ours: dict[ObjectID, Key] = {}  # {actor whose home is this node: its name}
+        self._takers: dict[int, Callable[[Entry], None]] = {}  # {request of this node's own: what hears the answer}
 
     def line(self, key: Key) -> list[NodeID]:
         """Return the nodes that keep a name, its home first."""
@@ -71,6 +82,13 @@ class Names:
         return ranked[:COPIES]
 
     # Questions.
+
+    def take(self, namespace: str, name: str, owner: bytes, description: bytes, then: Callable[[Entry], None]) -> None:
+        """Take a name for something of this node's own; `then` gets the entry that has it, once that is sure."""
+        self._requests += 1
+        self._takers[self._requests] = then
+        message = NameAsk(self._requests, NAME_TAKE, namespace, name, owner, description)
+        self.ask(node_peer(self._node), message)
 
     def ask(self, peer: PeerID, message: NameAsk) -> None:
         """A client of this node asks, or another node whose view says that this one should know."""
@@ -108,6 +126,14 @@ class Names:
             self._effects.append(Send(node_peer(node), NameCopy(self._requests, entries, gone)))
 
     def _tell(self, peer: PeerID, message: NameAsk, entry: Entry | None) -> None:
+        if entry is None and message.kind == NAME_TAKE:
+            self.ask(peer, message)  # another had it first, and died while copies were made
+            return
+        if entry is not None and peer == node_peer(self._node):
+            if entry[2] == message.actor:
+                self._ours[message.actor] = (message.namespace, message.name)
+            self._takers.pop(message.request)(entry)
+            return
         if peer[:NODE_ID_BYTES] == self._node and message.kind == NAME_TAKE and entry and entry[2] == message.actor:
             self._ours[message.actor] = (message.namespace, message.name)
             if not self._alive(peer):
@@ -221,8 +247,8 @@ class Names:
                 self._confirmed(request, asked, gone)
 
     def listed(self) -> list[tuple[str, str]]:
-        """Return the names this node is the home of."""
-        return sorted(key for key, line in self._lines.items() if line[0] == self._node)
+        """Return the names of actors this node is the home of."""
+        return sorted(key for key, line in self._lines.items() if line[0] == self._node and key[0] != GROUPS)
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""

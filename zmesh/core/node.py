@@ -11,22 +11,28 @@ from zmesh.core.actor_home import ActorHome
 from zmesh.core.copies import Copies
 from zmesh.core.directory import Directory
 from zmesh.core.effects import Address, DropUnused, Effect, KillProcess, Send, Warn
+from zmesh.core.enclosed import Enclosed
 from zmesh.core.evacuation import Evacuation
 from zmesh.core.groups import Groups
 from zmesh.core.guests import Guests
+from zmesh.core.holdings import Holder
+from zmesh.core.keepers import Keepers
 from zmesh.core.lending import Lending
 from zmesh.core.links import Links
 from zmesh.core.listing import Listing
 from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, SERVING, STARTING, STOPPING, Limits, Matchmaking
 from zmesh.core.neighbours import Neighbours
 from zmesh.core.node_members import MemberInputs
+from zmesh.core.orphans import Orphans
 from zmesh.core.pressure import Pressure
 from zmesh.core.records import MARK_PLENTY, SPREAD, Client, Executing
 from zmesh.core.replicas import Replicas
 from zmesh.core.resources import Resources
 from zmesh.core.shortcuts import Openings
 from zmesh.core.status import load, status
+from zmesh.core.tallies import Tallies
 from zmesh.core.timers import Timers
+from zmesh.wire.counting_messages import Held, Recount, Uncounted, WhoHolds
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
 from zmesh.wire.messages import (
     PROTOCOL_MAJOR,
@@ -135,23 +141,21 @@ class NodeCore(MemberInputs):
         self._mourners: dict[PeerID, dict[PeerID, bool]] = {}  # {dead worker: clients that have not buried it}
         self.resources = Resources(total)
         self.matchmaking = self._make_matchmaking(rng, limits)
-        self.groups = Groups(
-            node, rng, effects, timers, self.resources, self.matchmaking, self.neighbours, self._alive,
-            draining=lambda: self._draining,
-        )  # fmt: skip
+        self.groups = self._make_groups(rng)
         self.lending = self._make_lending(rng)
         self.guests = Guests(node, timers, members=addresses, ended=self._guest_ended)
-        others = self.neighbours.totals
-        self.actors = ActorHome(
-            node, effects, self.matchmaking, alive=self._alive, members=lambda: list(others),
-            held=lambda oid: oid in self.directory,
-        )  # fmt: skip
-        self.directory = Directory(
-            node, effects, self.evacuation, alive=self._alive, reserve=reserve, release=release, freed=self._freed
-        )
+        self.actors = self._make_actors()
+        self.directory = self._make_directory(reserve, release)
+        self.keepers = self._make_keepers(rng)
         self.replicas = Replicas(effects, copies=self.copies, members=totals, directory=self.directory)
+        self.orphans = Orphans(
+            node, effects, timers, members=totals, clients=self._clients, orphans=self.replicas.orphans,
+            drop=self.replicas.drop, holds=self.enclosed.holds,
+        )  # fmt: skip
+        self.enclosed.let_go = self.orphans.sightings.let_go
         self.listing = self._make_listing(effects, timers, segment_state)
-        shared = self.directory.of_clients | self.replicas.of_clients
+        shared = self.directory.of_clients | self.replicas.of_clients | self.tallies.of_clients
+        shared |= self.keepers.of_clients
         self._inputs = self._words_of_clients() | self.groups.of_clients | self.actors.words() | shared
         self._between_nodes = self._words_of_nodes() | self.groups.of_nodes | self.replicas.of_nodes
 
@@ -172,10 +176,44 @@ class NodeCore(MemberInputs):
             short=lambda: self.pressure.short,
         )
 
+    def _make_actors(self) -> ActorHome:
+        others = self.neighbours.totals
+        return ActorHome(
+            self.node, self._effects, self.matchmaking, alive=self._alive, members=lambda: list(others),
+            held=lambda oid: oid in self.directory,
+        )  # fmt: skip
+
+    def _make_groups(self, rng: random.Random) -> Groups:
+        return Groups(
+            self.node, rng, self._effects, self._timers, self.resources, self.matchmaking, self.neighbours, self._alive,
+            draining=lambda: self._draining, take=lambda *name: self.actors.names.take(*name),
+            free=lambda group: self.actors.names.actor_gone(group),
+        )  # fmt: skip
+
+    def _make_keepers(self, rng: random.Random) -> Keepers:
+        return Keepers(
+            self.node, self._pid, rng, self._effects, clients=self._clients, config_of=self._config_of,
+            greet=self._greeting, ended=self.client_ended, state_of=self.actors.places.describe,
+            refuse=lambda: "this node is being stopped" if self._draining else "",
+        )  # fmt: skip
+
     def _make_lending(self, rng: random.Random) -> Lending:
         return Lending(
             rng, self._effects, demands=self.matchmaking.own, fits=Resources.count, congested=self.links.congested,
             config_of=self._config_of, members=lambda: 1 + len(self.neighbours.usable),
+        )  # fmt: skip
+
+    def _make_directory(self, reserve: Callable[[int], bool], release: Callable[[int], None]) -> Directory:
+        self.enclosed = Enclosed(self.node, self._effects)
+        self.holder = Holder(self._effects, self._timers, self.enclosed.held)
+        self.enclosed.wake = self.holder.wake
+        self.tallies = Tallies(
+            self._effects, self._timers, alive=self._alive, counts=lambda holder: self.directory.counts_of(holder),
+            recount=lambda oid, holder, holds: self.directory.recount(oid, holder, holds),
+        )  # fmt: skip
+        return Directory(
+            self.node, self._effects, self.evacuation, tallies=self.tallies, enclosed=self.enclosed,
+            alive=self._alive, reserve=reserve, release=release, freed=self._freed,
         )  # fmt: skip
 
     def _make_listing(self, effects: list[Effect], timers: Timers, state: Callable[[int], str]) -> Listing:
@@ -199,6 +237,10 @@ class NodeCore(MemberInputs):
             KeepSegments: lambda node, m, now: self._kept.update(dict.fromkeys(m.segments, node)),
             Leaving: lambda node, m, now: self.evacuation.leaving(node, self.directory.lying_on(node)),
             Evacuated: lambda node, m, now: self.evacuation.member_evacuated(node, m),
+            Recount: lambda node, m, now: self.holder.recount(node_peer(node)),
+            Uncounted: lambda node, m, now: self.enclosed.lost(m.objects),
+            WhoHolds: lambda node, m, now: self.orphans.asked(m, now),
+            Held: self.orphans.answered,
         }
 
     def _words_of_clients(self) -> dict[type[Any], Callable[[PeerID, Any, float], None]]:
@@ -226,6 +268,7 @@ class NodeCore(MemberInputs):
             Switch: self.openings.switch,
             Carry: self.openings.carried,
             Evacuated: lambda peer, m, now: self.evacuation.evacuated(peer, m),
+            Held: self.orphans.told,
         }
 
     def _alive(self, peer: PeerID) -> bool:
@@ -235,8 +278,8 @@ class NodeCore(MemberInputs):
         return self.neighbours.alive(peer)
 
     def _living(self, peer: PeerID) -> bool:
-        """Whether a client of this host lives, or is not buried yet."""
-        return peer in self._clients or peer in self._mourners
+        """Whether a client of this host lives, or is not buried yet; or it is this node itself."""
+        return peer in self._clients or peer in self._mourners or peer == node_peer(self.node)
 
     def _config_of(self, job: PeerID) -> dict[str, Any]:
         return self._clients[job].config if job in self._clients else self._configs.get(job, {})
@@ -287,15 +330,18 @@ class NodeCore(MemberInputs):
             )
         elif message.kind == "worker" and (worker is None or worker.state != STARTING):
             refused = "this node did not start you"
-        self._effects.append(Send(peer, Welcome(self.node, self._pid, dict(self.resources.total), refused)))
+        self._effects += [Send(peer, word) for word in self._greeting(refused)]
         if refused:
             return
         self._clients[peer] = Client(message.kind, message.pid, dict(message.config))
-        if self.neighbours.totals:
-            self._effects.append(Send(peer, self._mesh()))
         if worker is not None:
             worker.pid = message.pid
             self.matchmaking.said_hello(worker, now)
+
+    def _greeting(self, refused: str = "") -> list[Any]:
+        """Return what a new client is told."""
+        welcome = Welcome(self.node, self._pid, dict(self.resources.total), refused)
+        return [welcome, self._mesh()] if self.neighbours.totals and not refused else [welcome]
 
     def _foreign(self, python: str) -> bool:
         """Whether what a Python of that minor version pickles may not load here."""
@@ -366,6 +412,7 @@ class NodeCore(MemberInputs):
         self.matchmaking.gone(worker, now)
         self._clients.pop(peer, None)
         self.copies.client_gone(peer, now)
+        self.orphans.client_gone(peer, now)
         if worker.job and self._alive(worker.job):
             self._ended.setdefault(worker.job, []).append(peer)
         else:
@@ -397,6 +444,7 @@ class NodeCore(MemberInputs):
             return
         self._client_died(peer, {})
         self.copies.client_gone(peer, now)
+        self.orphans.client_gone(peer, now)
         self._job_ended(peer)
         self.groups.client_gone(peer, now)
         self._effects.append(DropUnused([peer]))
@@ -501,6 +549,7 @@ class NodeCore(MemberInputs):
             "memory_used": round(self.pressure.used, 3),
             "objects": len(self.directory),
             "names": self.actors.names.listed(),
+            "detached": self.keepers.describe(),
             "copies": len(self.copies),
             "placement_groups": self.groups.placement.describe(),
             "members": self._members(),
@@ -512,10 +561,13 @@ class NodeCore(MemberInputs):
         self.matchmaking.check()
         self.groups.check()
         self.directory.check()
+        self.tallies.check()
         self.actors.check()
+        self.keepers.check()
         self.copies.check()
         self.evacuation.check()
         self.replicas.check()
+        self.orphans.check()
         self.links.check()
         self.openings.check()
         self.neighbours.check()

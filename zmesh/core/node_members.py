@@ -23,11 +23,13 @@ class MemberInputs:
     directory: Any
     evacuation: Any
     groups: Any
+    holder: Any
     lending: Any
     links: Any
     matchmaking: Any
     neighbours: Neighbours
     openings: Any
+    orphans: Any
     pressure: Any
     replicas: Any
     resources: Any
@@ -84,6 +86,8 @@ class MemberInputs:
         self.evacuation.node_gone(node)
         self.actors.node_gone(node)
         self.replicas.node_gone(node)
+        self.holder.home_gone(node)
+        self.orphans.node_gone(node, now)
         self.lending.node_gone(node, self.matchmaking.demands.get)
         self.copies.node_gone(node, now)
         lost = [segment for segment, keeper in self._kept.items() if keeper == node]

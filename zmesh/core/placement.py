@@ -7,7 +7,8 @@
 The coordinator is the node of the client that made the group, and the group's ID begins with its NodeID: so whom to ask
 is never looked up. It asks each node for its share; if one refuses, all give back what they set aside, and it plans
 anew after a while, by chance, so that two groups that met do not meet again. Each time it asks that tasks be waited for
-longer. The participant's half is core/bundles.py. Groups end with their program, and with their coordinator.
+longer. The participant's half is core/bundles.py. Groups end with their program, unless they are detached, and with
+their coordinator.
 """
 
 import random
@@ -52,7 +53,7 @@ class Group:
     """One placement group."""
 
     id: bytes
-    job: PeerID
+    job: PeerID  # with which it ends; b"" of a detached one
     name: str
     strategy: str
     bundles: list[Shape]
@@ -79,6 +80,8 @@ class Placement:
         resources: this node's own.
         tell: says something to a node, this one too: (node, message, now).
         alive: whether a client lives; from now on its end is told by `client_gone`.
+        take: takes a name for a group: (group's message, what to do then with the ID of the group that has it).
+        free: the name of a group is free again: (group).
     """
 
     def __init__(
@@ -92,6 +95,8 @@ class Placement:
         totals: Callable[[], dict[NodeID, Shape]],
         tell: Callable[[NodeID, Any, float], None],
         alive: Callable[[PeerID], bool],
+        take: Callable[[CreateGroup, Callable[[bytes], None]], None],
+        free: Callable[[bytes], None],
     ) -> None:
         self._node = node
         self._rng = rng
@@ -101,26 +106,56 @@ class Placement:
         self._totals = totals
         self._tell = tell
         self._alive = alive
+        self._take = take
+        self._free = free
         self._groups: dict[bytes, Group] = {}
+        # {group that waits for its name: what clients want of it meanwhile, to be called with the time}
+        self._naming: dict[bytes, list[Callable[[float], None]]] = {}
         self._heard: dict[NodeID, tuple[Shape, Shape]] = {}  # {other member: (available, held by bundles) as it said}
         self._epochs = 0
 
     # From clients.
 
     def create(self, peer: PeerID, m: CreateGroup, now: float) -> None:
-        """Make a group; answered before it has its bundles."""
-        error = ""
-        taken = any(g.name == m.name and g.state != REMOVED for g in self._groups.values()) if m.name else False
-        if taken:
+        """Make a group, once it has its name; answered before it has its bundles."""
+        error = self._refusal(m)
+        if m.name and not error:
+            self._naming[m.group] = []
+
+            def answered(holder: bytes) -> None:
+                self._timers.set(0.0, lambda then: self._named(peer, m, holder, then))
+
+            self._take(m, answered)
+        else:
+            self._make(peer, m, error, now)
+
+    def _refusal(self, m: CreateGroup) -> str:
+        if m.strategy not in packing.STRATEGIES:
+            return f"strategy must be one of {', '.join(packing.STRATEGIES)}, not {m.strategy!r}"
+        if len(m.group) != GROUP_ID_BYTES or m.group[:NODE_ID_BYTES] != self._node or self._knows(m.group):
+            return "the ID of the group is not one of this node's, or not new"
+        if not m.bundles or not all(is_bundle(shape) for shape in m.bundles):
+            return "each bundle must map names of resources to amounts above 0"
+        return "the program it would belong to has ended" if m.job and not self._alive(m.job) else ""
+
+    def _knows(self, group: bytes) -> bool:
+        return group in self._groups or group in self._naming
+
+    def _named(self, peer: PeerID, m: CreateGroup, holder: bytes, now: float) -> None:
+        """The group `holder` has the name: only if that is the new one, it is made."""
+        waiting = self._naming.pop(m.group)
+        if holder != m.group:
             error = f"there is a placement group named {m.name!r} already: remove it, or take another name"
-        elif m.strategy not in packing.STRATEGIES:
-            error = f"strategy must be one of {', '.join(packing.STRATEGIES)}, not {m.strategy!r}"
-        elif len(m.group) != GROUP_ID_BYTES or m.group[:NODE_ID_BYTES] != self._node or m.group in self._groups:
-            error = "the ID of the group is not one of this node's, or not new"
-        elif not m.bundles or not all(is_bundle(shape) for shape in m.bundles):
-            error = "each bundle must map names of resources to amounts above 0"
-        elif not self._alive(m.job):
-            error = "the program it would belong to has ended"
+            self._effects.append(Send(peer, GroupReply(m.request, error, holder)))
+        else:
+            error = self._refusal(m)
+            if error:
+                self._free(m.group)
+            self._make(peer, m, error, now)
+        for action in waiting:
+            action(now)
+
+    def _make(self, peer: PeerID, m: CreateGroup, error: str, now: float) -> None:
         self._effects.append(Send(peer, GroupReply(m.request, error)))
         if not error:
             count = len(m.bundles)
@@ -131,6 +166,9 @@ class Placement:
 
     def remove(self, peer: PeerID, m: RemoveGroup, now: float) -> None:
         """End a group; one that is not known is none already."""
+        if m.group in self._naming:
+            self._naming[m.group].append(lambda then: self.remove(peer, m, then))
+            return
         self._effects.append(Send(peer, GroupReply(m.request)))
         group = self._groups.get(m.group)
         if group is not None:
@@ -138,6 +176,9 @@ class Placement:
 
     def watch(self, peer: PeerID, m: WatchGroup) -> None:
         """Tell a client the state of a group, and of each change from now on."""
+        if m.group in self._naming:
+            self._naming[m.group].append(lambda then: self.watch(peer, m))
+            return
         group = self._groups.get(m.group)
         if group is None:
             text = f"node {self._node.hex()} knows of no such group"
@@ -309,6 +350,7 @@ class Placement:
             self._tell(node, ReleaseBundles(group.id, 0), now)
         group.asked, group.plan = {}, {}
         group.nodes, group.epochs = [b""] * len(group.bundles), [0] * len(group.bundles)
+        self._free(group.id)
         self._set(group, REMOVED, text)
         group.watchers.clear()
         ended = [one.id for one in self._groups.values() if one.state == REMOVED]

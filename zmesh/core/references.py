@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Effect, Recycle, Resolved, Send
+from zmesh.core.nested import Nested
 from zmesh.core.records import Copy, Entry, Handle, Share, Spec, View
 from zmesh.core.restored import Restored
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer, object_id, split_object_id
@@ -32,7 +33,7 @@ from zmesh.wire.messages import (
 Key = Any  # of a dependency a thief reads: an ObjectID its home counts, (victim, seq, index), or a Copy of this host's
 
 
-class References(Restored):
+class References(Restored, Nested):
     """Counts of one client.
 
     Args:
@@ -57,7 +58,8 @@ class References(Restored):
         shared: Callable[[Handle], None],
         unheld: Callable[[ObjectID, bool], None],
     ) -> None:
-        super().__init__()
+        Restored.__init__(self)
+        Nested.__init__(self)
         self._me = me
         self._node = node
         self._effects = effects
@@ -68,7 +70,6 @@ class References(Restored):
         self.catalog = catalog
         self.moved: dict[PeerID, bool] = {}  # {what this process was called before it became another node's: True}
         self._tickets: dict[int, Entry] = {}  # {request: entry that resolves when the node answers}
-        self._found: dict[int, PeerID] = {}  # {request of `claim_found`: home that was asked}
         self._lent: dict[tuple[int, int], Entry] = {}  # {(seq, index): own entry somebody else may name}
         self._borrowed: dict[ObjectID, Entry] = {}
         # {object: (entry, caller)} borrowed for a running task, or for that caller's call, who hold them meanwhile
@@ -142,6 +143,7 @@ class References(Restored):
             if share.holds:
                 self._effects.append(Send(_home(share.oid), Release([(share.oid, share.holds, share.clean)])))
                 share.holds = 0
+            self.let_go(share.oid)
             self._unheld(share.oid, False)
             return
         self._lent.pop((entry.seq, entry.index), None)
@@ -230,10 +232,12 @@ class References(Restored):
         Returns an entry that resolves with the node's answer: what carries the references may leave after it.
         """
         objects = []
+        news = []
         for entry in entries:
             share = self.share(entry)
             if share.promoted:
                 continue
+            news.append(entry)
             share.promoted = True
             share.holds = 1
             self._lent[entry.seq, entry.index] = entry
@@ -243,9 +247,12 @@ class References(Restored):
             value = self.place(entry.value) if self.moved and entry.status == STORED else entry.value
             objects.append((self.oid(entry), entry.status, value, inside))
         if not objects:
-            return None
+            return self._on_its_way(entries)
         ticket = self._ticket()
+        self._promoting[ticket.seq] = news
         self._effects.append(Send(self._node, Promote(ticket.seq, objects)))
+        self._hold_for_home([oid for promoted in objects for oid in promoted[3]])
+        self.wake()
         return ticket
 
     def give(self, victim: PeerID, seq: int, entries: list[Entry]) -> None:
@@ -274,15 +281,17 @@ class References(Restored):
 
     def answered(self, request: int, status: int, value: Any) -> None:
         """The node answered a request; an unknown one is ignored: its asker gave up."""
-        self._found.pop(request, None)
         ticket = self._tickets.pop(request, None)
         if ticket is not None:
             self._set(ticket, status, value)
 
     def acknowledged(self, home: PeerID, request: int, error: str) -> None:
         """A node carried out a Promote or Hold, or says why not."""
+        self._promoted(request, error)
         if request in self._claims:
             self._counted(request, home)
+        elif request in self._opened:
+            self._claimed(request, home)
         elif error:
             self.answered(request, ERROR, ("StoreFullError", error, {}))
         else:
@@ -332,6 +341,7 @@ class References(Restored):
         if entry is None:
             entry = self._borrowed[oid] = Entry(seq, index, refs=0)
             entry.share = Share(oid)
+            self.wake()
             if not counted:
                 self._uncounted[oid] = (entry, caller)
         entry.refs += 1
@@ -368,7 +378,7 @@ class References(Restored):
         entry = self.borrow(oid, counted=True)
         ticket = self._ticket()
         self._hold(ticket.seq, [(oid, self._me)])
-        self._found[ticket.seq] = _home(oid)
+        self._finding[ticket.seq] = oid
         return entry, ticket
 
     def unclaim(self, entry: Entry) -> None:
@@ -404,6 +414,9 @@ class References(Restored):
         """The node is gone: nothing borrowed or asked will ever be answered. Returns the entries that failed."""
         pending = [entry for entry in (*self._tickets.values(), *self._borrowed.values()) if entry.status == PENDING]
         self._tickets.clear()
+        self._promoting.clear()
+        self._finding.clear()
+        self._forget_claims()
         for entry in pending:
             self._set(entry, ERROR, error)
         return pending
@@ -423,8 +436,7 @@ class References(Restored):
             self._effects.append(Send(self._node, Seek(sought)))
         for request in list(self._claims):
             self._counted(request, node_peer(node))
-        for request in [request for request, home in self._found.items() if home == node_peer(node)]:
-            self.answered(request, ERROR, ("OwnerDiedError", f"node {node.hex()}, which counted it, is gone", {}))
+        self._forget_claims(node)
 
     def rehome(self, me: PeerID, node: PeerID, error: Any) -> list[Entry]:
         """This process is a client of another node now, under another name; returns the entries that failed.
@@ -434,8 +446,8 @@ class References(Restored):
         self.moved[self._me] = True
         self._me, self._node = me, node
         self._claims.clear()
-        self._found.clear()
         self._given.clear()
+        self._forget_claims()
         self._arrived = []
         for entry in list(self._lent.values()):
             share = entry.share
@@ -445,6 +457,8 @@ class References(Restored):
                 self.settle(entry)
         failed = [entry for entry in (*self._tickets.values(), *self._borrowed.values()) if entry.status == PENDING]
         self._tickets.clear()
+        self._promoting.clear()
+        self._finding.clear()
         for entry in failed:
             self._set(entry, ERROR, error)
         return failed
@@ -503,6 +517,7 @@ class References(Restored):
                 continue  # told to its own, or to be told
             if isinstance(full, bytes):
                 if not view.kept:
+                    self.wake()
                     view.kept = 1
                     keys.append(full)
             else:

@@ -4,7 +4,8 @@
     client --Seek--> its node --AskReplica--> members --ReplicaAt--> its node --Fetched--> client
 
 The home chooses the members that score highest for the object, so whoever looks for it later knows whom to ask without
-having been told. A replica whose home is gone is held by nobody who could count: it stays until its room is needed.
+having been told. A replica whose home is gone is counted by nobody: it stays until nobody holds a reference
+(core/orphans.py), or its room is needed.
 
 Source: rendezvous hashing, Thaler and Ravishankar 1998.
 """
@@ -144,9 +145,13 @@ class Replicas:
         if self._kept.pop(oid, None) is not None:
             self._copies.drop(oid)
 
+    def orphans(self) -> list[ObjectID]:
+        """Return the replicas whose home is gone."""
+        return [oid for oid, counted in self._kept.items() if not counted]
+
     def make_room(self) -> None:
         """The store is full: replicas that nobody counts go."""
-        for oid in [oid for oid, counted in self._kept.items() if not counted]:
+        for oid in self.orphans():
             self.drop(oid)
 
     # Those who look for one.

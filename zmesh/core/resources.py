@@ -169,12 +169,16 @@ class Resources:
 
     def reduce(self, booking: Booking, shape: Shape) -> None:
         """Give back part of a booking for good; GPUs stay booked."""
+        bundle = booking.bundle
         for name, amount in shape.items():
-            part = min(amount, booking.shape.get(name, 0)) if name != "GPU" else 0
-            if part:
-                booking.shape[name] -= part
-                if not booking.blocked:
-                    self.available[name] += part
+            part = min(amount, booking.shape.get(name, 0)) if not _is_gpu(name) else 0
+            if not part:
+                continue
+            charged = bundle.names(name.partition("@")[0]) if bundle is not None and in_group(name) else (name,)
+            for one in charged:
+                booking.shape[one] -= part
+                if not booking.blocked and not (in_group(one) and bundle is not None and not bundle.open):
+                    self.available[one] += part
 
     def release(self, booking: Booking) -> None:
         """Undo a booking."""

@@ -38,6 +38,7 @@ class Restored:
     borrow: Callable[..., Entry]
     ask: Callable[[], Entry]
     _hold: Callable[[int, list[Any]], Any]
+    _hold_for_home: Callable[[list[ObjectID]], None]
     _set: Callable[[Entry, int, Any], None]
 
     def __init__(self) -> None:
@@ -73,7 +74,9 @@ class Restored:
             self._brought(entry, copy, then)
 
     def _brought(self, entry: Entry, copy: Copy, then: Callable[[], None]) -> None:
-        if copy.status == ERROR and copy.value[0] == "ObjectLostError" and self.remake is not None:
+        if entry.share is None or entry.share.copy is not copy:
+            self._bring(entry, then)  # it has another place since
+        elif copy.status == ERROR and copy.value[0] == "ObjectLostError" and self.remake is not None:
             self.remake(entry, entry.value, copy.value[1], lambda failure, now: self._remade(entry, failure, then))
         else:
             then()
@@ -163,6 +166,7 @@ class Restored:
         """Tell the home what a promoted entry is now."""
         inside = [self.oid(inner) for inner in entry.share.inside] if entry.share is not None else []
         self._effects.append(Send(self._node, Resolve([(self.oid(entry), entry.status, entry.value, inside)])))
+        self._hold_for_home(inside)
 
     def replace(self, entry: Entry, made: Entry) -> None:
         """Give an own entry whose bytes are lost the value of one that was made again, which then has none."""
@@ -171,7 +175,6 @@ class Restored:
         inside = self._take_from(made)
         self._away.pop((entry.seq, entry.index), None)
         self.catalog.remove(entry)
-        self._without_copy(entry)
         if status == STORED and (share is None or not share.promoted):
             # If it was not lost after all, somebody may still read it there.
             self.free_segment(value, clean=False)
@@ -187,7 +190,9 @@ class Restored:
         """Give an object that only others need, through its home, the value of one that was made again."""
         inside = self._take_from(made)
         status, value = _taken(made)
-        self._effects.append(Send(self._node, Resolve([(oid, status, value, [self.oid(one) for one in inside])])))
+        within = [self.oid(one) for one in inside]
+        self._effects.append(Send(self._node, Resolve([(oid, status, value, within)])))
+        self._hold_for_home(within)
         for inner in inside:
             self.drop(inner)
 
@@ -201,15 +206,21 @@ class Restored:
             made.share.inside = []
         return inside
 
-    def _without_copy(self, entry: Entry) -> None:
-        if entry.share is not None and entry.share.copy is not None:
-            copy, entry.share.copy = entry.share.copy, None
+    def _without_copy(self, entry: Entry) -> Copy | None:
+        copy = entry.share.copy if entry.share is not None else None
+        if copy is not None and entry.share is not None:
+            entry.share.copy = None
             self._pulls.drop(copy)
+        return copy
 
     def moved_to(self, entry: Entry, status: int, value: Any) -> None:
         """An entry has another place than before, or a value or error instead."""
-        self._without_copy(entry)
+        copy = self._without_copy(entry)
         entry.status, entry.value = status, value
+        if copy is not None:
+            waiters, copy.waiters = copy.waiters, []
+            for waiter in waiters:  # nobody will say any more that it came from the old place
+                waiter(copy)
 
     def reclaim(self, oid: ObjectID) -> Entry:
         """Hold an own result again that only others needed: as a borrowed entry, with one reference."""

@@ -41,6 +41,7 @@ class Running:
     __slots__ = (
         "args",
         "attempt",
+        "cancelled",
         "copies",
         "deps",
         "depth",
@@ -64,6 +65,7 @@ class Running:
         self.deps = record[5] if len(record) > 5 else ()
         self.copies: list[Copy] = []  # of far arguments, held while it runs
         self.started = started
+        self.cancelled = False  # its owner wants it ended
         self.items = 0  # sent of a stream
         self.taken = 0  # of those, taken by the reader
         self.stopped: int | None = None  # how a stream is to end where it yields next: END or CANCELLED

@@ -36,6 +36,7 @@ def status(resources: Any, matchmaking: Any, clients: Any, store: tuple[int, int
         "clients": [{"peer": peer.hex(), "kind": one.kind, "pid": one.pid} for peer, one in clients.items()],
         "store": dict(zip(("used", "capacity", "spilled"), store, strict=True)),
         "resources": {"total": natural(resources.total), "available": natural(resources.available)},
+        "labels": labels(resources.total),
         "workers": [_worker(worker, matchmaking.executes(worker)) for worker in matchmaking.workers.values()],
         "demands": [_demand(demand) for demand in matchmaking.demands.values()],
     }

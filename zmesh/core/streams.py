@@ -93,7 +93,7 @@ class Streams:
         if task.state == LEASED and not (task.attempt and self._seen.get(item.seq, 0) <= item.index):
             assert task.thief is not None
             node, attempt = place[2][:NODE_ID_BYTES], task.attempt
-            if task.thief.peer[:NODE_ID_BYTES] != node:
+            if task.thief.peer and task.thief.peer[:NODE_ID_BYTES] != node:
                 return False
 
             def expire(then: float) -> None:
@@ -124,7 +124,8 @@ class Streams:
             self._tell(task, self._taken[task.seq])
 
     def _tell(self, task: Task, count: int) -> None:
-        if task.state == LEASED and task.thief is not None:
+        # An actor has no peer between its death and the news of it.
+        if task.state == LEASED and task.thief is not None and task.thief.peer:
             self._effects.append(Send(task.thief.peer, Consumed(task.seq, count)))
 
     def _end(self, task: Task, count: int) -> None:

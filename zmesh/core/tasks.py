@@ -151,6 +151,14 @@ class Tasks(Streams):
             elif not task.inputs.missing:
                 self._push(task, now, False)
 
+    def _wait_no_more(self, task: Task, entry: Entry) -> None:
+        """The task failed or was cancelled before this input of it had a value, which may never come."""
+        waiting = self._dependents.get(id(entry), [])
+        if task in waiting:
+            waiting.remove(task)
+        if not waiting:
+            self._dependents.pop(id(entry), None)
+
     def when_resolved(self, entry: Entry, then: Callable[[float], None]) -> None:
         """Call `then` once a pending entry has its value or error."""
         self._dependents.setdefault(id(entry), []).append(then)
@@ -270,6 +278,8 @@ class Tasks(Streams):
         if inputs is not None:
             task.inputs = None
             for entry in inputs.deps:
+                if entry.status == PENDING and inputs.missing:
+                    self._wait_no_more(task, entry)
                 self._drop(entry)
             for entry in inputs.held:
                 self._drop(entry)

@@ -119,6 +119,11 @@ class Victim:
         self._tell(queue, self._wanted(queue))  # at once: the node is about to look for another worker
         self._watch(queue, now)
 
+    @property
+    def has_actors(self) -> bool:
+        """Whether a worker that became an actor is there, though it may have ended that already."""
+        return any(self.queues.get(thief.queue.key) is not thief.queue for thief in self.thieves.values())
+
     def returned(self, thief: Thief, task: Task) -> None:
         """A lease ended: by a result, a give-back or death. The caller decides what becomes of the task."""
         del thief.leased[task.seq]

@@ -1,16 +1,14 @@
 """A worker that is an actor: makes the instance, then runs its methods until it is told to end.
 
 A plain actor runs in the worker's main thread, which reads, runs and answers itself. One with places for more than one
-call at a time has a thread for each that is taken; one with `async def` methods an event loop in a thread of its own.
+call at a time has a thread for each that is taken; one with `async def` methods an event loop (runtime/actor_loop.py).
 Which call is next is core/actor_server.py's business.
 """
 
-import contextlib
 import contextvars
 import os
 import queue
 import threading
-from collections.abc import Coroutine
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +17,21 @@ from zmesh.object_ref import ActorExit
 from zmesh.runtime import calls, serialization
 from zmesh.runtime.reactor import Waiter
 from zmesh.wire.ids import actor_id
-from zmesh.wire.messages import CANCELLED, END, ERROR
+from zmesh.wire.messages import END, ERROR
 
 if TYPE_CHECKING:
-    import asyncio
+    from zmesh.runtime.actor_loop import ActorLoop
 
 Outcome = tuple[int, Any, list[bytes], int]  # (status, value, ObjectIDs inside, bytes)
 
 READY, CALL, TERMINATE = "__zmesh_ready__", "__zmesh_call__", "__zmesh_terminate__"
 
 _running: contextvars.ContextVar[Running] = contextvars.ContextVar("_running")  # in threads and event loops
+
+
+def entered(call: Running) -> None:
+    """Note which call this thread, or this task of the event loop, runs."""
+    _running.set(call)
 
 
 class ActorProcess:
@@ -44,7 +47,7 @@ class ActorProcess:
         self._worker = worker
         self._core = worker.core
         self._reactor = worker.reactor
-        self._creation = creation
+        self.creation = creation
         self._plan = plan
         self.name: str = creation.spec.name
         self.id = actor_id(creation.victim, creation.seq)
@@ -53,10 +56,9 @@ class ActorProcess:
         self.instance: Any = None
         self.description: Any = None  # what handles know of it
         self._next: Running | None = None
-        self._failure: Any = None  # what calls get once the actor has ended
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._tasks: dict[tuple[bytes, int], asyncio.Task[None]] = {}  # {(caller, seq): task in the event loop}
-        self._done: list[tuple[Running, Outcome]] = []  # of the event loop, not told yet
+        self.failure: Any = None  # what calls get once the actor has ended
+        self._loop: ActorLoop | None = None
+        self._threads_lock = threading.Lock()
         self._threads: dict[str, list[Any]] = {}  # {group: [its queue, number of threads]}
         self._serving = False
 
@@ -70,6 +72,10 @@ class ActorProcess:
     def live(self, made_of: tuple[type[Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
         """Make the instance of (class, description for handles) and serve; returns the creation task's outcome."""
         cls, self.description = made_of
+        if self._plan["async"]:
+            from zmesh.runtime.actor_loop import ActorLoop  # asyncio takes 25 ms, and few actors need it
+
+            self._loop = ActorLoop(self, self._worker)
         try:
             self.instance = cls(*args, **kwargs)
         except ActorExit:
@@ -84,8 +90,6 @@ class ActorProcess:
         places: dict[str, int] = self._plan["places"]
         self._worker.out_of_task()
         self._worker.called(self.name)
-        if self._plan["async"]:
-            self._start_loop()
         with self._reactor.lock:
             self._reactor.holder = threading.get_ident()
             self._worker.sockets.listen()
@@ -93,16 +97,18 @@ class ActorProcess:
             self._reactor.pump(monotonic())
             self._reactor.holder = 0
         self._serving = True
-        if self._loop is None and places == {"": 1}:
+        if self._loop is not None:
+            self._loop.serve()
+        elif places == {"": 1}:
             self._serve_alone()
         else:
             self._serve_many()
         with self._reactor.lock:
             self._reactor.holder = threading.get_ident()
-            self._core.server.end(self._failure or self._died("it has ended"), monotonic())
+            self._core.server.end(self.failure or self._died("it has ended"), monotonic())
             self._reactor.pump(monotonic())
             self._reactor.holder = 0
-        return END, self._creation.items, [], 0
+        return END, self.creation.items, [], 0
 
     def _stillborn(self, why: str) -> Outcome:
         status, (name, text, attributes) = self._died(why)
@@ -114,17 +120,17 @@ class ActorProcess:
 
     def _take(self) -> bool:
         """Take the next call, if there is one: asked under the lock after each look at the sockets, by anybody."""
-        if self._next is None and self._failure is None:
+        if self._next is None and self.failure is None:
             self._next = self._core.next_call(monotonic())
         server = self._core.server
-        return self._next is not None or self._failure is not None or (server.retired and server.idle)
+        return self._next is not None or self.failure is not None or (server.retired and server.idle)
 
     def _serve_alone(self) -> None:
         """Run one call after the other, in this thread: the hot path."""
         reactor, core, worker = self._reactor, self._core, self._worker
         idle = Waiter(1)
         me = threading.get_ident()
-        while self._failure is None:
+        while self.failure is None:
             call = self._next
             if call is None:
                 idle.satisfied = False
@@ -134,29 +140,27 @@ class ActorProcess:
                 continue
             worker.running = call
             outcome = self._run(call)
-            worker.running = self._creation
+            worker.running = self.creation
             with reactor.lock:
                 reactor.holder = me
                 now = monotonic()
                 core.call_finished(call, *outcome, now)
-                self._next = core.next_call(now) if self._failure is None else None
+                self._next = core.next_call(now) if self.failure is None else None
                 if core.effects:
                     reactor.send_out(now)
                 reactor.holder = 0
 
     def _serve_many(self) -> None:
-        """Hand calls to threads, or to the event loop."""
+        """Hand calls to threads."""
         idle = Waiter(1)
-        while self._failure is None:
+        while self.failure is None:
             idle.satisfied = False
             self._reactor.wait_until(idle, self._take)
             call, self._next = self._next, None
             if call is not None:
                 self._hand_over(call)
-            elif self._failure is None:
+            elif self.failure is None:
                 break  # retired
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
 
     # One call.
 
@@ -167,21 +171,22 @@ class ActorProcess:
         worker.session.depth = call.depth + 1
         try:
             args, kwargs = worker.arguments(call)
-            value = self._value_of(spec.options["method"], args, kwargs)
+            value = self.value_of(spec.options["method"], args, kwargs)
             del args, kwargs
             if spec.num_returns == -1:
                 outcome: Outcome = worker.stream(call, value)
             else:
                 outcome = worker.packed(call, spec, value)
         except (ActorExit, SystemExit) as error:
-            outcome = self._exit(error)
+            outcome = self.exit(error)
         except BaseException as error:
             outcome = worker.failure(error, spec)
         if os.getpid() != worker.pid:
             os._exit(0)  # user code forked and its child came back here: it is not this actor
         return outcome
 
-    def _value_of(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def value_of(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a method; raises what it raises."""
         if method == READY:
             return True
         if method == CALL:
@@ -190,115 +195,58 @@ class ActorProcess:
             raise ActorExit
         return getattr(self.instance, method)(*args, **kwargs)
 
-    def _exit(self, error: BaseException) -> Outcome:
+    def exit(self, error: BaseException) -> Outcome:
         """The actor ends itself, with this call."""
         how = "it called exit_actor()" if isinstance(error, ActorExit) else f"it called sys.exit({error})"
-        self._failure = self._died(how)
-        return (*self._failure, [], 0)
-
-    def _tell(self, finished: list[tuple[Running, Outcome]]) -> None:
-        """Send results from a thread that is not the main one."""
-        reactor = self._reactor
-        with reactor.lock:
-            reactor.holder = threading.get_ident()
-            now = monotonic()
-            for call, outcome in finished:
-                self._core.call_finished(call, *outcome, now)
-            self._core.server.flush()
-            reactor.send_out(now)
-            reactor.holder = 0
-        if self._failure is not None:
-            reactor.nudge()
+        self.failure = self._died(how)
+        return (*self.failure, [], 0)
 
     # Threads.
 
     def _hand_over(self, call: Running) -> None:
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._start_in_loop, call)
-            return
+        """Give a call to a thread of its group; there is one for each place that was ever taken. Any thread."""
         name = call.spec.options.get("group", "")
-        group = self._threads.get(name)
-        if group is None:
-            group = self._threads[name] = [queue.SimpleQueue(), 0]
-        if group[1] < self._core.server.groups[name].busy:
-            group[1] += 1
-            threading.Thread(
-                target=self._work, args=(group[0],), name=f"zmesh-{name or self.name}", daemon=True
-            ).start()
+        with self._threads_lock:
+            group = self._threads.get(name)
+            if group is None:
+                group = self._threads[name] = [queue.SimpleQueue(), 0]
+            more = group[1] < self._core.server.groups[name].busy
+            group[1] += more
+        if more:
+            title = f"zmesh-{name or self.name}"
+            threading.Thread(target=self._work, args=(group[0], name), name=title, daemon=True).start()
         group[0].put(call)
 
-    def _work(self, waiting: "queue.SimpleQueue[Running]") -> None:
+    def _work(self, waiting: "queue.SimpleQueue[Running]", group: str) -> None:
+        call: Running | None = None
         while True:
-            call = waiting.get()
-            _running.set(call)
-            self._tell([(call, self._run(call))])
-            del call
+            if call is None:
+                call = waiting.get()
+            entered(call)
+            call = self._go_on(call, self._run(call), group)
 
-    # The event loop.
-
-    def _start_loop(self) -> None:
-        import asyncio  # 25 ms, which few actors need
-
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="zmesh-loop", daemon=True).start()
-
-    def _start_in_loop(self, call: Running) -> None:
-        assert self._loop is not None
-        key = (call.victim, call.seq)
-        task = self._tasks[key] = self._loop.create_task(self._run_in_loop(call))
-        task.add_done_callback(lambda _: self._tasks.pop(key, None))
-
-    async def _run_in_loop(self, call: Running) -> None:
-        import asyncio
-
-        _running.set(call)
-        spec = call.spec
-        try:
-            args, kwargs = self._worker.arguments(call)
-            value = self._value_of(spec.options["method"], args, kwargs)
-            del args, kwargs
-            if isinstance(value, Coroutine):
-                value = await value
-            if spec.num_returns == -1:
-                outcome = await self._stream_in_loop(call, value)
-            else:
-                outcome = self._worker.packed(call, spec, value)
-        except asyncio.CancelledError:
-            outcome = (CANCELLED, None, [], 0)
-        except (ActorExit, SystemExit) as error:
-            outcome = self._exit(error)
-        except BaseException as error:
-            outcome = self._worker.failure(error, spec)
-        self._done.append((call, outcome))
-        if len(self._done) == 1:
-            assert self._loop is not None
-            self._loop.call_soon(self._tell_done)  # what else ends in this round of the loop goes along
-
-    def _tell_done(self) -> None:
-        done, self._done = self._done, []
-        self._tell(done)
-
-    async def _stream_in_loop(self, call: Running, values: Any) -> Outcome:
-        if not hasattr(values, "__aiter__"):
-            outcome: Outcome = self._worker.stream(call, values)
-            return outcome
-        import asyncio
-
-        async for value in values:
-            self._worker.send_item(call, value)
-            while not self._core.may_yield(call):
-                await asyncio.sleep(0.001)
-            if call.stopped is not None:
-                await values.aclose()
-                break
-        return self._worker.stream_ended(call)  # type: ignore[no-any-return]
+    def _go_on(self, call: Running, outcome: Outcome, group: str) -> Running | None:
+        """Send a result, and return the next call of the group: this thread runs it without waking another."""
+        reactor, core = self._reactor, self._core
+        with reactor.lock:
+            reactor.holder = threading.get_ident()
+            now = monotonic()
+            core.call_finished(call, *outcome, now)
+            following = core.next_call(now) if self.failure is None else None
+            core.server.flush()
+            reactor.send_out(now)
+            reactor.holder = 0
+        if following is not None and following.spec.options.get("group", "") != group:
+            self._hand_over(following)
+            following = None
+        if self.failure is not None:
+            reactor.nudge()
+        return following
 
     def interrupt(self, caller: bytes, seq: int) -> bool:
         """Cancel a call that runs in the event loop; others run on. False before the actor is made. Under the lock."""
         if not self._serving:
             return False
-        task = self._tasks.get((caller, seq))
-        if task is not None and self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(task.cancel)
+        if self._loop is not None:
+            self._loop.cancel(caller, seq)
         return True

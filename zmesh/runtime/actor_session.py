@@ -3,6 +3,7 @@
 Every rule about actors is in core/actor_calls.py; here arguments are packed and the reactor is driven.
 """
 
+import logging
 import threading
 import time
 from time import monotonic
@@ -10,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from zmesh.actor_options import DEFAULT_NAMESPACE
 from zmesh.core.records import Entry, Handle, Inputs, MethodCall, Spec, Task
-from zmesh.exceptions import MeshError, PendingCallsLimitExceededError
+from zmesh.exceptions import MeshError, PendingCallsLimitExceededError, SerializationError
+from zmesh.object_ref import ObjectRef
 from zmesh.runtime import calls, serialization
 from zmesh.runtime.reactor import LOOK_S
+from zmesh.runtime_env import packages_of
 from zmesh.wire.actor_messages import NAME_FIND, NAME_TAKE
+from zmesh.wire.keeper_messages import KeepActor
 from zmesh.wire.messages import ERROR
 
 if TYPE_CHECKING:
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 
 DYING_NAME_S = 10.0  # so long a name may belong to an actor nobody knows any more
 INLINE_ARGUMENTS_MAX = 64 * 1024  # larger ones go to shared memory, as those of tasks
+
+_log = logging.getLogger("zmesh.actors")
 
 
 class ActorSession:
@@ -33,6 +39,7 @@ class ActorSession:
     def __init__(self, session: "Session") -> None:
         self._session = session
         self.namespace = DEFAULT_NAMESPACE
+        self._warned = False
         self.specs: dict[Any, Spec] = {}  # {how a method is called, as the face puts it: its spec}
 
     def create(self, spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any], *, name: str, ordered: bool) -> Handle:
@@ -66,12 +73,16 @@ class ActorSession:
         ordered: bool,
         called: tuple[str, str],
         description: Any,
+        detached: bool = False,
+        here: bool = True,
     ) -> tuple[Entry, Any, bool]:
         """Make an actor unless one has that name; waits until that is sure.
 
         Args:
             called: (namespace, name).
             description: what a handle knows of it, for those who find it.
+            detached: it is to outlive this program: our node's keeper makes it.
+            here: a detached one should live on this node.
 
         Returns:
             (entry of a handle of the actor that has the name, its description, whether it is ours); if it is not, the
@@ -81,9 +92,11 @@ class ActorSession:
             SerializationError, StoreFullError: as `create`.
             MeshError: the node was lost.
         """
+        blob = serialization.to_inline(serialization.pack(description))
+        if detached:
+            return self._create_detached(spec, args, kwargs, (*called, blob), description, ordered=ordered, here=here)
         payload, inputs = self._pack(spec, args, kwargs)
         session, core = self._session, self._session.core
-        blob = serialization.to_inline(serialization.pack(description))
         with session.reactor.lock:
             handle = core.new_actor(spec, payload, inputs, session.depth, name=name, ordered=ordered)
             oid = core.references.oid(handle)
@@ -92,7 +105,7 @@ class ActorSession:
             session._promote([handle])
             until = monotonic() + DYING_NAME_S
             while True:
-                taken = self._ask_name(NAME_TAKE, *called, oid, blob)
+                taken = self.ask_name(NAME_TAKE, *called, oid, blob)
                 if taken[2] == oid:
                     session._do(lambda: core.start_actor(handle, monotonic()))
                     return handle, description, True
@@ -100,14 +113,71 @@ class ActorSession:
                 if found is not None:
                     why = "another actor has its name"
                     break
-                if monotonic() > until:
-                    raise MeshError(f"the name {called[1]!r} belongs to an actor that is gone, and is not given free")
-                time.sleep(0.01)  # its home is about to hear of its death
+                _wait_for_name(called[1], until)
         except BaseException:
             self._abandon(handle, why)
             raise
         self._abandon(handle, why)
         return (*found, False)
+
+    def _create_detached(
+        self,
+        spec: Spec,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        called: tuple[str, str, bytes],
+        description: Any,
+        *,
+        ordered: bool,
+        here: bool,
+    ) -> tuple[Entry, Any, bool]:
+        """As `create_named`; `called` is (namespace, name, packed description). The keeper waits for nothing of ours
+        once it has answered: all that the actor needs is counted for it then."""
+        session, core = self._session, self._session.core
+        self._warn_if_private()
+        args, kwargs = self._lighten(args, kwargs)  # until the answer, ours is what keeps these objects
+        payload, inputs = self._pack(spec, args, kwargs)
+        inputs = inputs or Inputs()
+        session._promote(inputs.deps)
+        held = [session.object_id(entry) for entry in (*inputs.held, *spec.held)]
+        held += [package[1] for package in packages_of(spec.options.get("env", {}))]
+        deps = [session.object_id(entry) for entry in inputs.deps]
+        told: list[Any] = [spec.name, spec.shape, spec.fallback, spec.options, spec.digest, spec.blob]
+        told += [spec.max_retries, spec.priority]
+        until = monotonic() + DYING_NAME_S
+        while True:
+            with session.reactor.lock:
+                order = KeepActor(0, session.job, told, payload, deps, held, *called, ordered, here)
+                ticket = core.actors.keep(order)
+            kept = session.redeem(ticket)
+            if kept.made:
+                with session.reactor.lock:
+                    return core.references.borrow(kept.found[2], counted=True), description, True
+            found = self._claim(kept.found)
+            if found is not None:
+                return (*found, False)
+            _wait_for_name(called[1], until)
+
+    def _lighten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Put what is large into objects of its own, so that the arguments themselves fit into a message."""
+        limit = INLINE_ARGUMENTS_MAX // (2 * max(1, len(args) + len(kwargs)))
+
+        def light(value: Any) -> Any:
+            try:
+                small = isinstance(value, ObjectRef) or serialization.pack(value, "an argument").nbytes <= limit
+            except SerializationError:
+                return value  # whoever packs the whole call says better where it is
+            return value if small else self._session.put(value)
+
+        return tuple(map(light, args)), {name: light(value) for name, value in kwargs.items()}
+
+    def _warn_if_private(self) -> None:
+        if self._session.information.get("private") and not self._warned:
+            self._warned = True
+            _log.warning(
+                "a detached actor lives as long as its node, and this one was started for this program alone and ends "
+                "with it: run `zmesh up` first if the actor is to outlive the program"
+            )
 
     def _abandon(self, handle: Handle, why: str) -> None:
         core = self._session.core
@@ -118,7 +188,8 @@ class ActorSession:
 
         self._session._do(abandon)
 
-    def _ask_name(self, *question: Any) -> Any:
+    def ask_name(self, *question: Any) -> Any:
+        """Ask about a name, and wait for the answer; see ActorCalls.ask_name."""
         with self._session.reactor.lock:
             ticket = self._session.core.actors.ask_name(*question)
         return self._session.redeem(ticket)
@@ -136,7 +207,7 @@ class ActorSession:
 
     def find(self, namespace: str, name: str) -> tuple[Entry, Any] | None:
         """Return (entry, description) of the actor with that name, with a reference counted; None if there is none."""
-        taken = self._ask_name(NAME_FIND, namespace, name)
+        taken = self.ask_name(NAME_FIND, namespace, name)
         return self._claim(taken) if taken else None
 
     def names(self) -> list[tuple[str, str]]:
@@ -204,3 +275,10 @@ class ActorSession:
     def is_call(entry: Entry) -> bool:
         """Whether an entry is the result of an actor's method."""
         return isinstance(entry, MethodCall)
+
+
+def _wait_for_name(name: str, until: float) -> None:
+    """The home of a name is about to hear of the death of the actor that has it: wait a moment."""
+    if monotonic() > until:
+        raise MeshError(f"the name {name!r} belongs to an actor that is gone, and is not given free")
+    time.sleep(0.01)

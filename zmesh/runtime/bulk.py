@@ -15,7 +15,6 @@ Sources: "copy=False" and recv_into: pyzmq's documentation; figures: docs/perfor
 import contextlib
 import mmap
 import os
-import queue
 import struct
 import threading
 from collections.abc import Callable
@@ -29,6 +28,7 @@ import zmq
 from zmesh.core.effects import Address
 from zmesh.core.transfer import CHUNK_BYTES, Ask, Finished, Receiver, Server
 from zmesh.runtime.curve import CurveKeys, Gate, secure_client, secure_server
+from zmesh.runtime.mailbox import Mailbox
 from zmesh.runtime.mesh_sockets import ROUTING_ID, Dialled, cannot_listen, endpoint, rebind, tune
 from zmesh.runtime.sockets import new_context
 from zmesh.wire.ids import NODE_ID_BYTES, OBJECT_ID_BYTES, NodeID, ObjectID
@@ -92,10 +92,8 @@ class Bulk:
         self._known_by: dict[NodeID, str] = {}
         self._open_segment = open_segment
         self._arrived = arrived
-        self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._order_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._answer_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._orders = Mailbox()
+        self._answers = Mailbox()
         self._effects: list[Any] = []
         self._addresses: dict[NodeID, Address] = {}
         self._receiver = Receiver(self._effects, reachable=self._addresses.__contains__)
@@ -133,60 +131,49 @@ class Bulk:
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when there are answers."""
-        return self._answer_fd
+        return self._answers.fileno()
 
     def answers(self) -> None:
         """Do what the thread asked of the loop thread."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._answer_fd)
-        while True:
-            try:
-                answer = self._answers.get_nowait()
-            except queue.Empty:
-                return
-            answer()
-
-    def _order(self, order: Callable[[], None]) -> None:
-        self._orders.put(order)
-        os.eventfd_write(self._order_fd, 1)
+        self._answers.empty()
 
     def member(self, node: NodeID, address: Address, key_id: str) -> None:
         """That node's base address is known, and the key by which it is known."""
-        self._order(lambda: self._know(node, address, key_id))
+        self._orders.put(lambda: self._know(node, address, key_id))
 
     def gone(self, node: NodeID) -> None:
         """That node is dead."""
-        self._order(lambda: self._forget_node(node))
+        self._orders.put(lambda: self._forget_node(node))
 
     def fetch(self, oid: ObjectID, segment: int, nbytes: int, origin: NodeID, fd: int, size: int, place: int) -> None:
         """Fetch an object into the `size` bytes of our segment `place`; its descriptor `fd` is ours from now on."""
-        self._order(lambda: self._start(oid, segment, nbytes, origin, fd, size, place))
+        self._orders.put(lambda: self._start(oid, segment, nbytes, origin, fd, size, place))
 
     def drop(self, oid: ObjectID) -> None:
         """A copy is no more: serve it to nobody. Its segment may be the place of the next one."""
-        self._order(lambda: self._drop(oid))
+        self._orders.put(lambda: self._drop(oid))
 
     def forget(self, place: int) -> None:
         """That segment of ours is gone for good."""
-        self._order(lambda: self._forget_place(place))
+        self._orders.put(lambda: self._forget_place(place))
 
     def unmap(self, segments: list[int], then: Callable[[list[int], list[int]], None]) -> None:
         """Let go of these segments; `then` gets those that are, and those that are in use, in the loop thread."""
-        self._order(lambda: self._unmap(segments, then))
+        self._orders.put(lambda: self._unmap(segments, then))
 
     def take_keys(self, keys: list[CurveKeys], accepted: dict[bytes, str]) -> None:
         """These are the keys from now on, and those that are accepted."""
-        self._order(lambda: self._take_keys(keys, accepted))
+        self._orders.put(lambda: self._take_keys(keys, accepted))
 
     def rekey(self, keys: list[CurveKeys], key: CurveKeys, accepted: dict[bytes, str]) -> None:
         """Have these keys and be known by `key` from now on, on the same port; transfers go on."""
-        self._order(lambda: self._rekey(keys, key, accepted))
+        self._orders.put(lambda: self._rekey(keys, key, accepted))
 
     def close(self) -> None:
         """End the thread; waits for it."""
-        self._order(self._stop)
+        self._orders.put(self._stop)
         self._thread.join(timeout=5.0)
-        os.close(self._answer_fd)
+        self._answers.close()
 
     # The thread.
 
@@ -197,7 +184,7 @@ class Bulk:
         looked_s = 0.0
         while self._running:
             poller = zmq.Poller()
-            for one in (self._order_fd, self._gate.fileno(), self._router):
+            for one in (self._orders.fileno(), self._gate.fileno(), self._router):
                 poller.register(one, zmq.POLLIN)
             for link in self._links.values():
                 poller.register(link.socket, zmq.POLLIN)
@@ -207,7 +194,7 @@ class Bulk:
                 busy = self._receiver.transfers or self._objects or self._sources
                 self._gate.serve()
                 poller.poll(int(LOOK_S * 1000) if busy else None)
-                self._take_orders()
+                self._orders.empty()
                 self._gate.serve()
                 self._serve()
                 for node, link in list(self._links.items()):
@@ -223,21 +210,7 @@ class Bulk:
         self._router.close(linger=0)
         self._gate.close()
         self._context.term()
-        os.close(self._order_fd)
-
-    def _take_orders(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._order_fd)
-        while True:
-            try:
-                order = self._orders.get_nowait()
-            except queue.Empty:
-                return
-            order()
-
-    def _answer(self, answer: Callable[[], None]) -> None:
-        self._answers.put(answer)
-        os.eventfd_write(self._answer_fd, 1)
+        self._orders.close()
 
     def _carry_out(self) -> None:
         while self._effects:
@@ -298,7 +271,7 @@ class Bulk:
             view = self._places[place][:nbytes]
         except OSError as error:
             why = f"this host has no memory for it: {error.strerror}"
-            self._answer(lambda: self._arrived(oid, why))
+            self._answers.put(lambda: self._arrived(oid, why))
             return
         finally:
             os.close(fd)
@@ -389,7 +362,7 @@ class Bulk:
                     self._say(who, b"E", oid, error.encode())
             else:
                 mapped.here = None
-        self._answer(lambda: self._arrived(oid, error))
+        self._answers.put(lambda: self._arrived(oid, error))
 
     def _forget_place(self, place: int) -> None:
         self._places.pop(place, None)
@@ -411,7 +384,7 @@ class Bulk:
         for segment in closed:
             self._sources.pop(segment, None)
             self._places.pop(segment, None)
-        self._answer(lambda: then(closed, list(busy)))
+        self._answers.put(lambda: then(closed, list(busy)))
 
     def _drop(self, oid: ObjectID) -> None:
         self._receiver.stop(oid, monotonic())
@@ -440,7 +413,7 @@ class Bulk:
             waiting = self._opening.get(oid)
             if waiting is None:
                 self._opening[oid] = [(who, offset, length, insist)]
-                self._answer(lambda: self._open(oid, segment))
+                self._answers.put(lambda: self._open(oid, segment))
             else:
                 waiting.append((who, offset, length, insist))
             return
@@ -462,7 +435,7 @@ class Bulk:
 
     def _open(self, oid: ObjectID, segment: int) -> None:
         """In the loop thread: find the bytes somebody asks for."""
-        self._open_segment(oid, segment, lambda fd, place: self._order(lambda: self._opened(oid, place, fd)))
+        self._open_segment(oid, segment, lambda fd, place: self._orders.put(lambda: self._opened(oid, place, fd)))
 
     def _opened(self, oid: ObjectID, place: int, fd: int) -> None:
         waiting = self._opening.pop(oid, [])

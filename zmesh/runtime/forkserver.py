@@ -10,6 +10,7 @@ process that made itself a session (a daemon) outlives its worker.
 import contextlib
 import ctypes
 import gc
+import importlib
 import os
 import select
 import signal
@@ -32,7 +33,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _MESSAGE_BYTES_MAX = 4096
 _SESSIONS_MAX = 1024  # of ended workers, whose leftovers may show up later
 _END_TIMEOUT_S = 1.0  # for what was killed to be gone
-_OOM_SCORE = "800"  # the kernel should take a worker, never the node
+_OOM_SCORE = b"800"  # the kernel should take a worker, never the node
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -99,12 +100,19 @@ class ForkServer:
         self._pending: deque[tuple[bytes, list[int]]] = deque()
 
     @classmethod
-    def start(cls, boxes: BlackBoxes, run_worker: Callable[[WorkerStart], None], close: list[int]) -> "ForkServer":
+    def start(
+        cls,
+        boxes: BlackBoxes,
+        run_worker: Callable[[WorkerStart], None],
+        close: list[int],
+        modules: tuple[str, ...] = (),
+    ) -> "ForkServer":
         """Fork the forkserver. Call it before any thread or ZeroMQ context exists.
 
         Args:
             run_worker: what a worker does; its process ends when that returns.
             close: descriptors of the node that its children must not keep, e.g. of its lock.
+            modules: what the forkserver imports for its workers, while the node opens its sockets.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         node = os.getpid()
@@ -116,6 +124,10 @@ class ForkServer:
                 ours.close()
                 for fd in close:
                     os.close(fd)
+                for name in modules:
+                    importlib.import_module(name)
+                gc.collect()
+                gc.freeze()
                 _Server(theirs, boxes, run_worker, node).serve()
             except BaseException:
                 traceback.print_exc()
@@ -281,8 +293,10 @@ class _Server:
             for fd in {null, *fds, self._wake_read, self._wake_write}:
                 os.close(fd)
             self._link.close()
-            with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-                file.write(_OOM_SCORE)
+            with contextlib.suppress(OSError):
+                score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+                os.write(score, _OOM_SCORE)
+                os.close(score)
             self._run_worker(WorkerStart(peer, slot, self._boxes))
             code = 0
         except SystemExit as error:

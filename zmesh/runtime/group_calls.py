@@ -1,30 +1,74 @@
 """What the face asks of a session about placement groups. Mixed into runtime/session.py; the rules are in core/."""
 
+import logging
 import os
+import time
 from time import monotonic
 from typing import Any
 
 from zmesh.core.records import GROUP_ID_BYTES, Entry
+from zmesh.exceptions import ConfigError
 from zmesh.object_ref import ObjectRef
+from zmesh.runtime import serialization
+from zmesh.wire.actor_messages import GROUPS, NAME_FIND
 from zmesh.wire.ids import NODE_ID_BYTES
-from zmesh.wire.messages import PENDING
+from zmesh.wire.messages import PENDING, UNIT
+
+DYING_NAME_S = 10.0  # so long a name may belong to a group that was removed
+
+_log = logging.getLogger("zmesh.groups")
 
 
 class GroupCalls:
     """The part of a Session that deals with placement groups. Any thread."""
 
-    def create_group(self: Any, name: str, strategy: str, bundles: list[dict[str, int]]) -> bytes:
+    def create_group(
+        self: Any, name: str, strategy: str, bundles: list[dict[str, int]], *, detached: bool = False
+    ) -> bytes:
         """Have our node make a placement group; returns its ID once the node has taken that on.
 
         Raises:
             ConfigError: the node refuses; the text says why.
         """
         self.reactor.check_usable()
-        with self.reactor.lock:
-            group: bytes = self.core.node[:NODE_ID_BYTES] + os.urandom(GROUP_ID_BYTES - NODE_ID_BYTES)
-            ticket = self.core.groups.create(group, self.job, name, strategy, bundles)
-        self.redeem(ticket)
-        return group
+        specs = [{one: amount / UNIT for one, amount in shape.items()} for shape in bundles]
+        told = serialization.to_inline(serialization.pack(specs))
+        job = b"" if detached else self.job
+        if detached and self.information.get("private"):
+            _log.warning(
+                "a detached placement group lives as long as its node, and this one was started for this program alone "
+                "and ends with it: run `zmesh up` first if the group is to outlive the program"
+            )
+        until = monotonic() + DYING_NAME_S
+        while True:
+            with self.reactor.lock:
+                group: bytes = self.core.node[:NODE_ID_BYTES] + os.urandom(GROUP_ID_BYTES - NODE_ID_BYTES)
+                ticket = self.core.groups.create(group, job, name, strategy, bundles, told)
+            try:
+                self.redeem(ticket)
+                return group
+            except ConfigError as error:
+                holder = getattr(error, "holder", b"")
+                if not holder or monotonic() > until or self._group_lives(holder):
+                    raise
+            time.sleep(0.01)  # the home of the name is about to hear that its group was removed
+
+    def _group_lives(self: Any, group: bytes) -> bool:
+        """Whether a group is there, as its coordinator says."""
+        told = self.status()
+        node = group[:NODE_ID_BYTES].hex()
+        if node != told["node"]:
+            living = [one["node"] for one in told["members"] if one["state"] in ("alive", "suspect")]
+            told = self.status(node=node) if node in living else {}
+        table = told.get("placement_groups", {}).get(group.hex(), {"state": "REMOVED"})
+        return bool(table["state"] != "REMOVED")
+
+    def find_group(self: Any, name: str) -> tuple[bytes, list[dict[str, float]]] | None:
+        """Return (ID, what each bundle holds) of the group of that name, anywhere in the mesh; None if none has."""
+        found = self.actors.ask_name(NAME_FIND, GROUPS, name)
+        if not found or not self._group_lives(found[2]):
+            return None
+        return found[2], serialization.unpack_inline(found[3])
 
     def remove_group(self: Any, group: bytes) -> None:
         """Have a placement group removed; returns once its coordinator has done so, or is gone with it."""

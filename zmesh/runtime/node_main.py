@@ -40,6 +40,8 @@ from zmesh.wire.store_messages import Unmap
 
 READ_BYTES_MAX = 64 * 1024  # of a worker's output at a time
 BOX_SLOTS = 4096
+# What the pickles of programs and handles refer to, so that workers share its pages instead of importing it each.
+WORKER_MODULES = ("cloudpickle", "zmesh.actor")
 MEMORY_LOOK_S = 0.5
 MEMORY_IDLE_LOOK_S = 2.0  # while no task runs
 JOIN_TIMEOUT_S = 10.0
@@ -65,6 +67,7 @@ class Node:
         self, settings: dict[str, Any], run_dir: RunDir, forks: ForkServer, boxes: BlackBoxes, driver: int
     ) -> None:
         # Imported here, after the forkserver was forked: workers must not inherit a ZeroMQ context.
+        from zmesh.runtime.keepers import Keepers
         from zmesh.runtime.sockets import NodeSocket
 
         self._mesh: Any = None  # a private node has none: no other host can find it
@@ -108,6 +111,9 @@ class Node:
         self._socket = NodeSocket(run_dir.socket_of(node_peer(self.node_id)))
         self._poll = select.epoll()  # of thousands of descriptors few have something: each worker has four
         self._readers: dict[int, Callable[[int], None]] = {}
+        self._keepers = Keepers(
+            run_dir, self._timers, lambda: self.core, self._socket.relay, watch=self._watch, unwatch=self._unwatch
+        )
         self._pidfds: dict[PeerID, int] = {}  # of drivers; workers are reaped by the forkserver
         self._slots: dict[PeerID, int] = {}
         self._streams: dict[PeerID, list[Any]] = {}  # {worker: [(fd, LogStream, 1 or 2), ...]}
@@ -154,6 +160,8 @@ class Node:
         return {
             fx.Send: self._send,
             fx.Spawn: self._spawn,
+            fx.StartKeeper: self._keepers.start,
+            fx.StopKeeper: self._keepers.stop,
             fx.KillProcess: lambda effect: self._forks.kill(effect.peer),
             fx.DropSegments: lambda effect: self._segments.drop(effect.segments),
             fx.DropUnused: self._drop_unused,
@@ -177,7 +185,7 @@ class Node:
             self._timers,
             random.Random(os.urandom(16)),
             self._segments,
-            self._socket.relay,
+            self._keepers.relay,
             self._arrived,
         )
         self._handlers |= self._mesh.handlers
@@ -202,6 +210,9 @@ class Node:
         self.core.forward(source, to, frame, monotonic())
 
     def _send(self, effect: fx.Send) -> None:
+        if effect.to in self._keepers:
+            self._keepers.deliver(effect.to, self._me, effect.message)
+            return
         frame = encode(effect.message)
         if effect.to[:NODE_ID_BYTES] == self.node_id and not is_guest(effect.to):
             self._socket.send(effect.to, frame)
@@ -517,7 +528,7 @@ def _start(settings: dict[str, Any]) -> Node:
         os.close(log)
         os.close(null)
         boxes = BlackBoxes(BOX_SLOTS)
-        forks = ForkServer.start(boxes, lambda start: run_worker(start, run_dir), [run_dir.lock_fd])
+        forks = ForkServer.start(boxes, lambda start: run_worker(start, run_dir), [run_dir.lock_fd], WORKER_MODULES)
         node = Node(settings, run_dir, forks, boxes, settings["driver"])
         run_dir.write_record(node.record)
         run_dir.say_farewell({})

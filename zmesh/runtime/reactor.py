@@ -130,6 +130,8 @@ class Reactor:
         self._front_poll = select.poll()
         self._back_poll = select.poll()
         self._registered: list[int] = []
+        self._watched = -1  # a descriptor that is not of the mesh
+        self.stirred = False  # a foreground leader saw it readable
         self._back_gate = threading.Lock()
         self._back_gate.acquire()
         self._back_parked = False
@@ -158,6 +160,15 @@ class Reactor:
                 self._previous_handler = previous
                 self._main_ident = threading.get_ident()
                 signal.signal(signal.SIGINT, self._on_signal)
+
+    def watch(self, fd: int) -> None:
+        """Have a foreground leader wake for this descriptor too, and say so in `stirred`; -1: no more."""
+        with self.lock:
+            if self._watched >= 0:
+                self._front_poll.unregister(self._watched)
+            self._watched = fd
+            if fd >= 0:
+                self._front_poll.register(fd, select.POLLIN)
 
     # Entering.
 
@@ -456,6 +467,8 @@ class Reactor:
                 os.eventfd_read(wake)
             elif fd == self._node_pidfd:
                 self._node_died()
+            elif fd == self._watched:
+                self.stirred = True
             else:
                 self.sockets.ready(fd)
 

@@ -1,7 +1,7 @@
 """The directory of a node: its sockets, its record, its lock. Private to the user; gone with the node.
 
     $XDG_RUNTIME_DIR/zmesh or /tmp/zmesh-<uid>     0700, ours, no symlink
-        default/  or another name of `zmesh up`     lock, node.json, log, and the sockets
+        default/  or another name of `zmesh up`     lock, node.json, log, detached.log, and the sockets
         p-<8 hex>/                                  of a private node
 
 The lock (flock) is held for the node's life: a free one marks what a killed node left, which the next start removes.
@@ -21,10 +21,11 @@ from typing import Any
 from zmesh.exceptions import ConfigError
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID
 
+DETACHED_LOGS = ("detached.log", "detached.log.old")  # what detached actors print; the second is the older half
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,32}")
 _SOCKET_PATH_BYTES_MAX = 107  # sun_path, less its final zero
 _PRIVATE = "p-"
-_OURS = ("node.json", "node.json.new", "log", "farewell")  # besides sockets: nothing else is deleted
+_OURS = ("node.json", "node.json.new", "log", "farewell", *DETACHED_LOGS)  # besides sockets: nothing else is deleted
 _LOCK_WAIT_S = 0.2
 _LOCK_RETRY_S = 0.002
 

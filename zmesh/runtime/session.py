@@ -27,13 +27,15 @@ from zmesh.runtime.reactor import LOOK_S, Reactor, Waiter, listen, unlisten
 from zmesh.runtime.replica_calls import ReplicaCalls
 from zmesh.runtime.rounds import RoundCalls
 from zmesh.runtime.store import Store
+from zmesh.runtime.stream_calls import StreamCalls, settle_future
+from zmesh.runtime.values import Values
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID
 from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, UNIT
 
 INLINE_BYTES_MAX = 64 * 1024  # larger values go to shared memory: Source: perf/arrays.py, a put costs about 20 us
 
 
-class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls):
+class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCalls, Values):
     """A client of a mesh.
 
     Args:
@@ -44,6 +46,7 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls):
     """
 
     def __init__(self, core: ClientCore, reactor: Reactor, store: Store, job: PeerID) -> None:
+        Values.__init__(self)
         self.core = core
         self.reactor = reactor
         self.store = store
@@ -331,37 +334,6 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls):
                     self.cancel_all()
                 raise
 
-    def value(self, entry: Entry, *, writable: bool = False) -> Any:
-        """Return the value of a resolved entry, or raise its error. Arrays are read-only views of shared memory."""
-        status = entry.status
-        if status == INLINE:
-            return serialization.unpack_inline(entry.value)
-        if status == STORED:
-            return self._open(entry, writable)
-        if status == FAILED:
-            raise serialization.unpack_error(entry.value)
-        raise build_error(entry.value)
-
-    def _open(self, entry: Entry, writable: bool) -> Any:
-        references, unpinned, nudge = self.core.references, self.reactor.unpinned, self.reactor.nudge
-        self._localize([entry])
-        with self.reactor.lock:
-            status, place = references.location(entry)
-            if status == STORED:
-                references.pin(entry)
-        if status == INLINE:  # it was lost, and is small now that it was made again
-            return serialization.unpack_inline(place)
-        if status != STORED:
-            raise build_error(place)
-        segment, nbytes, _ = place
-
-        def on_unpin() -> None:
-            unpinned.append(lambda: references.unpin(entry))
-            nudge()
-
-        view = self.store.view(segment, nbytes, on_unpin, writable)
-        return serialization.unpack_segment(view, writable=writable)
-
     # References that travel.
 
     def note(self, ref: "ObjectRef[Any]") -> bytes:
@@ -371,53 +343,9 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls):
         serialization.note_ref(ref)
         return self.object_id(ref._entry)
 
-    def borrow(self, oid: bytes) -> Entry:
-        """Return the entry of a ref that arrived inside a value, one reference more."""
-        with self.reactor.lock:
-            return self.core.references.borrow(oid)
-
     def object_id(self, entry: Entry) -> bytes:
         """Return the ObjectID of an entry."""
         return self.core.references.oid(entry)
-
-    # Streams.
-
-    def next_item(self, task: Task, index: int, timeout: float | None) -> Entry | None:
-        """Wait for item `index` of a stream; None if the stream ended before it."""
-        outputs = task.outputs
-        assert outputs is not None
-        while index >= len(outputs):
-            if task.status != PENDING:
-                return None
-            before = len(outputs)
-            waiter = Waiter(1)
-            with self.reactor.lock:
-                if len(outputs) > before or task.status != PENDING:
-                    continue
-                listen(task, waiter)
-            in_task = threading.get_ident() == self._task_thread
-            deadline = None if timeout is None else monotonic() + timeout
-            if not self.reactor.wait(waiter, deadline, in_task=in_task):
-                raise GetTimeoutError(f"item {index} of {task.spec.name} was not there after timeout={timeout} s")
-        if task.spec.options.get("backpressure"):
-            self._do(lambda: self.core.tasks.consumed(task, index + 1))
-        return outputs[index]
-
-    def item_future(self, task: Task, index: int) -> "Future[Entry | None]":
-        """Return a future of what `next_item` returns."""
-        future: Future[Entry | None] = Future()
-        self._later(lambda: _settle(future, lambda: self.next_item(task, index, None)))
-        return future
-
-    def stream_ended(self, task: Task, taken: int) -> bool:
-        """Whether the stream's task is over and all its items were taken."""
-        assert task.outputs is not None
-        return task.status != PENDING and taken >= len(task.outputs)
-
-    def abandon(self, task: Task, taken: int) -> None:
-        """The reader of a stream is gone. From a finalizer: only notes it."""
-        self.reactor.unpinned.append(lambda: self.core.tasks.abandon(task, taken))
-        self.nudge()
 
     # The rest of the face.
 
@@ -469,7 +397,7 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls):
 
         def settle(_: Entry) -> None:
             # `ref` is captured: the object must live until its value was taken.
-            self._later(lambda: _settle(future, lambda: self.value(ref._entry)))
+            self._later(lambda: settle_future(future, lambda: self.value(ref._entry)))
 
         waiter = Waiter(1, callback=settle)
         with self.reactor.lock:
@@ -521,17 +449,6 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls):
             self._futures.put(None)
         self.reactor.close(linger_ms)
         self.store.close()
-
-
-def _settle(future: "Future[Any]", action: Callable[[], Any]) -> None:
-    try:
-        value = action()
-    except BaseException as error:
-        if not future.cancelled():
-            future.set_exception(error)
-    else:
-        if not future.cancelled():
-            future.set_result(value)
 
 
 def _settle_all(actions: "queue.SimpleQueue[Callable[[], None] | None]") -> None:

@@ -22,10 +22,23 @@ from zmesh.wire.ids import NODE_ID_BYTES, PeerID, is_guest
 _IN = int(zmq.POLLIN)
 _DONTWAIT = int(zmq.DONTWAIT)
 _MORE = int(zmq.SNDMORE | zmq.DONTWAIT)
+_DEALER, _ROUTER = int(zmq.DEALER), int(zmq.ROUTER)
+_ROUTING_ID, _RECONNECT_IVL = int(zmq.ROUTING_ID), int(zmq.RECONNECT_IVL)
+_HANDOVER, _MANDATORY = int(zmq.ROUTER_HANDOVER), int(zmq.ROUTER_MANDATORY)
+_SNDHWM, _RCVHWM, _LINGER = int(zmq.SNDHWM), int(zmq.RCVHWM), int(zmq.LINGER)
 _readable = zmq.backend.zmq_poll  # takes in what came and says whether there is a frame, in half the time of EVENTS
 _send = zmq.backend.Socket.send  # without the checks for draft sockets that zmq.Socket.send adds
 
-SOCKETS_MAX = 16_384  # a link for each actor that somebody else made; libzmq's default is 1,023
+# pyzmq's plain class, without the one of enums, warnings and weak sets above it: its code alone made some 80 pages of
+# each forked worker its own.
+_Socket = zmq.backend.Socket
+_MORE_FOLLOWS = int(zmq.RCVMORE)
+_FD, _BLOCKY, _MAX_SOCKETS = int(zmq.FD), int(zmq.BLOCKY), int(zmq.MAX_SOCKETS)
+
+SOCKETS_MAX = 16_384  # of a node, a link for each member among them; libzmq's default is 1,023
+# Of a client: a link for each actor of its host that somebody else made, and the host has no more than 4,096 workers.
+# libzmq fills a table of so many entries at once, which each worker pays for.
+CLIENT_SOCKETS_MAX = 4_352
 CLOSE_LINGER_MS = 500  # last results still leave a process that ends in good order
 
 _ADOPTED = b"adopted"
@@ -34,10 +47,18 @@ Deliver = Callable[[PeerID, bytes], None]
 
 
 def _tune(socket: Any) -> Any:
-    socket.sndhwm = 0
-    socket.rcvhwm = 0
-    socket.linger = CLOSE_LINGER_MS
+    socket.set(_SNDHWM, 0)
+    socket.set(_RCVHWM, 0)
+    socket.set(_LINGER, CLOSE_LINGER_MS)
     return socket
+
+
+def _receive_all(socket: Any) -> list[bytes]:
+    """Return the frames of one message."""
+    frames = [socket.recv(_DONTWAIT)]
+    while socket.get(_MORE_FOLLOWS):
+        frames.append(socket.recv(_DONTWAIT))
+    return frames
 
 
 class ClientSockets:
@@ -54,7 +75,7 @@ class ClientSockets:
         self._here = me[:NODE_ID_BYTES]
         self._node = node
         self._path_of = path_of
-        self._context = new_context()
+        self._context = new_context(sockets_max=CLIENT_SOCKETS_MAX)
         self.changed = True  # the list of descriptors is not what it was
         self._by_fd: dict[int, tuple[PeerID, Any]] = {}  # {descriptor: (peer, socket)}; the ROUTER's peer is b""
         self._touched: dict[int, tuple[PeerID, Any]] = {}  # those of them that may hold a frame whose edge is gone
@@ -69,12 +90,12 @@ class ClientSockets:
         self._dialled_us: dict[PeerID, bool] = {}  # {peer: True} that spoke to our ROUTER: it is answered there
 
     def _dial(self, peer: PeerID) -> None:
-        link = _tune(self._context.socket(zmq.DEALER))
-        link.routing_id = self._me
+        link = _tune(_Socket(self._context, _DEALER))
+        link.set(_ROUTING_ID, self._me)
         # A peer's address is never used again: dialling a dead one for ever would only wake the I/O thread.
-        link.reconnect_ivl = -1
+        link.set(_RECONNECT_IVL, -1)
         link.connect(f"ipc://{self._path_of(peer)}")
-        fd = link.get(zmq.FD)
+        fd = link.get(_FD)
         self._links[peer] = (fd, link)
         self._by_fd[fd] = (peer, link)
         self.changed = True
@@ -82,12 +103,12 @@ class ClientSockets:
     def listen(self) -> None:
         """Bind the ROUTER that thieves dial; a worker does it with the first task it submits."""
         if self._router is None:
-            router = _tune(self._context.socket(zmq.ROUTER))
-            router.router_handover = True
-            router.router_mandatory = True
+            router = _tune(_Socket(self._context, _ROUTER))
+            router.set(_HANDOVER, 1)
+            router.set(_MANDATORY, 1)
             router.bind(f"ipc://{self._path_of(self._me)}")
             self._router = router
-            self._router_fd = router.get(zmq.FD)
+            self._router_fd = router.get(_FD)
             self._by_fd[self._router_fd] = (b"", router)
             self.changed = True
 
@@ -184,7 +205,7 @@ class ClientSockets:
                     socket()
                     continue
                 if peer == self._node:
-                    *source, frame = socket.recv_multipart(_DONTWAIT)
+                    *source, frame = _receive_all(socket)
                     sender = source[0] if source else peer
                 elif peer:
                     sender, frame = peer, socket.recv(_DONTWAIT)
@@ -224,7 +245,7 @@ class ClientSockets:
         item = [(socket, _IN)]
         if peer == self._node:
             while not socket.closed and _readable(item, 0):
-                *source, frame = socket.recv_multipart(_DONTWAIT)
+                *source, frame = _receive_all(socket)
                 deliver(source[0] if source else peer, frame)
         elif peer:
             while not socket.closed and _readable(item, 0):
@@ -245,15 +266,15 @@ class ClientSockets:
         self.before_close()
         for peer, socket in self._by_fd.values():
             if peer is not _ADOPTED:
-                socket.close(linger=linger_ms)
+                socket.close(linger_ms)
         self._context.term()
 
 
-def new_context(io_threads: int = 1) -> Any:
+def new_context(io_threads: int = 1, sockets_max: int = SOCKETS_MAX) -> Any:
     """Return a context for sockets that never keep a process from ending."""
     context = zmq.Context(io_threads=io_threads)
-    context.blocky = False
-    context.set(zmq.MAX_SOCKETS, SOCKETS_MAX)
+    context.set(_BLOCKY, 0)
+    context.set(_MAX_SOCKETS, sockets_max)
     return context
 
 

@@ -6,10 +6,8 @@ Uncompressed bytes move inside the kernel (sendfile), compressed ones as blocks 
 shrink.
 """
 
-import contextlib
 import errno
 import os
-import queue
 import struct
 import threading
 from collections import deque
@@ -17,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import lz4.block
+
+from zmesh.runtime.mailbox import Mailbox
 
 BLOCK_BYTES = 1024 * 1024
 STEP_BYTES = 16 * 1024 * 1024  # moved by one call
@@ -56,8 +56,7 @@ class SpillDisk:
         self._condition = threading.Condition()
         self._reads: deque[Callable[[], None]] = deque()  # before writes: somebody waits for them
         self._writes: deque[Callable[[], None]] = deque()
-        self._answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._answers = Mailbox()
         self._thread: threading.Thread | None = None  # started by the first job: most nodes never spill
         self._closed = False
 
@@ -79,18 +78,11 @@ class SpillDisk:
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when there are answers."""
-        return self._wake_fd
+        return self._answers.fileno()
 
     def answers(self) -> None:
         """Call what waits for jobs that are done."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake_fd)
-        while True:
-            try:
-                answer = self._answers.get_nowait()
-            except queue.Empty:
-                return
-            answer()
+        self._answers.empty()
 
     def close(self) -> None:
         """End the helper, once the step it is at is done; jobs not yet begun are dropped."""
@@ -99,7 +91,7 @@ class SpillDisk:
             self._condition.notify()
         if self._thread is not None:
             self._thread.join(timeout=5.0)
-        os.close(self._wake_fd)
+        self._answers.close()
 
     # The helper thread.
 
@@ -112,7 +104,6 @@ class SpillDisk:
                     return
                 job = self._reads.popleft() if self._reads else self._writes.popleft()
             job()
-            os.eventfd_write(self._wake_fd, 1)
 
     def _write(self, fd: int, nbytes: int, done: Callable[[SpillFile | None, str], None]) -> None:
         file, error = None, ""

@@ -131,6 +131,7 @@ class Store:
     Args:
         channel_path: where the node's SegmentServer listens.
         peer: PeerID of this process.
+        late: connect when there is something to ask, which in most workers there never is.
 
     Raises:
         NodeDiedError: nobody listens there, or the node went away, in any call that talks to it.
@@ -138,7 +139,7 @@ class Store:
         NotRunningError: in any call after `close`.
     """
 
-    def __init__(self, channel_path: str, peer: PeerID) -> None:
+    def __init__(self, channel_path: str, peer: PeerID, *, late: bool = False) -> None:
         lift_descriptor_limit()
         # Guards the tables. A finalizer never takes it: it may run inside it.
         self._lock = threading.Lock()
@@ -153,9 +154,10 @@ class Store:
         self._opening: dict[int, int] = {}  # {segment: threads that ask the node for it}
         self._yielded: dict[int, None] = {}  # own segments in use, that this process has no mapping of any more
         self._trouble: tuple[type[Exception], str] | None = None  # why this store is of no use any more
-        self._channel = _Channel(channel_path)
+        self._channel = _Channel(channel_path, peer)
+        if not late:
+            self._channel.open()
         _stores.add(self)
-        self.capacity_bytes: int = self._channel.ask("hello", peer)[0][0]
 
     # Writing.
 
@@ -322,7 +324,7 @@ class Store:
             why = f"; this process has used up its limit of {limit:,} open files. Drop arrays, or raise ulimit -n."
         else:
             why = f"; this host has no memory left ({error.strerror}). Drop references, or lower object_store_memory=."
-        return full(why, nbytes, 0, self.capacity_bytes)
+        return full(why, nbytes, 0, self._channel.capacity_bytes)
 
     # Reading.
 
@@ -414,7 +416,7 @@ class Store:
     def _forget_oldest(self) -> None:
         """Keep the limits; what is in use stays mapped. Lock held."""
         recent = self._recent
-        while len(recent) > MAPPINGS_MAX or self._recent_bytes > self.capacity_bytes // MAPPINGS_SHARE:
+        while len(recent) > MAPPINGS_MAX or self._recent_bytes > self._channel.capacity_bytes // MAPPINGS_SHARE:
             _, mapping = recent.popitem(last=False)
             self._recent_bytes -= mapping.size
 
@@ -428,7 +430,7 @@ class Store:
                     raise lost(segment, why)
                 text = why if kind == FULL and why else "all that is in memory is in use. Drop arrays"
                 text = f"to bring an object back from disk: {text}, or raise object_store_memory=."
-                raise full(text, nbytes, 0, self.capacity_bytes, why if kind == SPILL else "")
+                raise full(text, nbytes, 0, self._channel.capacity_bytes, why if kind == SPILL else "")
             size: int = answer[0]
             if size < nbytes:
                 raise lost(segment, f"it has {size:,} bytes, the object {nbytes:,}")
@@ -461,7 +463,8 @@ class Store:
         """In a child after a fork: be of no use. The parent's descriptors are its own."""
         self._lock = threading.Lock()  # the thread that may have held it does not exist here
         self._trouble = LocalProtocolError, "a forked child cannot use its parent's object store; start it by spawn"
-        self._channel.socket.close()
+        if self._channel.socket is not None:
+            self._channel.socket.close()
 
 
 def lost(segment: int, why: str) -> ObjectLostError:
@@ -486,21 +489,49 @@ class _Channel:
     An answer may take long: a segment is on its way from disk, or there is no room. It holds up no other request.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, peer: PeerID) -> None:
+        self._path = path
+        self._peer = peer
         self._condition = threading.Condition()
+        self._opening = threading.Lock()
+        self._closed = False
         self._reading = False  # some thread waits on the socket, for all
         self._numbers = itertools.count(1)
         self._answers: dict[int, Any] = {}  # {request under way: (facts, descriptors), None before it is answered}
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.settimeout(CHANNEL_TIMEOUT_S)
-        try:
-            self.socket.connect(path)
-        except OSError as error:
-            self.socket.close()
-            raise NodeDiedError(f"no node serves shared memory at {path}: {error.strerror}") from error
+        self.socket: Any = None  # before `open`
+        self.capacity_bytes = 0  # of the store, as the node said when it was greeted
+
+    def open(self) -> None:
+        """Connect and greet the node, unless that was done.
+
+        Raises:
+            NodeDiedError: nobody listens there.
+        """
+        with self._opening:
+            if self.capacity_bytes:
+                return
+            if self._closed:
+                raise NodeDiedError("the object store is closed: zmesh was shut down")
+            channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                channel.settimeout(CHANNEL_TIMEOUT_S)
+                try:
+                    channel.connect(self._path)
+                except OSError as error:
+                    raise NodeDiedError(f"no node serves shared memory at {self._path}: {error.strerror}") from error
+                self.socket = channel
+                self.capacity_bytes = self._request("hello", self._peer)[0][0]
+            except BaseException:  # also a KeyboardInterrupt: the next one greets anew
+                channel.close()
+                raise
 
     def ask(self, verb: str, subject: Any, fd: int = -1) -> tuple[list[Any], list[int]]:
         """Return (facts, descriptors) of the answer."""
+        if not self.capacity_bytes:
+            self.open()
+        return self._request(verb, subject, fd)
+
+    def _request(self, verb: str, subject: Any, fd: int = -1) -> tuple[list[Any], list[int]]:
         number = next(self._numbers)
         self._answers[number] = None
         try:
@@ -543,16 +574,20 @@ class _Channel:
                 os.close(stale)
 
     def tell(self, verb: str, segments: list[Any]) -> None:
-        """Tell the node something about segments. A node that is gone knows."""
+        """Tell the node something about segments. One that is gone, or that was asked for none, knows."""
+        if self.socket is None:
+            return
         for start in range(0, len(segments), _SEGMENTS_MAX):
             with contextlib.suppress(OSError):
                 self.socket.send(msgpack.packb([0, verb, segments[start : start + _SEGMENTS_MAX]]))
 
     def close(self) -> None:
         """Close the channel; a request under way fails."""
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
-        self.socket.close()
+        self._closed = True
+        if self.socket is not None:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+            self.socket.close()
 
 
 def receive(channel: socket.socket) -> tuple[bytes, list[int], int]:

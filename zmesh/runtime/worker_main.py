@@ -10,16 +10,17 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Any
 
 from zmesh.core import effects as fx
 from zmesh.core.logs import LABEL
-from zmesh.core.records import Entry, outside_group
+from zmesh.core.records import Copy, outside_group
 from zmesh.core.running import Running, WorkSpec
 from zmesh.core.timers import Timers
 from zmesh.core.worker import WorkerCore
+from zmesh.exceptions import ObjectLostError
 from zmesh.object_ref import ObjectRef
 from zmesh.runtime import calls, serialization, session
 from zmesh.runtime.actor_main import ActorProcess
@@ -32,7 +33,20 @@ from zmesh.runtime.session import INLINE_BYTES_MAX, Session
 from zmesh.runtime.sockets import ClientSockets
 from zmesh.runtime.store import Store
 from zmesh.wire.ids import node_peer
-from zmesh.wire.messages import CANCELLED, END, ERROR, FAILED, INLINE, MANY, RETRYABLE, STORED, UNIT, Attach, Hello
+from zmesh.wire.messages import (
+    CANCELLED,
+    END,
+    ERROR,
+    FAILED,
+    INLINE,
+    LOST,
+    MANY,
+    RETRYABLE,
+    STORED,
+    UNIT,
+    Attach,
+    Hello,
+)
 
 
 class LabelledOutput(io.RawIOBase):
@@ -86,7 +100,7 @@ class Worker:
         node = node_peer(start.peer[:8])
         self.core = WorkerCore(start.peer, [], Timers(), describe_status, self._attached)
         self.sockets = ClientSockets(start.peer, node, run_dir.socket_of)
-        self.store = Store(run_dir.segments_socket(), start.peer)
+        self.store = Store(run_dir.segments_socket(), start.peer, late=True)
         handlers: dict[type[Any], Callable[[Any], None]] = {
             fx.Recycle: lambda effect: self.session.recycle(effect),
             fx.UnmapSegments: lambda effect: self.store.unmap(effect.segments),
@@ -207,7 +221,10 @@ class Worker:
         if loaded is None:
             self._enter_environment(spec)  # what the function imports may be part of it
             loaded = self._functions[spec.digest] = serialization.loads(spec.blob)
-        args, kwargs = self.arguments(running)
+        try:
+            args, kwargs = self._arguments(running)
+        except _ArgumentLost as lost:  # no attempt: the owner may know another place, or make it again
+            return LOST, [lost.named], [], 64
         plan = spec.options.get("actor")
         if plan is not None:
             self.actor = ActorProcess(self, running, plan)
@@ -242,7 +259,17 @@ class Worker:
         return data
 
     def arguments(self, running: Running) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Unpack the arguments of a task or call."""
+        """Unpack the arguments of a call.
+
+        Raises:
+            ObjectLostError: the bytes of one are gone.
+        """
+        try:
+            return self._arguments(running)
+        except _ArgumentLost as lost:
+            raise lost.error from None
+
+    def _arguments(self, running: Running) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if running.deps == () and type(running.args) is bytes:
             plain: tuple[tuple[Any, ...], dict[str, Any]] = serialization.unpack_inline(running.args)
             return plain
@@ -252,9 +279,9 @@ class Worker:
         else:
             if len(running.args) == 2:  # what was to be copied here is lost
                 raise build_error(running.args[1])
-            segment, nbytes, _, key = running.args
+            *spot, key = running.args
             key = (key, 0) if isinstance(key, int) else key
-            args, kwargs = serialization.unpack_segment(self._view(running, segment, nbytes, key))
+            args, kwargs = serialization.unpack_segment(self._view(running, spot, key))
         place = calls.fill
         return place(args, values), dict(zip(kwargs, place(tuple(kwargs.values()), values), strict=True))
 
@@ -262,11 +289,12 @@ class Worker:
         if status == INLINE:
             return serialization.unpack_inline(value)
         if status == STORED:
-            return serialization.unpack_segment(self._view(running, value[0], value[1], key))
+            return serialization.unpack_segment(self._view(running, value, key))
         raise build_error(value) if status == ERROR else serialization.unpack_error(value)
 
-    def _view(self, running: Running, segment: int, nbytes: int, key: Any) -> memoryview:
-        """Map an object of the victim's; its key is told to the victim if views outlive the task."""
+    def _view(self, running: Running, spot: Sequence[Any], key: Any) -> memoryview:
+        """Map an object of the victim's at a place; its key is told to the victim if views outlive the task."""
+        segment, nbytes, producer = spot
         references, unpinned, nudge = self.core.references, self.reactor.unpinned, self.reactor.nudge
         with self.reactor.lock:
             full = references.view_opened(running.victim, key)
@@ -275,7 +303,16 @@ class Worker:
             unpinned.append(lambda: references.view_closed(full))
             nudge()
 
-        return self.store.view(segment, nbytes, on_unpin, writable=False)
+        try:
+            return self.store.view(segment, nbytes, on_unpin, writable=False)
+        except BaseException as error:
+            with self.reactor.lock:
+                references.view_closed(full)
+            if isinstance(error, ObjectLostError) and not isinstance(
+                key, Copy
+            ):  # copies are here as long as they are used
+                raise _ArgumentLost((key, segment, producer), error) from None
+            raise
 
     def _give(self, running: Running, inside: list[Any]) -> list[bytes]:
         """Keep the refs inside a result alive until the victim holds them itself; returns their IDs."""
@@ -391,7 +428,8 @@ class Worker:
         visible = self._visible_gpus
         names = [visible[gpu] if gpu < len(visible) else str(gpu) for gpu in message.gpus]
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names)
-        os.environ.update(self.environment.variables)
+        for name, value in self.environment.variables.items():
+            os.environ[name] = value
 
 
 class WorkerSession(Session):
@@ -411,11 +449,18 @@ class WorkerSession(Session):
         """Return the actor this process is, if it is one."""
         return self.worker.actor
 
-    def borrow(self, oid: bytes) -> Entry:
-        """As Session.borrow; says with whose call of an actor the ref came."""
+    def _caller(self) -> bytes:
         running = self.worker.current() if self.worker.actor is not None else None
-        with self.reactor.lock:
-            return self.core.references.borrow(oid, caller=b"" if running is None else running.victim)
+        return b"" if running is None else running.victim
+
+
+class _ArgumentLost(Exception):
+    """The bytes of an argument are not where they were said to lie; `named` is what Done says of it."""
+
+    def __init__(self, named: tuple[Any, int, bytes], error: ObjectLostError) -> None:
+        super().__init__()
+        self.named = named
+        self.error = error
 
 
 def _from_async(values: Any) -> Iterator[Any]:

@@ -70,14 +70,15 @@ def placement_group(
 ) -> PlacementGroup:
     """Reserve resources of several tasks together: all bundles or none. Does not wait for them.
 
-    The group ends with `remove_placement_group`, with the program, or with the node it was made on.
+    The group ends with `remove_placement_group`, with the program unless it is detached, or with the node it was made
+    on.
 
     Args:
         bundles: what each holds, e.g. `[{"CPU": 1, "GPU": 1}] * 4`; a bundle lies on one node.
         strategy: "PACK": on few nodes; "SPREAD": on many; "STRICT_PACK": on one, or not at all; "STRICT_SPREAD": each
             on another, or not at all.
-        name: for `get_placement_group`; unique among the groups of its node.
-        lifetime: None. "detached" is refused: a group does not outlive its program yet.
+        name: for `get_placement_group`; unique among the groups of the mesh.
+        lifetime: "detached": it outlives the program; None: it ends with it.
 
     Raises:
         ConfigError: an argument makes no sense; the text says what would.
@@ -92,15 +93,14 @@ def placement_group(
         raise ConfigError(f"strategy must be one of {', '.join(STRATEGIES)}, not {strategy!r}")
     if not isinstance(name, str):
         raise ConfigError(f"name must be a string, not {name!r}")
-    if lifetime == "detached":
-        raise ConfigError("a placement group cannot be detached yet: leave lifetime= out, and keep its program running")
-    if lifetime is not None:
-        raise ConfigError(f"lifetime must be None, not {lifetime!r}")
+    if lifetime not in (None, "detached"):
+        raise ConfigError(f"lifetime must be None or 'detached', not {lifetime!r}")
     if not isinstance(bundles, list | tuple) or not 0 < len(bundles) <= BUNDLES_MAX:
         raise ConfigError(f"bundles must be a list of 1 to {BUNDLES_MAX:,} dicts of resources, not {bundles!r:.200}")
     specs = [_bundle(index, bundle) for index, bundle in enumerate(bundles)]
     shapes = [{one: max(1, round(amount * UNIT)) for one, amount in spec.items()} for spec in specs]
-    return PlacementGroup(api.auto_init().create_group(name, strategy, shapes), specs)
+    session = api.auto_init()
+    return PlacementGroup(session.create_group(name, strategy, shapes, detached=lifetime == "detached"), specs)
 
 
 def _bundle(index: int, bundle: Any) -> dict[str, float]:
@@ -135,18 +135,14 @@ def get_placement_group(placement_group_name: str) -> PlacementGroup:
     """Return the group of that name, from any program of the mesh.
 
     Raises:
-        ConfigError: there is none, or there are several, made on different nodes.
+        ConfigError: there is none.
     """
     if not isinstance(placement_group_name, str) or not placement_group_name:
         raise ConfigError(f"the name of a placement group is a string, not {placement_group_name!r}")
-    living = [one for one in placement_group_table().values() if one["state"] != "REMOVED"]
-    found = [one for one in living if one["name"] == placement_group_name]
-    if len(found) != 1:
-        ids = ", ".join(one["placement_group_id"] for one in found)
-        what = f"there are {len(found)}, of different nodes ({ids})" if found else "there is none"
-        raise ConfigError(f"no one placement group is named {placement_group_name!r}: {what}")
-    bundles = found[0]["bundles"]
-    return PlacementGroup(bytes.fromhex(found[0]["placement_group_id"]), [bundles[index] for index in sorted(bundles)])
+    found = api.auto_init().find_group(placement_group_name)
+    if found is None:
+        raise ConfigError(f"no placement group is named {placement_group_name!r}: it was not made yet, or was removed")
+    return PlacementGroup(*found)
 
 
 def placement_group_table(placement_group: PlacementGroup | None = None) -> dict[str, Any]:

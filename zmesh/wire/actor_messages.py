@@ -10,6 +10,7 @@ from zmesh.wire.ids import ObjectID, PeerID
 
 ACTOR_DEAD = 1 << 62  # the version of an actor that will not come back
 NAME_TAKE, NAME_FIND, NAME_DROP = 0, 1, 2
+GROUPS = ""  # the namespace of placement groups: no actor's is empty
 
 
 @dataclass(slots=True)
@@ -91,7 +92,7 @@ class KillActor:
     no_restart: bool
 
 
-# Names of actors. An entry is [namespace, name, ActorID, description for handles].
+# Names of actors, and of placement groups. An entry is [namespace, name, ActorID, description for handles].
 
 
 @dataclass(slots=True)

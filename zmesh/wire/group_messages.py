@@ -14,7 +14,8 @@ from zmesh.wire.ids import PeerID
 class CreateGroup:
     """Client to its own node: reserve these bundles, each on one node, as `strategy` says. Answered by GroupReply.
 
-    `group` is its ID; `job` the driver with which it ends; `bundles` a list of shapes.
+    `group` is its ID; `job` the driver with which it ends, b"" if it is detached; `bundles` a list of shapes;
+    `description` what those learn who find it by its name.
     """
 
     request: int
@@ -23,6 +24,7 @@ class CreateGroup:
     name: str
     strategy: str
     bundles: list[Any]
+    description: bytes = b""
 
 
 @dataclass(slots=True)
@@ -35,10 +37,11 @@ class RemoveGroup:
 
 @dataclass(slots=True)
 class GroupReply:
-    """Coordinator to client: `request` is done; `error` is "" or why it could not be."""
+    """Coordinator to client: `request` is done; `error` is "" or why it could not be; `holder` has the name already."""
 
     request: int
     error: str = ""
+    holder: bytes = b""
 
 
 @dataclass(slots=True)

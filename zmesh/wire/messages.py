@@ -41,8 +41,10 @@ from zmesh.wire.actor_messages import (
     Settle,
     Unheld,
 )
+from zmesh.wire.counting_messages import COUNTING_MESSAGES
 from zmesh.wire.group_messages import GROUP_MESSAGES
 from zmesh.wire.ids import NodeID, ObjectID, PeerID
+from zmesh.wire.keeper_messages import KEEPER_MESSAGES
 from zmesh.wire.lineage_messages import LINEAGE_MESSAGES
 from zmesh.wire.shortcut_messages import SHORTCUT_MESSAGES
 from zmesh.wire.store_messages import STORE_MESSAGES
@@ -586,4 +588,6 @@ MESSAGES: tuple[type[Any], ...] = (
     NameCopy,
     NameCopied,
     *LINEAGE_MESSAGES,
+    *COUNTING_MESSAGES,
+    *KEEPER_MESSAGES,
 )

@@ -1,0 +1,163 @@
+"""A keeper: the client that owns the detached actors of one program. It lives in the node, as its only task is to own.
+
+    KeepActor --its objects are counted for us--> --the node knows the handle--> --we have the name--> the actor is made
+         '----one of them is gone----------------------------------------------'--another has it--> told who
+
+It runs no code of the user's and unpacks nothing: a creation comes as its owner would send it to a worker. All that
+happens to actors afterwards, restarts, names, kills, is what happens to those of any client. An actor is kept, by one
+handle, until it is dead; when none is left the keeper may end (core/keepers.py).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from zmesh.core.client import ClientCore
+from zmesh.core.effects import Send
+from zmesh.core.records import Entry, Handle, Inputs, Spec
+from zmesh.wire.actor_messages import NAME_TAKE
+from zmesh.wire.ids import NODE_ID_BYTES, PeerID
+from zmesh.wire.keeper_messages import KeepActor, Keeps, Kept
+from zmesh.wire.messages import ERROR, PENDING, Hold, NodeGone
+from zmesh.wire.shortcut_messages import Shortcut
+
+
+@dataclass(slots=True)
+class Order:
+    """An actor that is wanted and not made yet."""
+
+    wanted: KeepActor
+    claims: list[tuple[Entry, Entry]]  # (what it needs, the ticket of the claim)
+    handle: Handle | None = None
+    ticket: Entry | None = None  # of what its node was asked last
+
+
+class KeeperCore(ClientCore):
+    """The state of one keeper; see ClientCore."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._orders: list[Order] = []
+        self._actors: dict[bytes, tuple[Handle, str, str]] = {}  # {ActorID: (handle, namespace, name)} made, not dead
+        self._made: dict[str, Spec] = {}  # {what creations said of it: spec}
+        self._seen = 0
+        self._told = Keeps(0, False, [])
+        self._inputs |= {
+            KeepActor: self._keep,
+            Shortcut: lambda peer, message, now: None,  # only a process of its own gains by one
+        }
+
+    def receive(self, peer: PeerID, message: Any, now: float) -> None:
+        """Take one message; see ClientCore.receive."""
+        super().receive(peer, message, now)
+        if self._orders:
+            self._orders = [order for order in self._orders if self._proceed(order, now)]
+            self._flush()
+
+    def _keep(self, peer: PeerID, m: KeepActor, now: float) -> None:
+        """An actor is wanted: first have ourselves counted as a holder of what it needs."""
+        del peer, now
+        self._seen += 1
+        claims = [self.references.claim_found(oid) for oid in (*m.deps, *m.held)]
+        self._orders.append(Order(m, claims))
+
+    def _node_gone(self, peer: PeerID, message: NodeGone, now: float) -> None:
+        super()._node_gone(peer, message, now)
+        lost: Any = (
+            ERROR,
+            ("OwnerDiedError", f"an argument was counted by node {message.node.hex()}, which is gone", {}),
+        )
+        for order in self._orders:
+            for entry, ticket in order.claims:
+                if ticket.status == PENDING and self.references.oid(entry)[:NODE_ID_BYTES] == message.node:
+                    self.references.answered(ticket.seq, *lost)
+
+    def _proceed(self, order: Order, now: float) -> bool:
+        """Take the steps that can be taken; returns whether there are more to come."""
+        tickets = [ticket for _, ticket in order.claims] if order.ticket is None else [order.ticket]
+        while all(ticket.status != PENDING for ticket in tickets):
+            failed = [ticket.value[1] for ticket in tickets if ticket.status == ERROR]
+            if failed:
+                self._answer(order, Kept(0, [], error=f"the actor {order.wanted.name!r} cannot be made: {failed[0]}"))
+                return False
+            if order.handle is None:
+                order.handle = self._prepare(order)
+                order.ticket = self.references.promote([order.handle])
+            elif order.ticket is not None and order.ticket.value is None:
+                m, oid = order.wanted, self.references.oid(order.handle)
+                order.ticket = self.actors.ask_name(NAME_TAKE, m.namespace, m.name, oid, m.description)
+            else:
+                assert order.ticket is not None
+                self._settle_name(order, order.handle, order.ticket.value, now)
+                return False
+            assert order.ticket is not None
+            tickets = [order.ticket]
+        return True
+
+    def _prepare(self, order: Order) -> Handle:
+        m = order.wanted
+        entries = [entry for entry, _ in order.claims]
+        inputs = Inputs(entries[: len(m.deps)], entries[len(m.deps) :]) if entries else None
+        spec = self._spec_of(m)
+        return self.new_actor(spec, m.args, inputs, 0, name=spec.name, ordered=m.ordered)
+
+    def _spec_of(self, m: KeepActor) -> Spec:
+        """Return the spec of a creation; programs that make the same actor again and again get the same."""
+        name, shape, fallback, options, digest, blob, max_retries, priority = m.spec
+        if m.here:  # so that no other node's death ends it; elsewhere if this node could never have it
+            shape, fallback = shape | {f"node:{self.node[:NODE_ID_BYTES].hex()}": 1}, shape
+        key = repr((name, shape, fallback, options, digest, max_retries, priority))
+        spec = self._made.get(key)
+        if spec is None:
+            spec = self._made[key] = self.new_spec(
+                self.me,
+                name,
+                shape,
+                num_returns=-1,
+                options=options,
+                digest=digest,
+                blob=blob,
+                max_retries=max_retries,
+                priority=priority,
+                fallback=fallback,
+            )
+        return spec
+
+    def _settle_name(self, order: Order, handle: Handle, found: Any, now: float) -> None:
+        """The name is ours, or another's."""
+        m, oid = order.wanted, self.references.oid(handle)
+        if found[2] != oid:
+            self._answer(order, Kept(0, list(found)))
+            return
+        self._actors[oid] = (handle, m.namespace, m.name)
+        self.start_actor(handle, now)
+        # Counted before it is told, so that it finds the actor even if that dies at once.
+        self.effects.append(Send(self.node, Hold(0, [(oid, m.asker)])))
+        self._answer(order, Kept(0, list(found), made=True))
+
+    def _answer(self, order: Order, answer: Kept) -> None:
+        """Tell the asker, and let go of what the actor does not hold itself now."""
+        answer.request, answer.asker = order.wanted.request, order.wanted.asker
+        self.effects.append(Send(self.node, answer))
+        if order.handle is not None and not answer.made:
+            self.actors.abandon(order.handle, "another actor has its name")
+            self.references.drop(order.handle)
+        for entry, ticket in order.claims:
+            if ticket.status == ERROR:
+                self.references.unclaim(entry)
+            else:
+                self.references.drop(entry)
+
+    def _flush(self) -> None:
+        """After each input: let go of actors that are dead, and tell the node what is left."""
+        super()._flush()
+        for oid, (handle, _, _) in list(self._actors.items()):
+            if handle.actor.failure is not None:
+                del self._actors[oid]
+                self.references.drop(handle)
+        # One that has ended in good order may still be about to say so to its callers: its worker goes first.
+        idle = not (self._orders or self._actors or self.tasks.open or self.victim.has_actors)
+        kept = [(space, name, handle.actor.name, oid) for oid, (handle, space, name) in self._actors.items()]
+        told = Keeps(self._seen, idle, kept)
+        if told != self._told:
+            self._told = told
+            self.effects.append(Send(self.node, told))

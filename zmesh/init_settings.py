@@ -1,0 +1,61 @@
+"""Settings of init() that need a look: those of Ray's that are none here, the level of logs, labels."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from zmesh.exceptions import ConfigError
+
+_OTHERS = {  # {setting of Ray's: (what asks for nothing, what to do instead)}
+    "configure_logging": ((True,), "configure the logger named zmesh yourself"),
+    "dashboard_host": ((None, "127.0.0.1", "localhost"), "there is no dashboard: `zmesh status`"),
+    "dashboard_port": ((None,), "there is no dashboard: `zmesh status`"),
+    "enable_resource_isolation": ((False,), "leave it out"),
+    "include_dashboard": ((None, False), "there is no dashboard: `zmesh status`"),
+    "local_mode": ((False,), "use local=True"),
+    "logging_config": ((None,), "configure the logger named zmesh"),
+    "logging_format": ((None,), "configure the logger named zmesh"),
+}
+
+
+def check_others(others: Mapping[str, Any]) -> None:
+    """Refuse settings that init() does not have, unless they only ask for nothing.
+
+    Raises:
+        ConfigError: the text says what to do instead.
+    """
+    for name, value in others.items():
+        if name not in _OTHERS:
+            raise ConfigError(f"init() has no setting {name!r}; docs/api.md lists them")
+        nothing, instead = _OTHERS[name]
+        if value not in nothing:
+            raise ConfigError(f"init() has no setting {name!r}: {instead}")
+
+
+def set_logging_level(level: int | str | None) -> None:
+    """Set the level of our loggers in this process; None leaves it.
+
+    Raises:
+        ConfigError: that is no level.
+    """
+    if level is None:
+        return
+    import logging
+
+    try:
+        logging.getLogger("zmesh").setLevel(level.upper() if isinstance(level, str) else level)
+    except (TypeError, ValueError):
+        raise ConfigError(f"logging_level must be a level of the logging module, not {level!r}") from None
+
+
+def check_labels(labels: Any) -> dict[str, str]:
+    """Return the labels of a private node.
+
+    Raises:
+        ConfigError: they are not strings.
+    """
+    given = {} if labels is None else labels
+    if not isinstance(given, Mapping) or not all(
+        isinstance(one, str) and one for pair in given.items() for one in pair
+    ):
+        raise ConfigError(f'labels must be a dict of strings such as {{"zone": "a"}}, not {labels!r}')
+    return dict(given)
