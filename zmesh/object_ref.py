@@ -89,7 +89,8 @@ class ObjectRefGenerator:
     """The stream of a task with num_returns="streaming": each `next` gives the ref of one yielded value.
 
     The ref is there as soon as the task has yielded, long before the task ends. If the task raises, the next ref
-    carries the error and the stream ends after it. Not picklable. One reader at a time.
+    carries the error and the stream ends after it. When this object is gone, the generator is closed where it yields
+    next. Not picklable. One reader at a time.
     """
 
     def __init__(self, task: Any, session: "Session") -> None:
