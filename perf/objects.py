@@ -1,9 +1,11 @@
 """What do many objects at once cost: as arguments of one task, as results of one, in one get, in a loop of waits?
 
 The objects are numbers, so nothing but the counting costs anything. Ray names these as the limits it was tested to:
-10,000 arguments, 3,000 results, 10,000 in one get.
+10,000 arguments, 3,000 results, 10,000 in one get. A second question: one wait for so many objects that are all there,
+and puts of a number and of an array, whose object goes before the next is put.
 """
 
+import importlib
 import sys
 from time import perf_counter
 from typing import Any
@@ -39,6 +41,55 @@ QUESTION = Question(
     },
 )
 
+WAITS = Question(
+    name="waits",
+    title="One wait for objects that are there, and puts",
+    function="measure_waits",
+    columns=[
+        *(
+            column
+            for count in (1_000, 10_000, 100_000)
+            for column in (
+                Column(f"wait for {count:,}, ms", f"wait_{count}_s", 1e3, digits=1),
+                Column("to Ray", f"wait_{count}_s", digits=2, against="ray"),
+            )
+        ),
+        Column("put a number, µs", "put_small_s", 1e6, digits=1),
+        Column("to Ray", "put_small_s", digits=2, against="ray"),
+        Column("put 10 MB, ms", "put_large_s", 1e3, digits=2),
+        Column("to Ray", "put_large_s", digits=2, against="ray"),
+    ],
+    parameters={"counts": [1_000, 10_000, 100_000], "puts": 2000, "large_bytes": 10_000_000, "large_puts": 50},
+    quick={"counts": [1_000], "puts": 200, "large_puts": 5},
+    exclude=QUESTION.exclude | {"dask": "its wait is another"},
+)
+
+
+def measure_waits(contender: Contender, parameters: dict[str, Any]) -> dict[str, float]:
+    """Wait for all of so many objects in one call; put one object after the other."""
+    import numpy as np
+
+    figures = {}
+    with contender:
+        api = importlib.import_module(contender.module)
+        for count in parameters["counts"]:
+            objects = [contender.share(number) for number in range(count)]
+            started = perf_counter()
+            done, rest = api.wait(objects, num_returns=count)
+            figures[f"wait_{count}_s"] = perf_counter() - started
+            if (len(done), len(rest)) != (count, 0):
+                raise ValueError("wrong results")
+            del objects, done, rest
+        array = np.zeros(parameters["large_bytes"] // 8)
+        for name, value, puts in (("small", 7, parameters["puts"]), ("large", array, parameters["large_puts"])):
+            times = []
+            for _ in range(puts):
+                started = perf_counter()
+                contender.share(value)
+                times.append(perf_counter() - started)
+            figures[f"put_{name}_s"] = harness.quantile(times, 0.5)
+    return figures
+
 
 def measure(contender: Contender, parameters: dict[str, Any]) -> dict[str, float]:
     """Time each once, after the workers are warm."""
@@ -67,4 +118,5 @@ def measure(contender: Contender, parameters: dict[str, Any]) -> dict[str, float
 
 
 if __name__ == "__main__":
-    sys.exit(harness.ask(QUESTION, harness.parse(__doc__)))
+    given = harness.parse(__doc__)
+    sys.exit(harness.ask(QUESTION, given) | harness.ask(WAITS, given))

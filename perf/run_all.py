@@ -21,7 +21,7 @@ SCRIPTS = (  # (script, its further options, the results it writes)
     ("throughput.py", ("--queued", "1000000"), ("queued",)),
     ("map_efficiency.py", (), ("map_efficiency",)),
     ("arrays.py", (), ("arrays", "arrays_private")),
-    ("objects.py", (), ("objects",)),
+    ("objects.py", (), ("objects", "waits")),
     ("startup.py", (), ("startup",)),
     ("idle.py", (), ("idle",)),
 )

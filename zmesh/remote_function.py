@@ -184,4 +184,7 @@ def _make(target: Any, given: dict[str, Any]) -> Any:
         raise TypeError(f"{target!r} is a remote function already")
     if not callable(target):
         raise TypeError(f"@zmesh.remote needs a function or a class, not {target!r}")
+    if inspect.iscoroutinefunction(target):
+        name = target.__qualname__
+        raise ConfigError(f"{name} is an async function, which no task can be: use asyncio.run() in it, or an actor")
     return RemoteFunction(target, opts.parse(given))

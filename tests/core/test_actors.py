@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from zmesh.core.actor_calls import RETIRE_S, SENT_MAX, SENT_SINGLY_MAX
+from zmesh.core.actor_calls import BURST_S, RETIRE_S, SENT_MAX, SENT_SINGLY_MAX
 from zmesh.core.actor_places import ActorPlaces
 from zmesh.core.actor_server import STALL_S, ActorServer
 from zmesh.core.client import DRAIN_S, ClientCore
@@ -113,8 +113,31 @@ def test_calls_of_an_actor_with_many_places_all_go_at_once_but_for_those_without
     first = driver.call(handle, inputs=Inputs(deps=[waiting]))
     for _ in range(SENT_MAX + 10):
         driver.call(handle)
-    assert len(driver.said(a.Call, W)) == SENT_MAX + 10
+    driver.pass_time(0.0)
+    assert sum(len(c.calls) for c in driver.said(a.Call, W)) == SENT_MAX + 10
     assert driver.core.waits_for(first) == "A.m waits for 1 of its arguments"
+
+
+def test_a_burst_of_calls_to_an_actor_with_many_places_gathers_until_somebody_looks(driver: Driver) -> None:
+    handle = driver.actor(ordered=False)
+    for _ in range(SENT_SINGLY_MAX + 300):
+        driver.call(handle)
+    assert [len(c.calls) for c in driver.said(a.Call, W)] == [1] * SENT_SINGLY_MAX + [256]
+    driver.pass_time(0.0)
+    assert [len(c.calls) for c in driver.said(a.Call, W)] == [44], "it waited for no result and for no time"
+    driver.pass_time(BURST_S)
+    driver.call(handle)
+    assert [len(c.calls) for c in driver.said(a.Call, W)] == [1]
+
+
+def test_what_gathers_for_an_actor_that_is_killed_fails_with_it_and_is_not_sent(driver: Driver) -> None:
+    handle = driver.actor(ordered=False)
+    calls = [driver.call(handle) for _ in range(SENT_SINGLY_MAX + 5)]
+    driver.core.effects.clear()
+    driver.core.kill_actor(handle.actor, driver.now, no_restart=True)
+    driver.pass_time(0.0)
+    assert {call.status for call in calls} == {m.ERROR}
+    assert driver.said(a.Call) == []
 
 
 def test_a_large_batch_travels_in_several_messages(driver: Driver) -> None:

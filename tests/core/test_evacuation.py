@@ -7,9 +7,8 @@ import pytest
 
 from zmesh.core.client import ClientCore
 from zmesh.core.effects import DropCopies, Effect, FetchCopy, Send, Warn
-from zmesh.core.matchmaking import Limits
 from zmesh.core.node import NodeCore
-from zmesh.core.records import Task
+from zmesh.core.records import Limits, Task
 from zmesh.core.timers import Timers
 from zmesh.wire import messages as m
 from zmesh.wire.codec import decode, encode

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 from zmesh.core.effects import Effect, KillProcess, Send, Spawn, Warn
-from zmesh.core.matchmaking import Limits
+from zmesh.core.matchmaking import AHEAD_S, SETTLE_S
 from zmesh.core.node import Executing, NodeCore
+from zmesh.core.records import Limits
 from zmesh.core.timers import Timers
 from zmesh.wire import messages as m
+from zmesh.wire.actor_messages import Settle
 from zmesh.wire.group_messages import CreateGroup
 
 NODE = b"n" * 8
@@ -399,3 +401,34 @@ def test_room_is_made_by_those_alone_who_have_what_is_lacking() -> None:
     asked = [effect.to for effect in host.effects if isinstance(effect, Send) and isinstance(effect.message, m.Detach)]
     assert asked == [gives]
     assert spares in host.core.matchmaking.workers
+
+
+def spawned(host: Host) -> int:
+    """Return how many workers were asked for since the last look, and let them come to life."""
+    return len(host.born())
+
+
+def test_workers_are_ready_for_the_next_actors_while_these_are_made(host: Host) -> None:
+    """Resources for two at a time: the next two workers are forked meanwhile, and wait for them."""
+    host.demand(2)
+    first, second = host.born()
+    host.effects.clear()
+    host.core.receive(first, Settle(CPU), host.now)
+    assert spawned(host) == 0, "it may be the only one that is made"
+    host.pass_time(SETTLE_S)
+    (third,) = host.born()
+    host.core.receive(second, Settle(CPU), host.now)
+    _, ahead = host.born()
+    host.effects.clear()
+    host.core.receive(third, Settle(CPU), host.now)
+    attached = [e.to for e in host.effects if isinstance(e, Send) and isinstance(e.message, m.Attach)]
+    assert attached == [ahead]
+
+
+def test_actors_made_now_and_then_have_no_worker_forked_ahead(host: Host) -> None:
+    host.demand(1)
+    for _ in range(3):
+        (worker,) = host.born()
+        host.core.receive(worker, Settle(CPU), host.now)
+        assert spawned(host) == 0
+        host.pass_time(AHEAD_S)

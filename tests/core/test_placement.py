@@ -9,9 +9,9 @@ import pytest
 
 from zmesh.core.bundles import Bundles
 from zmesh.core.effects import Effect, KillProcess, Send, Spawn
-from zmesh.core.matchmaking import Limits
 from zmesh.core.node import Executing, NodeCore
 from zmesh.core.placement import ANSWER_S, ENDED_MAX
+from zmesh.core.records import Limits
 from zmesh.core.resources import Resources
 from zmesh.core.timers import Timers
 from zmesh.wire import actor_messages as a

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from zmesh.runtime.sockets import ClientSockets
+from zmesh.runtime.sockets import SOME_FRAMES, ClientSockets
 from zmesh.wire.ids import node_peer
 
 N = b"n" * 8
@@ -67,6 +67,27 @@ def test_who_dials_first_and_is_dialled_too_keeps_to_its_own_connection(two: Two
     assert two.hear(A, 1) == [(B, b"two")]
     b.send(A, b"three")
     assert two.hear(A, 1) == [(B, b"three")]
+
+
+def test_a_reader_takes_some_frames_at_a_time_and_knows_that_there_may_be_more(two: Two) -> None:
+    a, b = two.sides[A], two.sides[B]
+    a.connect(B)
+    a.send(B, b"first")
+    two.hear(B, 1)
+    for i in range(SOME_FRAMES + 1):
+        a.send(B, b"%d" % i)
+    poll = select.poll()
+    poll.register(b.descriptors()[-1], select.POLLIN)
+    found: list[bytes] = []
+    looks = 0
+    while len(found) <= SOME_FRAMES:
+        assert b.touched or poll.poll(5000), "an edge was swallowed"
+        before = len(found)
+        b.take_some(lambda peer, frame: found.append(frame), of_all=not b.touched)
+        assert len(found) - before <= SOME_FRAMES
+        looks += 1
+    assert looks > 1
+    assert found == [b"%d" % i for i in range(SOME_FRAMES + 1)]
 
 
 def test_a_word_for_a_peer_that_hung_up_is_lost_without_an_error(two: Two) -> None:

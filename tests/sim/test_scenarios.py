@@ -10,8 +10,7 @@ import pytest
 
 from tests.sim.programs import program
 from tests.sim.simulator import Process, Simulation, value_of
-from zmesh.core.matchmaking import Limits
-from zmesh.core.records import Inputs, Task
+from zmesh.core.records import Inputs, Limits, Task
 from zmesh.wire import messages as m
 
 SEEDS = range(20)

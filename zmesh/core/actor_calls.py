@@ -33,6 +33,7 @@ BATCH_CALLS_MAX = 256
 BATCH_BYTES_MAX = 256 * 1024
 SENT_MAX = 512  # to an actor that runs one call at a time: a batch running and a batch waiting
 SENT_SINGLY_MAX = 16  # of those that go as they are made; more wait for company until results come
+BURST_S = 0.001  # to others so many go as they are made in each such time; more until somebody looks at the clock
 KILLED = "it was killed by zmesh.kill()"
 RETIRE_S = 30.0  # an actor without handles that has not ended by itself after this time is killed
 
@@ -106,7 +107,6 @@ class ActorCalls:
 
     def push(self, call: MethodCall, now: float, *, front: bool) -> None:
         """The arguments of a call are there, or it is to be sent once more."""
-        del now
         actor = call.actor
         call.state = QUEUED
         if front:
@@ -114,6 +114,24 @@ class ActorCalls:
                 actor.queue.appendleft(call)
         elif not actor.ordered:
             actor.queue.append(call)
+            if self._gathers(actor, now):
+                return
+        self._fill(actor, SENT_SINGLY_MAX)
+
+    def _gathers(self, actor: Actor, now: float) -> bool:
+        """Whether a call is one of so many made at once that it waits for company; never for another's end."""
+        if now - actor.burst_s >= BURST_S:
+            actor.burst, actor.burst_s = 0, now
+        actor.burst += 1
+        if actor.burst <= SENT_SINGLY_MAX or len(actor.queue) >= BATCH_CALLS_MAX:
+            return False
+        if not actor.gathering:
+            actor.gathering = True
+            self._timers.set(now, lambda _: self._send_gathered(actor))
+        return True
+
+    def _send_gathered(self, actor: Actor) -> None:
+        actor.gathering = False
         self._fill(actor, SENT_SINGLY_MAX)
 
     def forget(self, call: MethodCall) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zmesh.core.effects import Effect, Send, Spawn, Warn
-from zmesh.core.records import SPREAD, ShapeKey, environment_of, is_mark, shape_key, without_environment
+from zmesh.core.records import SPREAD, Limits, ShapeKey, environment_of, is_mark, shape_key, without_environment
 from zmesh.core.timers import Timers
 from zmesh.wire.ids import TOKEN_BYTES, NodeID, PeerID, local_peer
 from zmesh.wire.messages import Attach, Detach, Infeasible, Shape, Stop
@@ -21,21 +21,9 @@ from zmesh.wire.messages import Attach, Detach, Infeasible, Shape, Stop
 STARTING, IDLE, ATTACHED, DETACHING, STOPPING = "starting", "idle", "attached", "detaching", "stopping"
 SERVING = "serving"  # an actor, until it ends
 SETTLE_S = 0.002  # so long after a worker became an actor its owner may say that it needs no other
+AHEAD_S = 0.5  # one that becomes an actor so soon after the last of its demand is one of many
+AHEAD_MAX = 8  # so many are then forked before there are resources for them
 SPREAD_S = 0.3  # so long a demand to be spread waits for other nodes to take their part, before this one takes all
-
-
-@dataclass(slots=True)
-class Limits:
-    """What a node allows. Seconds and counts."""
-
-    worker_idle_s: float = 30.0  # an idle worker ends after this time
-    surplus_s: float = 2.0  # a client keeps workers it has no work for so long, as its next call then costs 2 messages
-    slice_s: float = 0.05  # a worker stays with a client at least so long before another job may have it
-    fresh_s: float = 0.005  # nor is a parked one taken before its client could send it anything
-    workers_max: int = 512
-    zero_cpu_workers_max: int = 64  # attached for shapes without resources
-    start_failures_max: int = 3
-    start_pause_s: float = 1.0
 
 
 @dataclass(slots=True)
@@ -81,6 +69,7 @@ class Demanded:
     number: int = 0  # of that lease
     lent: int = 0  # workers of other nodes that may serve it, by our leave
     overflow: int = 0  # workers it lacks and this node cannot give now
+    settled_s: float = -AHEAD_S  # when a worker of it became an actor
     grant: Callable[[float], None] | None = None  # of bundles to be reserved: called when they fit, instead of workers
     environment: str = field(init=False)  # its workers serve this one only
     needs: Shape = field(init=False)  # of the node's resources
@@ -324,11 +313,22 @@ class Matchmaking:
         worker.state = SERVING
         self._takers.pop(worker.peer, None)
         worker.detached_for = None
-        if worker.demand is not None:
-            worker.demand.attached.pop(worker.peer)
-            self._forget_empty(worker.demand)
-            worker.demand = None
+        demand, worker.demand = worker.demand, None
+        if demand is not None:
+            demand.attached.pop(worker.peer)
+            self._forget_empty(demand)
+            one_of_many, demand.settled_s = now - demand.settled_s < AHEAD_S, now
+            if one_of_many:
+                self._fork_ahead(demand, now)
+                self.match(now)
+                return
         self._timers.set(now + SETTLE_S, self.match)
+
+    def _fork_ahead(self, demand: Demanded, now: float) -> None:
+        """Have workers ready for the next actors while these are made; they book nothing before they are attached."""
+        ready = sum(w.state == STARTING or (w.state == IDLE and not w.job) for w in self._takers.values())
+        while ready < min(demand.workers, AHEAD_MAX) and self._more_workers(demand, now):
+            ready += 1
 
     # Matching.
 

@@ -20,12 +20,12 @@ from zmesh.core.keepers import Keepers
 from zmesh.core.lending import Lending
 from zmesh.core.links import Links
 from zmesh.core.listing import Listing
-from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, SERVING, STARTING, STOPPING, Limits, Matchmaking
+from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, SERVING, STARTING, STOPPING, Matchmaking
 from zmesh.core.neighbours import Neighbours
 from zmesh.core.node_members import MemberInputs
 from zmesh.core.orphans import Orphans
 from zmesh.core.pressure import Pressure
-from zmesh.core.records import MARK_PLENTY, SPREAD, Client, Executing
+from zmesh.core.records import MARK_PLENTY, SPREAD, Client, Executing, Limits
 from zmesh.core.replicas import Replicas
 from zmesh.core.resources import Resources
 from zmesh.core.shortcuts import Openings

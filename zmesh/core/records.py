@@ -283,8 +283,11 @@ class Actor:
     """An actor, as a process that may call it knows it."""
 
     __slots__ = (
+        "burst",
+        "burst_s",
         "creation",
         "failure",
+        "gathering",
         "handle",
         "name",
         "oid",
@@ -311,6 +314,9 @@ class Actor:
         self.queue: deque[MethodCall] = deque()  # to be sent, in order; resolved ones are skipped
         self.sent: dict[int, MethodCall] = {}  # {seq: call} sent to `peer` and not answered, in order
         self.specs: dict[int, bool] = {}  # {spec index: True} that `peer` has
+        self.burst = 0  # calls made since burst_s, a moment ago
+        self.burst_s = 0.0
+        self.gathering = False  # a timer is about to send what is queued
         self.open = 0  # calls without a result
         self.handle: Entry | None = None  # held while there are open calls
         self.shared = False  # the home is told of each change
@@ -411,3 +417,17 @@ class View:
         self.victim = victim
         self.count = 0  # live views
         self.kept = 0  # how many of our Dones listed it
+
+
+@dataclass(slots=True)
+class Limits:
+    """What a node allows. Seconds and counts."""
+
+    worker_idle_s: float = 30.0  # an idle worker ends after this time
+    surplus_s: float = 2.0  # a client keeps workers it has no work for so long, as its next call then costs 2 messages
+    slice_s: float = 0.05  # a worker stays with a client at least so long before another job may have it
+    fresh_s: float = 0.005  # nor is a parked one taken before its client could send it anything
+    workers_max: int = 512
+    zero_cpu_workers_max: int = 64  # attached for shapes without resources
+    start_failures_max: int = 3
+    start_pause_s: float = 1.0

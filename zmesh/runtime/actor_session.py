@@ -3,7 +3,6 @@
 Every rule about actors is in core/actor_calls.py; here arguments are packed and the reactor is driven.
 """
 
-import logging
 import threading
 import time
 from time import monotonic
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 DYING_NAME_S = 10.0  # so long a name may belong to an actor nobody knows any more
 INLINE_ARGUMENTS_MAX = 64 * 1024  # larger ones go to shared memory, as those of tasks
 
-_log = logging.getLogger("zmesh.actors")
-
 
 class ActorSession:
     """The actors of one session.
@@ -40,7 +37,6 @@ class ActorSession:
     def __init__(self, session: "Session") -> None:
         self._session = session
         self.namespace = DEFAULT_NAMESPACE
-        self._warned = False
         self.specs: dict[Any, Spec] = {}  # {how a method is called, as the face puts it: its spec}
 
     def create(self, spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any], *, name: str, ordered: bool) -> Handle:
@@ -135,7 +131,7 @@ class ActorSession:
         """As `create_named`; `called` is (namespace, name, packed description). The keeper waits for nothing of ours
         once it has answered: all that the actor needs is counted for it then."""
         session, core = self._session, self._session.core
-        self._warn_if_private()
+        session.warn_if_private()
         args, kwargs = self._lighten(args, kwargs)  # until the answer, ours is what keeps these objects
         payload, inputs = self._pack(spec, args, kwargs)
         inputs = inputs or Inputs()
@@ -171,14 +167,6 @@ class ActorSession:
             return value if small else self._session.put(value)
 
         return tuple(map(light, args)), {name: light(value) for name, value in kwargs.items()}
-
-    def _warn_if_private(self) -> None:
-        if self._session.information.get("private") and not self._warned:
-            self._warned = True
-            _log.warning(
-                "a detached actor lives as long as its node, and this one was started for this program alone and ends "
-                "with it: run `zmesh up` first if the actor is to outlive the program"
-            )
 
     def _abandon(self, handle: Handle, why: str) -> None:
         core = self._session.core

@@ -154,6 +154,11 @@ class GuestSockets:
         """Take in what is there."""
         self.drain(deliver)
 
+    def take_some(self, deliver: Deliver, *, of_all: bool) -> None:
+        """Take in what is there, if anything can be; the window of the link bounds it."""
+        if of_all or self.touched:
+            self.drain(deliver)
+
     def drain_touched(self, deliver: Deliver) -> None:
         """Take in what is there, if anything can be."""
         if self.touched:

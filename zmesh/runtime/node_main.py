@@ -115,7 +115,7 @@ class Node:
         self._poll = select.epoll()  # of thousands of descriptors few have something: each worker has four
         self._readers: dict[int, Callable[[int], None]] = {}
         self._keepers = Keepers(
-            run_dir, self._timers, lambda: self.core, self._socket.relay, watch=self._watch, unwatch=self._unwatch
+            run_dir, self._timers, lambda: self.core, self._socket, watch=self._watch, unwatch=self._unwatch
         )
         self._pidfds: dict[PeerID, int] = {}  # of drivers; workers are reaped by the forkserver
         self._slots: dict[PeerID, int] = {}
@@ -496,6 +496,7 @@ class Node:
         self._forks.close()
         if self._mesh is not None:
             self._mesh.close()
+        self._keepers.close()
         self._socket.close()
         self._segments.close()
         self._run_dir.remove()

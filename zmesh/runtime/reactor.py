@@ -183,13 +183,15 @@ class Reactor:
         else:
             self.pump(now, everything=False)
 
-    def pump(self, now: float, *, everything: bool = True, one: bool = False) -> None:
+    def pump(self, now: float, *, everything: bool = True, one: bool = False, some: bool = False) -> None:
         """Drain the sockets, feed the core, carry out its effects, until there is nothing more. Under the lock.
 
         Args:
             everything: look at all sockets; else only at those somebody sent on, or saw readable in a poll: the
                 others still have the edge that wakes whoever sleeps on them.
             one: of those, take one frame each, which is mostly the only one; drain them before sleeping.
+            some: take some of each, unless somebody sleeps on the rest; again, before sleeping, until no socket is
+                touched. Who drains one into which another process writes without end never comes to what he waits for.
         """
         self.pumps += 1
         if everything or now - self._last_full >= FULL_LOOK_S:
@@ -199,6 +201,7 @@ class Reactor:
         if self._leader == _BACKGROUND and self.holder != self._thread.ident:
             self._leader = _NOBODY
             os.eventfd_write(self._back_wake, 1)
+        some = (some or (one and everything)) and not (self._leading is not None and self._leading.sleeping)
         try:
             while True:
                 if self.dropped or self.unpinned:
@@ -208,6 +211,10 @@ class Reactor:
                     core.timers.tick(now)
                 if effects:
                     self._carry_out()
+                if some:
+                    self.sockets.take_some(self.deliver, of_all=everything)
+                    self._carry_out()
+                    break
                 if everything:
                     self.sockets.drain(self.deliver)
                 elif one:
@@ -369,12 +376,7 @@ class Reactor:
                         begun = True
                     if slept or self.core.effects or self.dropped or self.unpinned:
                         self.pump(now, everything=False, one=True)  # what else came wakes us at once
-                    if waiter.condition is not None and not waiter.satisfied and waiter.condition():
-                        waiter.satisfied = True
-                    if not waiter.satisfied and (self.sockets.touched or self.core.effects):
-                        self.pump(now, everything=False)  # so that we may sleep
-                        if waiter.condition is not None and waiter.condition():
-                            waiter.satisfied = True
+                    now = self._look_for(waiter, now, deadline)
                     if waiter.satisfied or self.signalled is not None or (deadline is not None and now >= deadline):
                         if begun:
                             self._resume_task()
@@ -405,6 +407,19 @@ class Reactor:
         if self.signalled is not None:
             self.raise_signal()
         return waiter.satisfied
+
+    def _look_for(self, waiter: Waiter, now: float, deadline: float | None) -> float:
+        """Look at what there is, until the waiter has what it waits for or we may sleep; returns the time then."""
+        while True:
+            if waiter.condition is not None and not waiter.satisfied and waiter.condition():
+                waiter.satisfied = True
+            put_off = self.core.timers.next_deadline()  # what was only put off until somebody looks
+            overdue = put_off is not None and put_off <= now
+            over = waiter.satisfied or self.signalled is not None or (deadline is not None and now >= deadline)
+            if over or not (self.sockets.touched or self.core.effects or overdue):
+                return now
+            self.pump(now, everything=False, some=True)
+            now = monotonic()
 
     def _resume_task(self) -> None:
         self.core.wait_ends(monotonic())  # type: ignore[attr-defined]

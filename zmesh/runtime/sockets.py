@@ -39,6 +39,8 @@ SOCKETS_MAX = 16_384  # of a node, a link for each member among them; libzmq's d
 # Of a client: a link for each actor of its host that somebody else made, and the host has no more than 4,096 workers.
 # libzmq fills a table of so many entries at once, which each worker pays for.
 CLIENT_SOCKETS_MAX = 4_352
+SOME_FRAMES = 32  # taken of a socket before its reader looks whether it has what it waits for: there may always be more
+ALL_FRAMES = 1 << 30
 CLOSE_LINGER_MS = 500  # last results still leave a process that ends in good order
 
 _ADOPTED = b"adopted"
@@ -217,6 +219,19 @@ class ClientSockets:
                 continue
             deliver(sender, frame)
 
+    def take_some(self, deliver: Deliver, *, of_all: bool) -> None:
+        """Take some frames of each socket that may hold one whose edge is gone; those that hold more stay touched.
+
+        Args:
+            of_all: look at every socket.
+        """
+        self.take_seen(deliver)
+        touched = dict(self._by_fd if of_all else self._touched)
+        self._touched.clear()
+        for fd, (peer, socket) in touched.items():
+            if not self._drain(peer, socket, deliver, SOME_FRAMES) and fd in self._by_fd:
+                self._touched[fd] = (peer, socket)
+
     def drain_touched(self, deliver: Deliver) -> None:
         """Drain what was sent on or seen readable since the last drain; nothing else can have lost its edge."""
         self.take_seen(deliver)
@@ -238,23 +253,25 @@ class ClientSockets:
             self._drain(peer, socket, deliver)
         self.drain_touched(deliver)  # who drained an adopted one may have touched another
 
-    def _drain(self, peer: PeerID, socket: Any, deliver: Deliver) -> None:
+    def _drain(self, peer: PeerID, socket: Any, deliver: Deliver, frames_max: int = ALL_FRAMES) -> bool:
+        """Hand on what is there, `frames_max` at most; returns whether that was all."""
         if peer is _ADOPTED:
             socket()
-            return
+            return True
         item = [(socket, _IN)]
-        if peer == self._node:
-            while not socket.closed and _readable(item, 0):
+        for _ in range(frames_max):
+            if socket.closed or not _readable(item, 0):
+                return True
+            if peer == self._node:
                 *source, frame = _receive_all(socket)
                 deliver(source[0] if source else peer, frame)
-        elif peer:
-            while not socket.closed and _readable(item, 0):
+            elif peer:
                 deliver(peer, socket.recv(_DONTWAIT))
-        else:
-            while _readable(item, 0):
+            else:
                 sender = socket.recv(_DONTWAIT)
                 self._dialled_us[sender] = True
                 deliver(sender, socket.recv(_DONTWAIT))
+        return False
 
     def descriptors(self) -> list[int]:
         """Return the descriptors to sleep on: edge-triggered, so drain before each sleep."""
@@ -279,11 +296,16 @@ def new_context(io_threads: int = 1, sockets_max: int = SOCKETS_MAX) -> Any:
 
 
 class NodeSocket:
-    """The node's ROUTER, which all clients of the host dial."""
+    """The node's ROUTER, which all clients of the host dial.
 
-    def __init__(self, path: str) -> None:
-        self._context = new_context()
-        self._router = _tune(self._context.socket(zmq.ROUTER))
+    Args:
+        context: of another such socket, which closes later; None: one of its own.
+    """
+
+    def __init__(self, path: str, context: Any = None) -> None:
+        self.context = new_context() if context is None else context
+        self._owns_context = context is None
+        self._router = _tune(self.context.socket(zmq.ROUTER))
         self._router.router_handover = True
         self._router.router_mandatory = True
         self._router.bind(f"ipc://{path}")
@@ -323,4 +345,5 @@ class NodeSocket:
     def close(self) -> None:
         """Close at once."""
         self._router.close(linger=0)
-        self._context.term()
+        if self._owns_context:
+            self.context.term()

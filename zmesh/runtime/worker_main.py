@@ -379,7 +379,16 @@ class Worker:
                 room.satisfied = False
                 reactor.wait_until(room, lambda: core.may_yield(running), in_task=in_task)
             del value
-        return END, running.items, [], 0
+            if running.stopped is not None:
+                if hasattr(values, "close"):
+                    values.close()  # raises GeneratorExit in it, where it yielded
+                break
+        return self.stream_ended(running)
+
+    @staticmethod
+    def stream_ended(running: Running) -> tuple[int, Any, list[bytes], int]:
+        """Return how a stream ends as `Done` carries it."""
+        return running.stopped or END, running.items, [], 0
 
     def send_item(self, running: Running, value: Any) -> None:
         """Send what a stream yielded."""
@@ -493,6 +502,7 @@ def _from_async(values: Any) -> Iterator[Any]:
             except StopAsyncIteration:
                 return
     finally:
+        loop.run_until_complete(values.aclose())
         loop.close()
 
 
