@@ -124,8 +124,9 @@ def _own_tables() -> dict[str, int]:
 class Program:
     """One program that does everything at random; `done` counts what it did."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, closures: bool = True) -> None:
         self.rng = random.Random(seed)
+        self.rarely = [self.kill_worker, self.kill_actor, *([self.close_over] if closures else [])]
         self.refs: list[Any] = []  # of bytes and arrays
         self.boxes: list[Any] = []  # of lists of refs
         self.done: Counter[str] = Counter()
@@ -139,7 +140,7 @@ class Program:
             act = self.rng.choice(acts)
             if self.done["puts"] >= self.rare:
                 self.rare += RARE
-                act = self.rng.choice([self.kill_worker, self.kill_actor, self.close_over])
+                act = self.rng.choice(self.rarely)
             try:
                 act()
             except (WorkerDiedError, ActorDiedError, ActorUnavailableError, ObjectLostError) as error:
@@ -256,7 +257,8 @@ def _grown(before: dict[str, int], now: dict[str, int], may: tuple[str, ...]) ->
 class Soak:
     """One run."""
 
-    def __init__(self, name: str, puts: int, beside: int, seed: int) -> None:
+    def __init__(self, name: str, puts: int, beside: int, seed: int, *, closures: bool) -> None:
+        self.closures = closures
         self.name = name
         self.puts = puts
         self.beside = beside
@@ -271,7 +273,7 @@ class Soak:
         zmesh.init(self.name)
         zmesh.get(measure.remote(b"x"))
         program_before, worker_before = _own_tables(), zmesh.get(tables_of_worker.remote())
-        program = Program(self.rng.randrange(1 << 30))
+        program = Program(self.rng.randrange(1 << 30), closures=self.closures)
         self._start()
         portion = max(1, self.puts // max(1, self.beside))
         for part in range(1, max(1, self.beside) + 1):
@@ -327,12 +329,16 @@ class Soak:
         child.wait()
 
 
-def soak(puts: int, *, beside: int, seed: int = 0, num_cpus: int = 2) -> dict[str, Any]:
-    """Run it on a node of its own; the environment says where that may be."""
+def soak(puts: int, *, beside: int, seed: int = 0, num_cpus: int = 2, closures: bool = True) -> dict[str, Any]:
+    """Run it on a node of its own; the environment says where that may be.
+
+    Args:
+        closures: with functions that capture refs, which workers hold for some seconds after the last call.
+    """
     name = f"soak{os.getpid()}"
     lifecycle.start(name, {"num_cpus": num_cpus, "store_bytes": 1 << 28})
     try:
-        return Soak(name, puts, beside, seed).run()
+        return Soak(name, puts, beside, seed, closures=closures).run()
     finally:
         zmesh.shutdown()
         with contextlib.suppress(MeshError):
