@@ -41,7 +41,8 @@ class Streams:
     def __init__(self) -> None:
         self._taken: dict[int, int] = {}  # {seq of an unresolved stream with back-pressure: items its reader took}
         self._seen: dict[int, int] = {}  # {seq of an unresolved stream that was retried: items of this attempt}
-        self._gone: dict[NodeID, bool] = {}  # {member that is gone: True}
+        # {seq of an unresolved stream: {member that is gone, with the bytes of some items: True}}
+        self._gone: dict[int, dict[NodeID, bool]] = {}
         self._missed: dict[tuple[int, int], list[Over]] = {}  # {(seq, index) of a lost item: who waits for it}
 
     def item(self, task: Task, item: Any) -> None:
@@ -71,8 +72,7 @@ class Streams:
         index, status, value, inside = item
         assert task.outputs is not None
         output = task.outputs[index]
-        stored = output.status == STORED and output.value is not None
-        if stored and output.value[2][:NODE_ID_BYTES] in self._gone:
+        if _node_of(output) in self._gone.get(task.seq, ()):
             made = Entry(task.seq, index, status, value)
             if inside:
                 self._inside(made, inside)
@@ -109,12 +109,15 @@ class Streams:
         """A stream is resolved: what it has not yielded again it never will."""
         self._taken.pop(task.seq, None)
         self._seen.pop(task.seq, None)
+        self._gone.pop(task.seq, None)
         for seq, index in [key for key in self._missed if key[0] == task.seq]:
             self._tell_missed(seq, index, made=False)
 
     def node_gone(self, node: NodeID) -> None:
         """A member is gone, with the bytes that lay there. To be told before its tasks are retried."""
-        self._gone[node] = True
+        for task in self.many.values():
+            if task.spec.num_returns < 0 and any(_node_of(output) == node for output in task.outputs or ()):
+                self._gone.setdefault(task.seq, {})[node] = True
 
     def _begun(self, task: Task) -> None:
         """An attempt has yielded for the first time: tell it what those before it were told."""
@@ -153,6 +156,12 @@ class Streams:
         for output in task.outputs[taken:]:
             self._drop(output)
         self._tell(task, ABANDONED)
+
+
+def _node_of(output: Entry) -> NodeID | None:
+    """Return the node on which the bytes of an item lie, None if it has none."""
+    node: NodeID | None = output.value[2][:NODE_ID_BYTES] if output.status == STORED and output.value else None
+    return node
 
 
 def is_abandoned(task: Task) -> bool:
