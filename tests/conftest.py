@@ -3,6 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("no time limits", deadline=None)  # how long an example takes says nothing on a busy machine
+settings.load_profile("no time limits")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -54,6 +54,7 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     "zmesh.core.worker": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.actor_home": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.node": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
+    "zmesh.core.tasks": (*PURE, "zmesh.core.streams", "zmesh.wire.*"),
     "zmesh.core.references": (*PURE, "zmesh.core.restored", "zmesh.core.nested", "zmesh.wire.*"),
     "zmesh.core.orphans": (*PURE, "zmesh.core.sightings", "zmesh.wire.*"),
     "zmesh.core.groups": (*PURE, "zmesh.core.placement", "zmesh.core.bundles", "zmesh.wire.*"),
@@ -76,6 +77,7 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     ),
     "zmesh.local_actors": (*FACE, "zmesh.runtime.serialization", *PURE, "zmesh.wire.*"),
     "zmesh.util": (*FACE, "zmesh.util.*"),
+    # What cannot be pickled is known to the one home of pickle.
     "zmesh.util.serialization": (*FACE, "zmesh.runtime.serialization"),
     "cli": ("cli.*", *FACE),
     "tests.sim": ("tests.sim.*", "zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),

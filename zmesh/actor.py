@@ -85,7 +85,9 @@ class ActorClass:
         self._options = options
         self._session: Session | None = None  # the one _spec belongs to
         self._spec: Any = None
+        self._captured: list[Any] = []  # refs that the class captured: held as long as actors can be made of it
         self._group: Any = None  # the placement group _spec was captured by
+        self._signature = _signature_of(cls)
         self._is_async, self._description = _describe(cls, options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -123,7 +125,13 @@ class ActorClass:
             ActorAlreadyExistsError: one has.
             ConfigError: a detached actor has no name.
             SerializationError: the class or an argument cannot be pickled.
+            TypeError: `__init__` takes no such arguments.
         """
+        if self._signature is not None:
+            try:
+                self._signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{self.__name__}.remote(): {error}") from None
         session = self._session
         told, options = self._description, self._options
         detached = options.lifetime == "detached"
@@ -194,6 +202,7 @@ class ActorClass:
                 environment and environment["id"],
             ),
         )
+        self._captured = session.captured(self._spec)
         self._session = session
         self._group = captured
 
@@ -208,6 +217,14 @@ class ActorClass:
 
     def __repr__(self) -> str:
         return f"ActorClass({self._cls.__qualname__})"
+
+
+def _signature_of(cls: type[Any]) -> inspect.Signature | None:
+    """Return what arguments an instance is made of; None if nobody can say."""
+    try:
+        return inspect.signature(cls, follow_wrapped=False)  # a decorator of __init__ may give it more arguments
+    except (TypeError, ValueError):
+        return None
 
 
 def _describe(cls: type[Any], options: ActorOptions) -> tuple[bool, Description]:

@@ -89,7 +89,8 @@ class ObjectRefGenerator:
     """The stream of a task with num_returns="streaming": each `next` gives the ref of one yielded value.
 
     The ref is there as soon as the task has yielded, long before the task ends. If the task raises, the next ref
-    carries the error and the stream ends after it. Not picklable. One reader at a time.
+    carries the error and the stream ends after it. When this object is gone, the generator is closed where it yields
+    next. Not picklable. One reader at a time.
     """
 
     def __init__(self, task: Any, session: "Session") -> None:
@@ -124,6 +125,12 @@ class ObjectRefGenerator:
     def completed(self) -> bool:
         """Whether the task has ended and all its items were taken."""
         return self._session.stream_ended(self._task, self._taken)
+
+    is_finished = completed  # as Ray calls it
+
+    def next_ready(self) -> bool:
+        """Whether `next` would not wait: another item is there, or none will come."""
+        return bool(self._task.status) or self._taken < len(self._task.outputs)
 
     def __del__(self) -> None:
         self._session.abandon(self._task, self._taken)

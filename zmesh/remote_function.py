@@ -34,6 +34,7 @@ class RemoteFunction:
         self._returns = _number_of_returns(function, options)
         self._session: Session | None = None  # the one _spec belongs to
         self._spec: Any = None
+        self._captured: list[ObjectRef[Any]] = []  # what calls find in the function: held as long as it can be called
         self._group: Any = None  # the placement group _spec was captured by
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -121,6 +122,7 @@ class RemoteFunction:
             },
             (opts.key(options), captured and captured["id"], environment and environment["id"]),
         )
+        self._captured = session.captured(self._spec)
         self._session = session
         self._group = captured
 
@@ -182,4 +184,7 @@ def _make(target: Any, given: dict[str, Any]) -> Any:
         raise TypeError(f"{target!r} is a remote function already")
     if not callable(target):
         raise TypeError(f"@zmesh.remote needs a function or a class, not {target!r}")
+    if inspect.iscoroutinefunction(target):
+        name = target.__qualname__
+        raise ConfigError(f"{name} is an async function, which no task can be: use asyncio.run() in it, or an actor")
     return RemoteFunction(target, opts.parse(given))

@@ -53,7 +53,7 @@ def test_a_gang_starts_in_its_bundles_and_ends_with_its_group() -> None:
     assert placement_group_table(pg)["state"] == "CREATED"
     remove_placement_group(pg)
     for rank in ranks:
-        with pytest.raises(ray.exceptions.ActorPlacementGroupRemoved):
+        with pytest.raises(ray.exceptions.ActorDiedError):
             call_for_20_s(rank)
 
 

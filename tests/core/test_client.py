@@ -308,22 +308,6 @@ def test_an_abandoned_stream_frees_what_was_not_taken_and_what_comes(driver: Dri
     assert driver.said(NODE) == [m.FreeSegments([(W, 8, True)])]
 
 
-def test_an_abandoned_stream_waits_for_nobody(driver: Driver) -> None:
-    task = stream(driver, options={"backpressure": 1})
-    item(driver, task, 0)
-    driver.core.tasks.abandon(task, 0)
-    assert driver.said(W) == [m.Consumed(task.seq, 1)]
-    driver.hear(W, m.Done([(task.seq, 0, m.ITEM, (1, m.INLINE, b"i", []))], [], []))
-    assert driver.said(W) == [m.Consumed(task.seq, 2)]
-
-
-def test_a_replayed_item_counts_as_taken(driver: Driver) -> None:
-    task = stream(driver, options={"backpressure": 1})
-    item(driver, task, 0)
-    driver.hear(W, m.Done([(task.seq, 0, m.ITEM, (0, m.INLINE, b"i", []))], [], []))
-    assert driver.said(W) == [m.Consumed(task.seq, 1)]
-
-
 def test_references_inside_a_result_are_claimed_before_the_thief_lets_go(driver: Driver) -> None:
     task = driver.submit()
     driver.steal()

@@ -257,3 +257,38 @@ def test_what_is_lost_at_the_end_of_a_burst_is_made_good_without_waiting_for_eac
     pair.settle(3.0)
     assert arrived == frames
     assert pair.posted < 3 * len(frames)
+
+
+def test_links_of_the_dead_are_forgotten_in_time_and_one_that_comes_back_after_that_begins_anew() -> None:
+    pair = Pair()
+    pair.send(b"old")
+    pair.send(b"old back", back=True)
+    pair.settle()
+    side = pair.sides[B]
+    for number in range(links.CLOSED_MAX + 1):
+        side.links.died(A if not number else number.to_bytes(8, "big"))
+    side.links.check()
+    assert len(side.links._links) == links.CLOSED_MAX
+    assert A not in side.links._links
+    assert not side.links.came_back(A), "it is as good as new"
+    pair.send(b"on the old link")
+    pair.settle()
+    assert pair.sides[A].ended == 1, "it hears that it was taken for dead"
+    assert side.ended == 0
+    pair.send(b"new")
+    pair.send(b"new back", back=True)
+    pair.settle()
+    assert side.got == [b"old", b"new"]
+    assert pair.sides[A].got == [b"old back", b"new back"]
+
+
+def test_what_guests_and_shortcuts_have_begins_at_the_beginning_whoever_was_forgotten() -> None:
+    pair = Pair()
+    side = pair.sides[B]
+    for number in range(links.CLOSED_MAX + 1):
+        side.links.died(number.to_bytes(8, "big"))
+    side.links.send(b"x" * 16, TO, FROM, b"frame", 0.0)
+    assert [effect.epoch for effect in side.effects] == [0]
+    side.links.came_back(b"z" * 8)
+    side.links.receive(b"z" * 8, 5, 1, 0, False, FROM, TO, b"frame", 0.0)
+    assert side.ended == 0, "nothing was agreed on the link that was not used"

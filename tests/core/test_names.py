@@ -255,6 +255,42 @@ def test_a_name_whose_first_owner_died_while_it_was_taken_goes_to_the_next() -> 
     raise AssertionError("no seed gave that line")
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_the_name_of_a_group_goes_to_the_next_while_its_end_is_still_told(seed: int) -> None:
+    net = Net(4, seed)
+    heard: list[Any] = []
+    groups = [node + b"group..." for node in net.living]
+    for _ in range(3):
+        for node, group in zip(net.living, groups, strict=True):
+            net.names[node].take(m.GROUPS, "g", group, b"told", heard.append)
+            for other in net.living:
+                net.names[other].actor_gone(heard[-1][2] if heard else b"")
+            net._collect()
+            net.step()
+        net.settle()
+        groups = [group[:NODE_ID_BYTES] + bytes([group[8] + 1]) + group[9:] for group in groups]
+    assert len(heard) == 12
+    for node in net.living:
+        for group in {entry[2] for entry in heard}:
+            net.names[node].actor_gone(group)
+    net._collect()
+    net.settle()
+    assert all(("", "g") not in net.names[node]._entries for node in net.living)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_name_that_a_node_took_as_it_died_is_free(seed: int) -> None:
+    net = Net(4, seed)
+    dying = net.living[1]
+    net.names[dying].take(m.GROUPS, "g", dying + b"group...", b"told", lambda entry: None)
+    net._collect()
+    for _ in range(net.rng.randrange(6)):
+        net.step()
+    net.die(dying)
+    net.settle()
+    assert all(("", "g") not in net.names[node]._entries for node in net.living)
+
+
 def test_a_late_answer_is_ignored() -> None:
     net = Net(2)
     net.names[net.living[0]].told(m.NameTold(99, []))

@@ -1,4 +1,4 @@
-"""Replicas that nobody counts: their keeper asks in rounds, and what was on the move is seen by the next."""
+"""Replicas that nobody counts: their warden asks in rounds, and what was on the move is seen by the next."""
 
 from typing import Any
 
@@ -141,7 +141,7 @@ def test_a_process_remembers_what_it_let_go_of_since_it_was_asked() -> None:
     sightings.let_go(object_id(D, 1))
     assert sightings.asked(M1, [X, Y]) == [X]
     assert sightings.asked(M1, [X, Y]) == []
-    assert sightings.asked(M2, [X]) == [X], "another keeper has its own rounds"
+    assert sightings.asked(M2, [X]) == [X], "another warden has its own rounds"
     sightings.asked(M1, [])
-    sightings.keeper_gone(M2)
+    sightings.warden_gone(M2)
     assert not sightings._since

@@ -1,5 +1,6 @@
 """Options, settings and helpers that programs written for Ray use: what they do, and how the others are refused."""
 
+import functools
 import io
 import logging
 import os
@@ -154,6 +155,37 @@ def test_the_method_decorator_needs_no_parentheses() -> None:
         zmesh.method(2)
 
 
+def test_arguments_that_an_actor_cannot_be_made_of_are_refused_at_once() -> None:
+    class Made:
+        def __init__(self, value: int, *, name: str = "") -> None:
+            self.value = value
+
+        def get(self) -> int:
+            return self.value
+
+    actor = zmesh.remote(Made)
+    for args, kwargs in (((), {}), ((1, 2), {}), ((1,), {"nam": ""})):
+        with pytest.raises(TypeError, match=r"Made\.remote\(\): "):
+            actor.remote(*args, **kwargs)
+    assert zmesh.get(actor.remote(zmesh.put(3), name="three").get.remote()) == 3
+
+    def with_seven(init: Any) -> Any:
+        return functools.wraps(init)(lambda self, **given: init(self, 7, **given))
+
+    decorated = zmesh.remote(type("Decorated", (Made,), {"__init__": with_seven(Made.__init__)}))
+    assert zmesh.get(decorated.remote(name="seven").get.remote()) == 7
+    unknown = zmesh.remote(type("Unknown", (dict,), {}))  # what builtins take nobody can say
+    assert zmesh.get(unknown.remote(a=1).get.remote("a")) == 1
+
+
+def test_an_async_function_is_no_task() -> None:
+    async def function() -> None:
+        pass
+
+    with pytest.raises(ConfigError, match="async function"):
+        zmesh.remote(function)
+
+
 def test_a_call_that_cannot_be_interrupted_may_look_whether_it_is_cancelled() -> None:
     @zmesh.remote(max_concurrency=2)
     class Patient:
@@ -228,8 +260,36 @@ def test_a_wait_for_streams_refuses_what_a_wait_refuses() -> None:
     with pytest.raises(TypeError):
         zmesh.wait([stream, 1])
     assert zmesh.wait([stream, zmesh.put(1)], num_returns=2, timeout=30)[1] == []
+    assert stream.next_ready()
+    assert not stream.is_finished()
     zmesh.get(list(stream))
     assert zmesh.wait([stream]) == ([stream], [])
+    assert stream.next_ready()
+    assert stream.is_finished()
+
+
+def test_a_stream_that_nobody_reads_any_more_leaves_its_worker_free() -> None:
+    @zmesh.remote(generator_backpressure=2)
+    def items() -> Iterator[int]:
+        yield from range(20)
+
+    stream = items.remote()
+    next(stream)
+    with pytest.raises(TypeError):
+        items.remote(stream)
+    with pytest.raises(TypeError):
+        zmesh.get(stream)
+    del stream
+    assert _until(lambda: "attached" not in [w["state"] for w in zmesh.status()["workers"] if w["executing"]], 30.0)
+
+
+def test_an_actor_of_a_removed_group_says_so() -> None:
+    group = zmesh.util.placement_group([{"CPU": 1}])
+    actor = Looking.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group)).remote()
+    zmesh.get(actor.variables.remote())
+    zmesh.util.remove_placement_group(group)
+    with pytest.raises(zmesh.exceptions.ActorPlacementGroupRemovedError):
+        zmesh.get(actor.variables.remote())
 
 
 def test_a_wait_for_streams_and_an_actors_runtime_env_work_in_local_mode(tmp_path: pathlib.Path) -> None:

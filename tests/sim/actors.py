@@ -74,14 +74,15 @@ class ActorCode:
         inputs: Inputs | None = None,
         returns: int = 1,
         ordered: bool = True,
+        backpressure: int = 0,
     ) -> Task:
         """Call an actor."""
         core = process.core
         job = process.peer if process.slot < 0 else core.thief.job
-        key = (process.peer, retries, returns)
+        key = (process.peer, retries, returns, backpressure)
         spec = self.method_specs.get(key)
         if spec is None:
-            options = {"method": "m"}
+            options = {"method": "m", "backpressure": backpressure}
             spec = core.new_spec(job, "A.m", {}, num_returns=returns, max_retries=retries, options=options)
             self.method_specs[key] = spec
         actor = core.actors.find(handle, "A", ordered=ordered)
@@ -216,10 +217,11 @@ class ActorCode:
         def step() -> None:
             if not process.alive or core.server.running.get((call.victim, call.seq)) is not call:
                 return
-            if call.items == code["items"]:
-                core.call_finished(call, m.END, call.items, [], 10, self.now)
+            if call.stopped is not None or call.items == code["items"]:
+                core.call_finished(call, call.stopped or m.END, call.items, [], 10, self.now)
             else:
-                core.item(call, m.INLINE, msgpack.packb(call.items), [], self.now)
+                if core.may_yield(call):
+                    core.item(call, m.INLINE, msgpack.packb(call.items), [], self.now)
                 self.at(0.001, step)
             self.settle(process)
 

@@ -18,8 +18,8 @@ def program(kind: str, **fields: Any) -> bytes:
 
     Kinds: "work" (seconds, value), "die" (seconds, times: attempts that kill the worker), "raise", "retry" (times),
     "big" (value: stored), "nest" (children: programs it submits, waits for and returns the values of),
-    "stream" (items), "many" (values), "parts" (count: all but the last are stored), "hang"; "actor" and "use": see
-    actors.py.
+    "stream" (items, stored), "many" (values), "parts" (count: all but the last are stored), "hang"; "actor" and "use":
+    see actors.py.
     """
     packed: bytes = msgpack.packb({"kind": kind, **fields})
     return packed
@@ -33,6 +33,55 @@ def describe_status(status: int) -> tuple[int | None, str | None, str]:
     if status == SIGKILL:
         return None, "SIGKILL", "was killed by SIGKILL"
     return status >> 8, None, f"ended with exit code {status >> 8}"
+
+
+class Reader:
+    """Reads a stream as a for loop does: takes each item, says so, lets go of it; until the end, or `drop`."""
+
+    def __init__(self, sim: Any, process: Any, task: Any, seconds: float = 0.001) -> None:
+        self.sim = sim
+        self.process = process
+        self.task = task
+        self.seconds = seconds
+        self.seen: list[Any] = []
+        self.taken = 0
+        self.ended = False
+        self.failure: Any = None
+        sim.at(seconds, self._step)
+
+    def drop(self) -> None:
+        """Let go of the generator."""
+        self.ended = True
+        if self.process.alive:
+            self.process.core.tasks.abandon(self.task, self.taken)
+            self.sim.settle(self.process)
+
+    def _read(self, entry: Entry) -> None:
+        if self.process.alive:
+            status, value = self.process.core.references.location(entry)
+            if status in (m.FAILED, m.ERROR):
+                self.failure = value
+            else:
+                self.seen.append(msgpack.unpackb(value) if status == m.INLINE else "stored")
+            self.process.core.references.drop(entry)
+            self.sim.settle(self.process)
+        self.sim.at(self.seconds, self._step)
+
+    def _step(self) -> None:
+        outputs, core = self.task.outputs, self.process.core
+        if self.ended or not self.process.alive:
+            self.ended = True
+        elif self.taken < len(outputs):
+            entry = outputs[self.taken]
+            self.taken += 1
+            core.tasks.consumed(self.task, self.taken)
+            ticket = core.references.localize([entry])
+            self.sim.settle(self.process)
+            self.sim.when(self.process, [ticket] if ticket else [], lambda: self._read(entry), lambda: not self.ended)
+        elif self.task.status != m.PENDING:
+            self.ended = True
+        else:
+            self.sim.at(self.seconds, self._step)
 
 
 class UserCode(ActorCode):
@@ -75,7 +124,7 @@ class UserCode(ActorCode):
         elif kind == "parts":
             self.at(seconds, lambda: self._parts(process, code["count"], end) if still() else None)
         elif kind == "stream":
-            self._stream(process, running, code["items"], seconds, end)
+            self._stream(process, running, code, end)
         elif kind == "borrow":
             self._borrow(process, code["oids"], seconds, still, end)
         elif kind == "give":
@@ -118,16 +167,21 @@ class UserCode(ActorCode):
 
         self.at(0.0005, look)
 
-    def _stream(self, process: Any, running: Any, items: int, seconds: float, end: Callable[..., None]) -> None:
+    def _stream(self, process: Any, running: Any, code: dict[str, Any], end: Callable[..., None]) -> None:
+        items, seconds = code["items"], code.get("seconds", 0.001)
+
         def step() -> None:
             if not process.alive or process.core.thief.running is not running:
                 return
-            if running.items == items:
-                end(m.END, items, [])
+            if running.stopped is not None or running.items == items:
+                end(running.stopped or m.END, running.items, [])
                 self.settle(process)
                 return
             if process.core.may_yield(running):
-                process.core.item(running, m.INLINE, msgpack.packb(running.items), [], self.now)
+                if code.get("stored"):
+                    process.core.item(running, m.STORED, self.write(process, running.items), [], self.now)
+                else:
+                    process.core.item(running, m.INLINE, msgpack.packb(running.items), [], self.now)
                 self.settle(process)
             self.at(seconds, step)
 

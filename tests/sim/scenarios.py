@@ -6,7 +6,7 @@ import msgpack
 
 from tests.sim.faults import EndedError, Faulty, Scenario
 from tests.sim.groups import Group
-from tests.sim.programs import program
+from tests.sim.programs import Reader, program
 from tests.sim.simulator import NODE, Host, Process
 from zmesh.core.records import Entry, Handle, Inputs, Spec
 from zmesh.wire import messages as m
@@ -351,7 +351,33 @@ def leaving(sim: Faulty) -> None:
     sim.await_all(users)
 
 
+def streams(sim: Faulty) -> None:
+    """Streams of a task and of an actor's call, with back-pressure, on other hosts; then those that nobody reads on."""
+    _roles(sim, "actor", "worker")
+    driver = sim.main
+    options = {"backpressure": 2}
+    spec = on(driver, other(1), num_returns=-1, max_retries=-1, options=options)
+    handle = sim.create(driver, program("actor"), restarts=-1)
+    call = sim.call(driver, handle, program("stream", items=8), retries=-1, returns=-1, backpressure=2)
+    reader = sim.call(driver, handle, program("work"), retries=-1)
+    task = sim.submit(driver, spec, program("stream", items=8, seconds=0.002))
+    sim.keep([handle, reader])
+    readers = [Reader(sim, driver, one) for one in (task, call)]
+    sim.await_true(lambda: all(one.ended for one in readers))
+    assert [one.seen for one in readers] == [list(range(8))] * 2, f"{[one.seen for one in readers]}\n{sim.tail()}"
+    left = sim.submit(driver, spec, program("stream", items=10000, seconds=0.002))
+    call = sim.call(driver, handle, program("stream", items=10000), retries=-1, returns=-1, backpressure=2)
+    readers = [Reader(sim, driver, one) for one in (left, call)]
+    sim.await_true(lambda: all(len(one.seen) > 3 for one in readers))
+    for one in readers:
+        one.drop()
+    after = sim.call(driver, handle, program("work"), retries=-1)
+    sim.keep([after])
+    sim.await_all([after, left, call])
+
+
 SCENARIOS = {
+    "streams": Scenario(streams, errors=(*DIED, *ACTOR)),
     "tasks": Scenario(tasks, errors=DIED),
     "detach": Scenario(detach, hosts=1, cpus=2, errors=DIED),
     "actors": Scenario(actors, errors=(*DIED, *ACTOR)),

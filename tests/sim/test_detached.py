@@ -83,18 +83,23 @@ def promoted(sim: Simulation, process: Process, entries: list[Entry]) -> None:
 def test_an_actor_outlives_its_program_and_is_called_from_every_host(seed: int) -> None:
     sim = Simulation(seed, hosts=1 + seed % 3)
     maker = sim.driver("maker")
-    ticket = sim.keep(maker, ACTOR, "x")
+    held = maker.core.put(m.STORED, sim.write(maker, 1), [])
+    promoted(sim, maker, [held])
+    ticket = sim.keep(maker, ACTOR, "x", restarts=1, inputs=Inputs([held], [held]))
     resolved(sim, [ticket])
     assert ticket.value.made
     first = call(sim, maker, take(sim, maker, ticket), 1)
     assert value_of(first) == [1, 0]
     sim.kill(maker)
-    sim.run(sim.now + 5.0)
+    sim.run(sim.now + 60.0)
+    assert sum(host.core.tallies.repaired for host in sim.hosts.values()) == 0, "all is counted as it is held"
+    sim.kill(sim.ready_workers()[0])
+    sim.run(sim.now + 1.0)
     for index, host in enumerate(sim.hosts):
         user = sim.driver(f"user{index}", host)
         handle = find(sim, user, "x")
         assert handle is not None
-        assert value_of(call(sim, user, handle, index)) == [index, 0]
+        assert value_of(call(sim, user, handle, index)) == [index, 1]
     (told,) = sim.node.keepers.describe()
     assert (told["name"], told["state"], told["node"]) == ("x", "alive", sim.node.node.hex())
     end(sim, user, handle)

@@ -340,7 +340,7 @@ def test_a_replica_is_read_when_the_host_of_the_owner_is_gone(seed: int, cuts: f
     for process, one in [*zip(readers, entries, strict=True), (readers[0], lost), (readers[0], use)]:
         sim.drop(process, one)
     sim.run(sim.now + 2 * copies.UNUSED_S + 5 * orphans.ROUND_S)
-    assert all(not host.core.copies for host in keepers), "nobody counts it, but its keeper asked who holds it"
+    assert all(not host.core.copies for host in keepers), "nobody counts it, but its warden asked who holds it"
     assert not any(reader.core.sightings._since for reader in readers)
 
 

@@ -131,6 +131,7 @@ class ActorServer:
         if running is not None:
             if running.attempt == message.attempt:
                 running.cancelled = True
+                running.stopped = CANCELLED
                 self._effects.append(Interrupt(peer, message.seq, message.attempt))
             return True
         for group in self.groups.values():
@@ -144,10 +145,13 @@ class ActorServer:
         return False
 
     def caller_gone(self, peer: PeerID) -> None:
-        """A caller is dead: what it called and did not start is dropped, and no result is sent."""
+        """A caller is dead: what it called and did not start is dropped, a stream ends, and no result is sent."""
         self._gone[peer] = True
         self._callers.pop(peer, None)
         self._due.pop(peer, None)
+        for running in self.running.values():
+            if running.victim == peer:
+                running.stopped = CANCELLED
         for group in self.groups.values():
             self._arguments.forget(peer, [record for caller, record in group.queue if caller == peer])
             group.queue = deque(entry for entry in group.queue if entry[0] != peer)
@@ -239,7 +243,7 @@ class ActorServer:
         """The reader of a stream took `count` items; returns whether it is a call's."""
         running = self.running.get((peer, seq))
         if running is not None:
-            running.taken = max(running.taken, count)
+            running.consumed(count)
         return running is not None
 
     @property

@@ -116,19 +116,12 @@ class ClientCore(ActorInputs, LineageInputs):
         self._rescue = Rescue(effects, node=lambda: self.node, references=self.references, hears=self.shortcuts.heard)
         self.victim = Victim(self.node, effects, timers, self._arguments, self._limit_time)
         self.tasks = Tasks(
-            effects,
-            timers,
-            push=self._push,
-            forget=self._forget,
-            drop=self.references.drop,
-            fetch=self.references.fetch,
-            settled=self.references.resolved,
-            free=self.references.free_segment,
-            inside=self.references.inside,
-            waited=self._waited,
+            effects, timers, push=self._push, forget=self._forget, waited=self._waited,
+            drop=self.references.drop, fetch=self.references.fetch, settled=self.references.resolved,
+            free=self.references.free_segment, inside=self.references.inside, replace=self.references.replace,
             ended=lambda task: self.actors.ended(task),
             note=lambda task, results: self.lineage.note(task, results),
-        )
+        )  # fmt: skip
         self.groups = GroupWatch(
             effects, timers, self.victim.groups, self.references, settle=self._settle, fail=self._group_changed
         )
@@ -361,6 +354,7 @@ class ClientCore(ActorInputs, LineageInputs):
     def _node_gone(self, peer: PeerID, message: NodeGone, now: float) -> None:
         """A member is gone: what it had of ours runs elsewhere, what it had for us is lost."""
         del peer
+        self.tasks.node_gone(message.node)
         self.groups.node_gone(message.node, message.why, now)
         self.shortcuts.node_gone(message.node)
         self._rescue.node_gone(message.node)

@@ -40,12 +40,12 @@ class CountingInputs:
 
     def _home_gone(self, node: NodeID) -> None:
         self.holder.home_gone(node)
-        self.sightings.keeper_gone(node)
+        self.sightings.warden_gone(node)
 
     def _who_holds(self, peer: PeerID, message: WhoHolds, now: float) -> None:
         del now
-        held = self.sightings.asked(message.keeper, message.objects)
-        self.effects.append(Send(peer, Held(message.keeper, message.number, held)))
+        held = self.sightings.asked(message.warden, message.objects)
+        self.effects.append(Send(peer, Held(message.warden, message.number, held)))
 
     def _uncounted(self, peer: PeerID, message: Uncounted, now: float) -> None:
         del peer

@@ -82,7 +82,7 @@ class KeeperCore(ClientCore):
             if order.handle is None:
                 order.handle = self._prepare(order)
                 order.ticket = self.references.promote([order.handle])
-            elif order.ticket is not None and order.ticket.value is None:
+            elif order.ticket is not None and order.ticket.value is None:  # an Ack says nothing, NameTold does
                 m, oid = order.wanted, self.references.oid(order.handle)
                 order.ticket = self.actors.ask_name(NAME_TAKE, m.namespace, m.name, oid, m.description)
             else:
@@ -94,6 +94,7 @@ class KeeperCore(ClientCore):
         return True
 
     def _prepare(self, order: Order) -> Handle:
+        """Return the handle of the actor to be: from its start on it holds itself what it needs."""
         m = order.wanted
         entries = [entry for entry, _ in order.claims]
         inputs = Inputs(entries[: len(m.deps)], entries[len(m.deps) :]) if entries else None
@@ -125,6 +126,7 @@ class KeeperCore(ClientCore):
     def _settle_name(self, order: Order, handle: Handle, found: Any, now: float) -> None:
         """The name is ours, or another's."""
         m, oid = order.wanted, self.references.oid(handle)
+        assert found, "who takes a name hears who has it"
         if found[2] != oid:
             self._answer(order, Kept(0, list(found)))
             return

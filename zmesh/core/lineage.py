@@ -221,7 +221,9 @@ class Lineage:
         if entry.status != STORED or _spot(entry.value) != _spot(place):
             then(None, now)  # it was made again already
         elif recipe is None or recipe.entries.get(entry.index) is not entry:
-            then(self._lost(self._references.oid(entry), why, self._maker_unknown(entry)), now)
+            failure = self._lost(self._references.oid(entry), why, self._maker_unknown(entry))
+            if not self._tasks.await_item(entry, place, now, lambda made, at: then(None if made else failure, at)):
+                then(failure, now)
         else:
             self._want(recipe, entry.index, why, then, now)
 

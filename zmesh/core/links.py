@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from zmesh.core.effects import Effect, LinkEnded, Post, PostAck, Redial, Relay
 from zmesh.core.timers import Timers
-from zmesh.wire.ids import NodeID, PeerID
+from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID
 
 WINDOW_BYTES = 8 * 1024 * 1024  # sent and not acknowledged: a round trip of 50 ms at 160 MB/s
 FRAGMENT_BYTES = 1024 * 1024  # one frame holds up everything behind it on the wire for as long as it takes
@@ -26,6 +26,7 @@ RESEND_S = 0.5  # without progress; doubles up to RESEND_MAX_S
 RESEND_MAX_S = 2.0
 REDIAL_S = 2.0  # a pause so long says that it is not the parcels, but the connection
 RESEND_FRAMES = 16  # of the oldest, each time, and the youngest
+CLOSED_MAX = 256  # links of dead nodes that are remembered, in case they come back
 
 
 @dataclass(slots=True)
@@ -69,11 +70,14 @@ class Links:
         self._effects = effects
         self._timers = timers
         self._links: dict[NodeID, Link] = {}
+        self._closed: dict[NodeID, bool] = {}  # {node: True} of links that ended, the first to end first
+        self._epoch = 0  # of a first link: above that of all that were forgotten, as one of these may come back
 
     def _link(self, node: NodeID) -> Link:
         link = self._links.get(node)
         if link is None:
-            link = self._links[node] = Link(node)
+            # What guests and shortcuts have begins at 0: their names are never used again.
+            link = self._links[node] = Link(node, self._epoch if len(node) == NODE_ID_BYTES else 0)
         return link
 
     # Sending.
@@ -217,10 +221,13 @@ class Links:
         link = self._link(node)
         if epoch > link.epoch:
             # The other side took us for dead, and began anew: what was agreed before is over on both sides.
-            if link.open:
+            if link.open and (link.made or link.delivered):
                 self._effects.append(LinkEnded(node))
             self._close(link)
+            self._closed.pop(node, None)
             link = self._links[node] = Link(node, epoch)
+        elif epoch < link.epoch == self._epoch and link.open and not (link.made or link.delivered):
+            self._tell(link)  # it may have been forgotten here, and knows no reason to begin anew
         return link if link.open and epoch == link.epoch else None
 
     def died(self, node: NodeID) -> None:
@@ -229,15 +236,22 @@ class Links:
         if link.open:
             self._close(link)
             self._links[node] = Link(node, link.epoch + 1, open=False)
+            self._closed[node] = True
+            while len(self._closed) > CLOSED_MAX:
+                oldest = next(iter(self._closed))
+                self._epoch = max(self._epoch, self._links[oldest].epoch)
+                self.forget(oldest)
 
     def came_back(self, node: NodeID) -> bool:
         """A member is alive; returns whether we had taken it for dead."""
         link = self._link(node)
         link.open, before = True, link.open
+        self._closed.pop(node, None)
         return not before
 
     def forget(self, node: NodeID) -> None:
         """That NodeID will never be heard of again."""
+        self._closed.pop(node, None)
         link = self._links.pop(node, None)
         if link is not None:
             self._close(link)
@@ -251,6 +265,8 @@ class Links:
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""
+        assert list(self._closed) == [node for node in self._closed if not self._links[node].open]
+        assert len(self._closed) <= CLOSED_MAX
         for link in self._links.values():
             assert link.unacked_bytes == sum(len(parcel.frame) for parcel in link.unacked) or not link.open
             assert link.unsent_bytes == sum(len(parcel.frame) for parcel in link.unsent) or not link.open

@@ -126,15 +126,16 @@ class Names:
             self._effects.append(Send(node_peer(node), NameCopy(self._requests, entries, gone)))
 
     def _tell(self, peer: PeerID, message: NameAsk, entry: Entry | None) -> None:
-        if entry is None and message.kind == NAME_TAKE:
+        takes = message.kind == NAME_TAKE
+        if takes and entry is None and not self._is_dead(message.actor):
             self.ask(peer, message)  # another had it first, and died while copies were made
             return
-        if entry is not None and peer == node_peer(self._node):
+        if takes and entry is not None and peer == node_peer(self._node):
             if entry[2] == message.actor:
                 self._ours[message.actor] = (message.namespace, message.name)
             self._takers.pop(message.request)(entry)
             return
-        if peer[:NODE_ID_BYTES] == self._node and message.kind == NAME_TAKE and entry and entry[2] == message.actor:
+        if takes and entry is not None and peer[:NODE_ID_BYTES] == self._node and entry[2] == message.actor:
             self._ours[message.actor] = (message.namespace, message.name)
             if not self._alive(peer):
                 self.actor_gone(message.actor)

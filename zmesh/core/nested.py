@@ -53,10 +53,9 @@ class Nested:
 
         Returns also whether `claim_inside` must have it counted: nothing here held it before.
         """
-        entry = self._borrowed.get(oid)
-        if entry is None and oid.startswith(self._me):
-            return self.borrow(oid), False
-        return self.borrow(oid, counted=entry is None), entry is None
+        # One of our own that only others needed meanwhile is borrowed like any other.
+        new = self._borrowed.get(oid) is None and self._own(oid) is None
+        return self.borrow(oid, counted=new), new
 
     def claim_inside(self, value: Entry, found: list[Entry]) -> None:
         """Have the homes count what was found inside a borrowed value, which is held until they do."""

@@ -89,6 +89,8 @@ class NodeCore(MemberInputs):
         addresses: where the other living members are.
         address: where drivers elsewhere may dial this node, None if nowhere.
         python: the minor version its workers run, as "3.11"; code pickled by another is not taken.
+        has_segments: whether anything that a process made lies here.
+        tables: how much is kept in each table of the process, for the status.
     """
 
     def __init__(
@@ -111,12 +113,16 @@ class NodeCore(MemberInputs):
         addresses: Callable[[], list[Address]] = list,
         address: Callable[[], Address | None] = lambda: None,
         python: str = "",
+        has_segments: Callable[[PeerID], bool] = lambda peer: True,
+        tables: Callable[[], dict[str, int]] = dict,
     ) -> None:
         total = total | {SPREAD: MARK_PLENTY, f"node:{node.hex()}": MARK_PLENTY}
         self.node = node
         self._timers = timers
         self._announce = announce
         self._python = python
+        self._has_segments = has_segments
+        self._tables = tables
         self._draining = False
         self._members = members
         self._told_shapes: list[Any] = []  # of the backlog last told urgently
@@ -147,12 +153,7 @@ class NodeCore(MemberInputs):
         self.actors = self._make_actors()
         self.directory = self._make_directory(reserve, release)
         self.keepers = self._make_keepers(rng)
-        self.replicas = Replicas(effects, copies=self.copies, members=totals, directory=self.directory)
-        self.orphans = Orphans(
-            node, effects, timers, members=totals, clients=self._clients, orphans=self.replicas.orphans,
-            drop=self.replicas.drop, holds=self.enclosed.holds,
-        )  # fmt: skip
-        self.enclosed.let_go = self.orphans.sightings.let_go
+        self.replicas = self._make_replicas(totals)
         self.listing = self._make_listing(effects, timers, segment_state)
         shared = self.directory.of_clients | self.replicas.of_clients | self.tallies.of_clients
         shared |= self.keepers.of_clients
@@ -215,6 +216,15 @@ class NodeCore(MemberInputs):
             self.node, self._effects, self.evacuation, tallies=self.tallies, enclosed=self.enclosed,
             alive=self._alive, reserve=reserve, release=release, freed=self._freed,
         )  # fmt: skip
+
+    def _make_replicas(self, members: dict[NodeID, Shape]) -> Replicas:
+        replicas = Replicas(self._effects, copies=self.copies, members=members, directory=self.directory)
+        self.orphans = Orphans(
+            self.node, self._effects, self._timers, members=members, clients=self._clients,
+            orphans=replicas.orphans, drop=replicas.drop, holds=self.enclosed.holds,
+        )  # fmt: skip
+        self.enclosed.let_go = self.orphans.sightings.let_go
+        return replicas
 
     def _make_listing(self, effects: list[Effect], timers: Timers, state: Callable[[int], str]) -> Listing:
         return Listing(
@@ -414,7 +424,8 @@ class NodeCore(MemberInputs):
         self.copies.client_gone(peer, now)
         self.orphans.client_gone(peer, now)
         if worker.job and self._alive(worker.job):
-            self._ended.setdefault(worker.job, []).append(peer)
+            ended = self._ended.setdefault(worker.job, [])
+            ended[:] = [*filter(self._has_segments, ended), peer]
         else:
             self._effects.append(DropUnused([peer]))
         mourners = {victim: True for victim in worker.victims if self._alive(victim)}
@@ -553,6 +564,7 @@ class NodeCore(MemberInputs):
             "copies": len(self.copies),
             "placement_groups": self.groups.placement.describe(),
             "members": self._members(),
+            "tables": self._tables(),
         }
 
     def check(self) -> None:

@@ -1,6 +1,6 @@
-"""The end of replicas whose home is gone: nobody counts them, so their keeper asks who holds a reference.
+"""The end of replicas whose home is gone: nobody counts them, so their warden asks who holds a reference.
 
-    keeper --WhoHolds--> members --WhoHolds--> their clients
+    warden --WhoHolds--> members --WhoHolds--> their clients
            <----Held----         <----Held----
 
 A round is over when every member has answered, and a member answers when all of its living clients have. What nobody
@@ -25,7 +25,7 @@ ROUND_MAX_S = 480.0
 
 @dataclass(slots=True)
 class Round:
-    """One question, as its keeper or a member deals with it."""
+    """One question, as its warden or a member deals with it."""
 
     number: int
     waiting: dict[bytes, bool]  # {member, or client: True} that has not answered
@@ -64,13 +64,13 @@ class Orphans:
         self._orphans = orphans
         self._drop = drop
         self.sightings = Sightings(holds)
-        self._round: Round | None = None  # of this node as a keeper
+        self._round: Round | None = None  # of this node as a warden
         self._numbers = 0
         self._pause_s = ROUND_S
         self._timer = 0
-        self._passed_on: dict[NodeID, Round] = {}  # {keeper: its question, as this node's clients answer it}
+        self._passed_on: dict[NodeID, Round] = {}  # {warden: its question, as this node's clients answer it}
 
-    # The keeper.
+    # The warden.
 
     def wake(self, now: float) -> None:
         """There may be orphans."""
@@ -115,39 +115,39 @@ class Orphans:
     # Members.
 
     def asked(self, question: WhoHolds, now: float) -> None:
-        """A keeper asks: so do we our clients."""
-        held = self.sightings.asked(question.keeper, question.objects)
+        """A warden asks: so do we our clients."""
+        held = self.sightings.asked(question.warden, question.objects)
         one = Round(question.number, dict.fromkeys(self._clients, True), question.objects, dict.fromkeys(held, True))
-        self._passed_on[question.keeper] = one
+        self._passed_on[question.warden] = one
         self._effects += [Send(client, question) for client in one.waiting]
-        self._pass_back(question.keeper, one, now)
+        self._pass_back(question.warden, one, now)
 
     def told(self, client: PeerID, word: Held, now: float) -> None:
         """A client says what it held."""
-        one = self._passed_on.get(word.keeper)
+        one = self._passed_on.get(word.warden)
         if one is not None and word.number == one.number and one.waiting.pop(client, False):
             one.held |= dict.fromkeys(word.objects, True)
-            self._pass_back(word.keeper, one, now)
+            self._pass_back(word.warden, one, now)
 
-    def _pass_back(self, keeper: NodeID, one: Round, now: float) -> None:
+    def _pass_back(self, warden: NodeID, one: Round, now: float) -> None:
         if one.waiting:
             return
-        del self._passed_on[keeper]
-        word = Held(keeper, one.number, list(one.held))
-        if keeper == self._node:
-            self.answered(keeper, word, now)
+        del self._passed_on[warden]
+        word = Held(warden, one.number, list(one.held))
+        if warden == self._node:
+            self.answered(warden, word, now)
         else:
-            self._effects.append(Send(node_peer(keeper), word))
+            self._effects.append(Send(node_peer(warden), word))
 
     def client_gone(self, peer: PeerID, now: float) -> None:
         """The dead hold nothing."""
-        for keeper, one in list(self._passed_on.items()):
+        for warden, one in list(self._passed_on.items()):
             if one.waiting.pop(peer, False):
-                self._pass_back(keeper, one, now)
+                self._pass_back(warden, one, now)
 
     def node_gone(self, node: NodeID, now: float) -> None:
         """A member is gone, in whatever role."""
-        self.sightings.keeper_gone(node)
+        self.sightings.warden_gone(node)
         self._passed_on.pop(node, None)
         one = self._round
         if one is not None and one.waiting.pop(node, False):

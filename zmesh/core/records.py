@@ -156,7 +156,7 @@ class Spec:
         self.fallback = fallback  # the shape to take if no node of the mesh has this one
         self.made_at = made_at  # file:line of its first call
         self.stores = False  # it gave a large result: where its calls are made is of interest
-        self.held = held  # entries of refs the function captured: held as long as the spec
+        self.held = held  # entries of refs the function captured: each call holds them, as it does its arguments'
 
 
 class Copy:

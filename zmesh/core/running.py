@@ -10,7 +10,7 @@ from typing import Any
 
 from zmesh.core.records import Copy
 from zmesh.wire.ids import PeerID, object_id
-from zmesh.wire.messages import ERROR, PENDING, STORED
+from zmesh.wire.messages import ABANDONED, END, ERROR, PENDING, STORED
 
 RUN_DECAY = 0.9  # of a function's longest run, per run
 
@@ -49,6 +49,7 @@ class Running:
         "seq",
         "spec",
         "started",
+        "stopped",
         "taken",
         "victim",
     )
@@ -67,6 +68,14 @@ class Running:
         self.cancelled = False  # its owner wants it ended
         self.items = 0  # sent of a stream
         self.taken = 0  # of those, taken by the reader
+        self.stopped: int | None = None  # how a stream is to end where it yields next: END or CANCELLED
+
+    def consumed(self, count: int) -> None:
+        """The reader took so many items in all, or is gone."""
+        if count == ABANDONED:
+            self.stopped = END
+        else:
+            self.taken = max(self.taken, count)
 
 
 class Arguments:

@@ -17,19 +17,19 @@ def table_sizes(root: Any, packages: tuple[str, ...] = ("zmesh.core.",)) -> dict
     """
     found: dict[str, int] = {}
     seen = {id(root): True}
-
-    def walk(owner: Any, path: str, depth: int) -> None:
+    todo = deque([(root, "", 0)])
+    while todo:  # what is near the root first, so that names are short
+        owner, path, depth = todo.popleft()
         for name, value in _attributes(owner):
             here = f"{path}.{name}" if path else name
-            if isinstance(value, dict | list | deque):
-                if id(value) not in seen:
-                    seen[id(value)] = True
-                    found[here] = len(value)
-            elif type(value).__module__.startswith(packages) and depth < DEPTH_MAX and id(value) not in seen:
-                seen[id(value)] = True
-                walk(value, here, depth + 1)
-
-    walk(root, "", 0)
+            is_table = isinstance(value, dict | list | deque)
+            if id(value) in seen or not (is_table or type(value).__module__.startswith(packages)):
+                continue
+            seen[id(value)] = True
+            if is_table:
+                found[here] = len(value)
+            elif depth < DEPTH_MAX:
+                todo.append((value, here, depth + 1))
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from zmesh.core.effects import Effect, Send
 from zmesh.core.records import LEASED, QUEUED, RESOLVED, WAITING, Entry, Inputs, Spec, Task
+from zmesh.core.streams import Streams, is_abandoned
 from zmesh.core.timers import Timers
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
 from zmesh.wire.messages import (
@@ -25,7 +26,6 @@ from zmesh.wire.messages import (
     RETRYABLE,
     STORED,
     Cancel,
-    Consumed,
     Kill,
 )
 
@@ -42,7 +42,7 @@ def death_text(name: str, how: str, attempts: int, pid: int, tail: str) -> str:
     return f"{text}. Last of its stderr:\n{tail}" if tail else f"{text}. It wrote nothing to stderr."
 
 
-class Tasks:
+class Tasks(Streams):
     """Tasks of one client.
 
     Args:
@@ -56,6 +56,7 @@ class Tasks:
         waited: collects resolved entries that somebody waits for.
         ended: a task that concerns an actor was resolved.
         note: results of a task are stored: called before its arguments are let go of.
+        replace: gives an entry the value of another.
     """
 
     def __init__(
@@ -73,7 +74,9 @@ class Tasks:
         waited: list[Entry],
         ended: Callable[[Task], None],
         note: Callable[[Task, list[Entry]], None],
+        replace: Callable[[Entry, Entry], None],
     ) -> None:
+        super().__init__()
         self._effects = effects
         self._timers = timers
         self._push = push
@@ -86,6 +89,7 @@ class Tasks:
         self._waited = waited
         self._ended = ended
         self._note = note
+        self._replace = replace
         # {id() of a pending entry: tasks that wait for it, and others to call}
         self._dependents: dict[int, list[Task | Callable[[float], None]]] = {}
         self.retried: dict[int, Task] = {}  # {seq: task} charged at least once and unresolved
@@ -236,38 +240,6 @@ class Tasks:
             self._set(output, status, value, task.spec)
         self.resolve(task, INLINE, None)
 
-    def item(self, task: Task, item: Any) -> None:
-        """A running stream yielded: [index, status, value, references inside]. The task goes on."""
-        index, status, value, inside = item
-        assert task.outputs is not None
-        if index < len(task.outputs):  # replayed by a retry
-            if status == STORED:
-                self._free(value)
-            self.consumed(task, index + 1)  # it is here: the reader need not take it for the generator to go on
-            return
-        assert index == len(task.outputs), "the items of a stream arrive in order"
-        output = Entry(task.seq, index)
-        if inside:
-            self._inside(output, inside)
-        task.outputs.append(output)
-        if not task.refs:
-            output.refs = 0  # the generator is gone: nobody will take it
-            self.consumed(task, len(task.outputs))
-        self._set(output, status, value, task.spec)
-        if task.waiter is not None:
-            self._waited.append(task)
-
-    def _end(self, task: Task, count: int) -> None:
-        assert task.outputs is not None
-        if count != len(task.outputs):
-            text = f"{task.spec.name} gave {len(task.outputs)} items, but {count} when it was retried"
-            self.resolve(task, ERROR, ("StreamReplayError", text, {}))
-        else:
-            stored = [output for output in task.outputs if output.status == STORED and output.refs]
-            if stored:
-                self._note(task, stored)
-            self.resolve(task, INLINE, None)
-
     def _set(self, entry: Entry, status: int, value: Any, maker: Spec) -> None:
         entry.status = status
         entry.value = value
@@ -295,6 +267,7 @@ class Tasks:
                 del self.parents[task.parent]
         if task.outputs is not None:
             self.many.pop(task.seq, None)
+            self.stream_over(task)
             if status in (FAILED, ERROR):
                 self._fail_outputs(task, status, value)
         if task.waiter is not None:
@@ -328,11 +301,13 @@ class Tasks:
         return task.attempt - self._oom_kills.get(task.seq, 0)  # what memory cost has a count of its own
 
     def _may_retry(self, task: Task) -> bool:
+        if is_abandoned(task):
+            return False
         return task.spec.max_retries < 0 or self.charged(task) < task.spec.max_retries
 
     def _may_retry_for_memory(self, task: Task) -> bool:
         kills = self._oom_kills.get(task.seq, 0)
-        if not task.spec.max_retries or 0 <= task.spec.oom_retries <= kills:
+        if is_abandoned(task) or not task.spec.max_retries or 0 <= task.spec.oom_retries <= kills:
             return False
         self._oom_kills[task.seq] = kills + 1
         return True
@@ -342,6 +317,7 @@ class Tasks:
             self._timers.cancel(task.timer)
             task.timer = 0
         task.attempt += 1
+        self._seen.pop(task.seq, None)
         self.retried[task.seq] = task
         self._push(task, now, True)
 
@@ -464,21 +440,7 @@ class Tasks:
         for task in list(self.parents.get(parent, ())):
             self.cancel(task, now, force=False, recursive=True)
 
-    # Streams.
-
-    def consumed(self, task: Task, count: int) -> None:
-        """The reader took `count` items of a stream in all; the generator may run ahead of that again."""
-        # An actor has no peer between its death and the news of it.
-        if task.state == LEASED and task.thief is not None and task.thief.peer and "backpressure" in task.spec.options:
-            self._effects.append(Send(task.thief.peer, Consumed(task.seq, count)))
-
-    def abandon(self, task: Task, taken: int) -> None:
-        """The reader of a stream is gone: free the items it did not take, and those to come."""
-        task.refs = 0
-        assert task.outputs is not None
-        self.consumed(task, len(task.outputs))
-        for output in task.outputs[taken:]:
-            self._drop(output)
+    # Looking.
 
     def maker_of(self, entry: Entry) -> Task | None:
         """Return the unresolved task of this process that makes the entry, if there is one."""

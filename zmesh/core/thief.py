@@ -119,6 +119,8 @@ class ThiefHalf:
             self._queue.clear()
             self._results.clear()
             self._withdrawn = self.victim_dead = True
+            if self.running is not None:
+                self.running.stopped = CANCELLED  # a stream would wait for its reader for ever
             self.state = CLOSING
         elif self.state == ATTACHED:
             self.state = CLOSING

@@ -158,9 +158,9 @@ class WorkerCore(ClientCore):
             self.server.flush()  # what the call keeps must be told before the caller lets go of its arguments
 
     def may_yield(self, running: Running) -> bool:
-        """Whether a stream may send one more item than its reader has taken."""
+        """Whether a stream may go on, or need not as it is to end: see Running.stopped."""
         ahead_max = running.spec.options.get("backpressure", 0)
-        return not ahead_max or running.items - running.taken < ahead_max
+        return running.stopped is not None or not ahead_max or running.items - running.taken < ahead_max
 
     def wait_begins(self, now: float) -> None:
         """The task waits for others: its results go out, and soon its CPU is given back."""
@@ -215,7 +215,7 @@ class WorkerCore(ClientCore):
         if self.server.taken(peer, message.seq, message.count):
             return
         if running is not None and running.victim == peer and running.seq == message.seq:
-            running.taken = max(running.taken, message.count)
+            running.consumed(message.count)
 
     def _retire(self, peer: PeerID, message: Retire, now: float) -> None:
         del peer, message, now

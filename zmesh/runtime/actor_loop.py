@@ -18,7 +18,7 @@ from zmesh.core.running import Running
 from zmesh.object_ref import ActorExit
 from zmesh.runtime.actor_main import Outcome, entered
 from zmesh.runtime.reactor import LOOK_S, Waiter
-from zmesh.wire.messages import CANCELLED, END
+from zmesh.wire.messages import CANCELLED
 
 if TYPE_CHECKING:
     from zmesh.runtime.actor_main import ActorProcess
@@ -163,7 +163,10 @@ class ActorLoop:
             self._worker.send_item(call, value)
             while not self._core.may_yield(call):
                 await asyncio.sleep(YIELD_S)
-        return END, call.items, [], 0
+            if call.stopped is not None:
+                await values.aclose()
+                break
+        return self._worker.stream_ended(call)  # type: ignore[no-any-return]
 
     def cancel(self, caller: bytes, seq: int) -> None:
         """Cancel a call; others run on. Any thread."""

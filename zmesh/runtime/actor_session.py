@@ -3,7 +3,6 @@
 Every rule about actors is in core/actor_calls.py; here arguments are packed and the reactor is driven.
 """
 
-import logging
 import threading
 import time
 from time import monotonic
@@ -15,6 +14,7 @@ from zmesh.exceptions import MeshError, PendingCallsLimitExceededError, Serializ
 from zmesh.object_ref import ObjectRef
 from zmesh.runtime import calls, serialization
 from zmesh.runtime.reactor import LOOK_S
+from zmesh.runtime.values import with_captured
 from zmesh.runtime_env import packages_of
 from zmesh.wire.actor_messages import NAME_FIND, NAME_TAKE
 from zmesh.wire.keeper_messages import KeepActor
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 DYING_NAME_S = 10.0  # so long a name may belong to an actor nobody knows any more
 INLINE_ARGUMENTS_MAX = 64 * 1024  # larger ones go to shared memory, as those of tasks
-
-_log = logging.getLogger("zmesh.actors")
 
 
 class ActorSession:
@@ -39,7 +37,6 @@ class ActorSession:
     def __init__(self, session: "Session") -> None:
         self._session = session
         self.namespace = DEFAULT_NAMESPACE
-        self._warned = False
         self.specs: dict[Any, Spec] = {}  # {how a method is called, as the face puts it: its spec}
 
     def create(self, spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any], *, name: str, ordered: bool) -> Handle:
@@ -134,12 +131,12 @@ class ActorSession:
         """As `create_named`; `called` is (namespace, name, packed description). The keeper waits for nothing of ours
         once it has answered: all that the actor needs is counted for it then."""
         session, core = self._session, self._session.core
-        self._warn_if_private()
+        session.warn_if_private()
         args, kwargs = self._lighten(args, kwargs)  # until the answer, ours is what keeps these objects
         payload, inputs = self._pack(spec, args, kwargs)
         inputs = inputs or Inputs()
         session._promote(inputs.deps)
-        held = [session.object_id(entry) for entry in (*inputs.held, *spec.held)]
+        held = [session.object_id(entry) for entry in inputs.held]
         held += [package[1] for package in packages_of(spec.options.get("env", {}))]
         deps = [session.object_id(entry) for entry in inputs.deps]
         told: list[Any] = [spec.name, spec.shape, spec.fallback, spec.options, spec.digest, spec.blob]
@@ -170,14 +167,6 @@ class ActorSession:
             return value if small else self._session.put(value)
 
         return tuple(map(light, args)), {name: light(value) for name, value in kwargs.items()}
-
-    def _warn_if_private(self) -> None:
-        if self._session.information.get("private") and not self._warned:
-            self._warned = True
-            _log.warning(
-                "a detached actor lives as long as its node, and this one was started for this program alone and ends "
-                "with it: run `zmesh up` first if the actor is to outlive the program"
-            )
 
     def _abandon(self, handle: Handle, why: str) -> None:
         core = self._session.core
@@ -259,10 +248,11 @@ class ActorSession:
         return task
 
     def _pack(self, spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Inputs | None]:
-        payload = None if kwargs else calls.pack_plain(args)
+        payload: Any = None if kwargs else calls.pack_plain(args)
+        inputs = None
         if payload is None or len(payload) > INLINE_ARGUMENTS_MAX:
-            return self._session._pack_call(spec, args, kwargs)
-        return payload, None
+            payload, inputs = self._session._pack_call(spec, args, kwargs)
+        return payload, with_captured(spec, inputs) if spec.held else inputs
 
     def kill(self, handle: Entry, name: str, *, ordered: bool, no_restart: bool) -> None:
         """End an actor at once; does not wait for it."""

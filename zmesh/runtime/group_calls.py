@@ -16,11 +16,13 @@ from zmesh.wire.messages import PENDING, UNIT
 
 DYING_NAME_S = 10.0  # so long a name may belong to a group that was removed
 
-_log = logging.getLogger("zmesh.groups")
+_log = logging.getLogger("zmesh.detached")
 
 
 class GroupCalls:
     """The part of a Session that deals with placement groups. Any thread."""
+
+    warned = False  # see warn_if_private
 
     def create_group(
         self: Any, name: str, strategy: str, bundles: list[dict[str, int]], *, detached: bool = False
@@ -34,11 +36,8 @@ class GroupCalls:
         specs = [{one: amount / UNIT for one, amount in shape.items()} for shape in bundles]
         told = serialization.to_inline(serialization.pack(specs))
         job = b"" if detached else self.job
-        if detached and self.information.get("private"):
-            _log.warning(
-                "a detached placement group lives as long as its node, and this one was started for this program alone "
-                "and ends with it: run `zmesh up` first if the group is to outlive the program"
-            )
+        if detached:
+            self.warn_if_private()
         until = monotonic() + DYING_NAME_S
         while True:
             with self.reactor.lock:
@@ -69,6 +68,15 @@ class GroupCalls:
         if not found or not self._group_lives(found[2]):
             return None
         return found[2], serialization.unpack_inline(found[3])
+
+    def warn_if_private(self: Any) -> None:
+        """Say once that what is detached, actors too, ends with this program if it has a node of its own."""
+        if self.information.get("private") and not self.warned:
+            self.warned = True
+            _log.warning(
+                "what is detached lives as long as its node, and this one was started for this program alone and ends "
+                "with it: run `zmesh up` first if actors or placement groups are to outlive the program"
+            )
 
     def remove_group(self: Any, group: bytes) -> None:
         """Have a placement group removed; returns once its coordinator has done so, or is gone with it."""

@@ -52,7 +52,7 @@ class Keepers:
 
     Args:
         core: returns the node's.
-        pass_on: hands a client of this host what a peer on another host sent it: (to, source, frame).
+        node_socket: the node's, through which other clients of this host are reached.
         watch, unwatch: have the loop sleep on a descriptor, too.
     """
 
@@ -61,7 +61,7 @@ class Keepers:
         run_dir: RunDir,
         timers: Timers,
         core: Callable[[], NodeCore],
-        pass_on: Callable[[PeerID, PeerID, bytes], None],
+        node_socket: NodeSocket,
         *,
         watch: Callable[[int, Callable[[int], None]], None],
         unwatch: Callable[[int], None],
@@ -69,7 +69,7 @@ class Keepers:
         self._run_dir = run_dir
         self._timers = timers
         self._core = core
-        self._pass_on = pass_on
+        self._node_socket = node_socket
         self._watch = watch
         self._unwatch = unwatch
         self._log = DetachedLog(run_dir.path)
@@ -80,7 +80,7 @@ class Keepers:
 
     def start(self, effect: fx.StartKeeper) -> None:
         """Have a keeper live here."""
-        socket = NodeSocket(self._run_dir.socket_of(effect.peer))
+        socket = NodeSocket(self._run_dir.socket_of(effect.peer), self._node_socket.context)
         keeper = self._all[effect.peer] = _Keeper(effect.peer, socket, self._timers, self._core, self._log.write)
         self._watch(socket.fileno(), lambda fd: keeper.settle())
 
@@ -101,7 +101,7 @@ class Keepers:
         if to in self._all:
             self._all[to].hear(source, frame)
         else:
-            self._pass_on(to, source, frame)
+            self._node_socket.relay(to, source, frame)
 
     def close(self) -> None:
         """Close everything at once."""

@@ -22,6 +22,7 @@ from zmesh.core import effects as fx
 from zmesh.core.logs import LogStream
 from zmesh.core.node import Executing, Limits, NodeCore
 from zmesh.core.pressure import Pressure
+from zmesh.core.tables import table_sizes
 from zmesh.core.timers import Timers
 from zmesh.exceptions import ConfigError, RemoteProtocolError
 from zmesh.runtime import machine
@@ -107,12 +108,14 @@ class Node:
             addresses=lambda: self._mesh.addresses(),
             address=lambda: self._mesh.address if self._mesh is not None else None,
             python=machine.python_minor(),
+            has_segments=lambda peer: bool(self._segments.segments_of(peer)),
+            tables=lambda: table_sizes(self, ("zmesh.core.", "zmesh.runtime.")),
         )
         self._socket = NodeSocket(run_dir.socket_of(node_peer(self.node_id)))
         self._poll = select.epoll()  # of thousands of descriptors few have something: each worker has four
         self._readers: dict[int, Callable[[int], None]] = {}
         self._keepers = Keepers(
-            run_dir, self._timers, lambda: self.core, self._socket.relay, watch=self._watch, unwatch=self._unwatch
+            run_dir, self._timers, lambda: self.core, self._socket, watch=self._watch, unwatch=self._unwatch
         )
         self._pidfds: dict[PeerID, int] = {}  # of drivers; workers are reaped by the forkserver
         self._slots: dict[PeerID, int] = {}
@@ -423,14 +426,20 @@ class Node:
         self._boxes.clear(self._slots.pop(report.peer))
 
     def _client_ended(self, peer: PeerID) -> None:
-        fd = self._pidfds.pop(peer)
-        self._unwatch(fd)
-        os.close(fd)
+        self._watch_no_more(peer)
         self.core.client_ended(peer, monotonic())
+
+    def _watch_no_more(self, peer: PeerID) -> None:
+        """A driver is gone, or said goodbye: its process may live on for long, and come again as another."""
+        fd = self._pidfds.pop(peer, None)
+        if fd is not None:
+            self._unwatch(fd)
+            os.close(fd)
 
     def _drop_unused(self, effect: fx.DropUnused) -> None:
         in_use = dict.fromkeys(self.core.segments_in_use())
         for producer in effect.producers:
+            self._watch_no_more(producer)
             self._segments.drop_unused_of(producer, in_use)
 
     # Shared memory.
@@ -487,6 +496,7 @@ class Node:
         self._forks.close()
         if self._mesh is not None:
             self._mesh.close()
+        self._keepers.close()
         self._socket.close()
         self._segments.close()
         self._run_dir.remove()

@@ -28,7 +28,7 @@ from zmesh.runtime.replica_calls import ReplicaCalls
 from zmesh.runtime.rounds import RoundCalls
 from zmesh.runtime.store import Store
 from zmesh.runtime.stream_calls import StreamCalls, settle_future
-from zmesh.runtime.values import Values
+from zmesh.runtime.values import Values, with_captured
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID
 from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, UNIT
 
@@ -82,8 +82,6 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCall
         with self.reactor.lock:
             spec = self._specs.get(full)
             if spec is None:
-                for entry in held:
-                    entry.refs += 1
                 spec = self._specs[full] = self.core.new_spec(
                     self.job,
                     name,
@@ -92,9 +90,9 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCall
                     digest=digest,
                     made_at=calls.call_site(),
                     blob=blob,
-                    held=tuple(held),
                     **options,
                 )
+            spec.held = tuple(held)
         return spec
 
     def submit(self, spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
@@ -108,6 +106,8 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCall
         inputs = None
         if payload is None or len(payload) > INLINE_BYTES_MAX:
             payload, inputs = self._pack_call(spec, args, kwargs)
+        if spec.held:
+            inputs = with_captured(spec, inputs)
         reactor = self.reactor
         with reactor.lock:
             reactor.holder = threading.get_ident()

@@ -296,11 +296,16 @@ def new_context(io_threads: int = 1, sockets_max: int = SOCKETS_MAX) -> Any:
 
 
 class NodeSocket:
-    """The node's ROUTER, which all clients of the host dial."""
+    """The node's ROUTER, which all clients of the host dial.
 
-    def __init__(self, path: str) -> None:
-        self._context = new_context()
-        self._router = _tune(self._context.socket(zmq.ROUTER))
+    Args:
+        context: of another such socket, which closes later; None: one of its own.
+    """
+
+    def __init__(self, path: str, context: Any = None) -> None:
+        self.context = new_context() if context is None else context
+        self._owns_context = context is None
+        self._router = _tune(self.context.socket(zmq.ROUTER))
         self._router.router_handover = True
         self._router.router_mandatory = True
         self._router.bind(f"ipc://{path}")
@@ -340,4 +345,5 @@ class NodeSocket:
     def close(self) -> None:
         """Close at once."""
         self._router.close(linger=0)
-        self._context.term()
+        if self._owns_context:
+            self.context.term()

@@ -1,4 +1,4 @@
-"""How a session reads values: inline ones, views of segments, and the refs that values contain.
+"""How a session reads values: inline ones, views of segments, and the refs that values and functions contain.
 
 A ref inside the arguments of a task is held by whoever sent them until the task is over (core/references.py). One
 inside a value that this process borrowed itself is claimed here, before the value can be let go of (core/nested.py).
@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.client import ClientCore
-from zmesh.core.records import Entry
+from zmesh.core.records import Entry, Inputs, Spec
+from zmesh.object_ref import ObjectRef
 from zmesh.runtime import serialization
 from zmesh.runtime.errors import build_error
 from zmesh.runtime.reactor import Reactor
@@ -33,6 +34,7 @@ class Values:
 
     def __init__(self) -> None:
         self._reading = Reading()
+        self.borrows = 0  # refs that arrived inside values and functions
 
     def value(self, entry: Entry, *, writable: bool = False) -> Any:
         """Return the value of a resolved entry, or raise its error. Arrays are read-only views of shared memory."""
@@ -92,6 +94,7 @@ class Values:
         """Return the entry of a ref that arrived inside a value, one reference more."""
         found, caller = self._reading.found, self._caller()
         with self.reactor.lock:
+            self.borrows += 1
             if found is None:
                 return self.core.references.borrow(oid, caller=caller)
             entry, new = self.core.references.borrow_inside(oid)
@@ -99,6 +102,21 @@ class Values:
                 found.append(entry)
             return entry
 
+    def captured(self, spec: Spec) -> list[ObjectRef[Any]]:
+        """Return refs of what a function captured, for whoever calls it: it may be called after they are gone there."""
+        with self.reactor.lock:
+            for entry in spec.held:
+                entry.refs += 1
+        return [ObjectRef(entry, self) for entry in spec.held]  # type: ignore[arg-type]  # mixed into one
+
     def _caller(self) -> bytes:
         """Return whose call of an actor this thread serves; empty if none."""
         return b""
+
+
+def with_captured(spec: Spec, inputs: Inputs | None) -> Inputs:
+    """Have a call hold what its function captured, as workers find refs of that in the function."""
+    if inputs is None:
+        return Inputs(held=list(spec.held))
+    inputs.held = [*spec.held, *inputs.held]
+    return inputs

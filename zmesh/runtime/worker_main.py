@@ -48,6 +48,8 @@ from zmesh.wire.messages import (
     Hello,
 )
 
+CAPTURED_S = 10.0  # a function that captured refs holds them here for so long after its last call
+
 
 class LabelledOutput(io.RawIOBase):
     """A worker's stdout or stderr: says which function writes, whenever that changes."""
@@ -85,6 +87,9 @@ class Worker:
         self._start = start
         self.pid = os.getpid()
         self._functions: dict[bytes, Any] = {}  # {digest: (function, classes to retry) or the error of loading it}
+        # {digest of a function that captured refs, which it holds here: last used}
+        self._capturing: dict[bytes, float] = {}
+        self._forget_timer = 0  # set while there are any
         self._in_user_code: Any = None  # (owner, seq, attempt) while an interrupt may be raised
         self._interrupt: Any = None  # the same of a task to interrupt, that was not yet in user code
         self._exiting = False
@@ -220,7 +225,9 @@ class Worker:
         loaded = self._functions.get(spec.digest)
         if loaded is None:
             self._enter_environment(spec)  # what the function imports may be part of it
-            loaded = self._functions[spec.digest] = serialization.loads(spec.blob)
+            loaded = self._load(spec)
+        elif spec.digest in self._capturing:
+            self._capturing[spec.digest] = monotonic()
         try:
             args, kwargs = self._arguments(running)
         except _ArgumentLost as lost:  # no attempt: the owner may know another place, or make it again
@@ -246,6 +253,26 @@ class Worker:
             del value  # only now: it may have the last ref, and the background thread lets go of what nobody holds
             return status, packed, oids, size
         return self._many(running, spec, value)
+
+    def _load(self, spec: WorkSpec) -> Any:
+        borrows = self.session.borrows
+        loaded = self._functions[spec.digest] = serialization.loads(spec.blob)
+        if self.session.borrows != borrows:
+            self._capturing[spec.digest] = monotonic()
+            with self.reactor.lock:
+                if not self._forget_timer:
+                    self._forget_timer = self.core.timers.set(monotonic() + CAPTURED_S, self._forget_unused)
+        return loaded
+
+    def _forget_unused(self, now: float) -> None:
+        """Let go of functions that hold refs and were not called for a while; called again, they are loaded again."""
+        for digest in [digest for digest, used in self._capturing.items() if used + CAPTURED_S <= now + 1e-6]:
+            del self._capturing[digest]
+            self._functions.pop(digest, None)
+        self._forget_timer = 0
+        if self._capturing:
+            due = min(self._capturing.values()) + CAPTURED_S
+            self._forget_timer = self.core.timers.set(due, self._forget_unused)
 
     def _enter_environment(self, spec: WorkSpec) -> None:
         described = spec.options.get("env")
@@ -352,7 +379,16 @@ class Worker:
                 room.satisfied = False
                 reactor.wait_until(room, lambda: core.may_yield(running), in_task=in_task)
             del value
-        return END, running.items, [], 0
+            if running.stopped is not None:
+                if hasattr(values, "close"):
+                    values.close()  # raises GeneratorExit in it, where it yielded
+                break
+        return self.stream_ended(running)
+
+    @staticmethod
+    def stream_ended(running: Running) -> tuple[int, Any, list[bytes], int]:
+        """Return how a stream ends as `Done` carries it."""
+        return running.stopped or END, running.items, [], 0
 
     def send_item(self, running: Running, value: Any) -> None:
         """Send what a stream yielded."""
@@ -374,7 +410,7 @@ class Worker:
         if spec.options.get("retry"):
             loaded = self._functions.get(spec.digest)
             if loaded is None and spec.blob:
-                loaded = self._functions[spec.digest] = serialization.loads(spec.blob)
+                loaded = self._load(spec)
             classes = loaded[1] if loaded is not None else ()
             if not classes or isinstance(error, tuple(classes)):
                 status = RETRYABLE
@@ -466,6 +502,7 @@ def _from_async(values: Any) -> Iterator[Any]:
             except StopAsyncIteration:
                 return
     finally:
+        loop.run_until_complete(values.aclose())
         loop.close()
 
 

@@ -54,12 +54,12 @@ class Uncounted:
 
 @dataclass(slots=True)
 class WhoHolds:
-    """Keeper to member, and that to its clients: which of these did you hold at any time since this keeper asked last?
+    """Warden to member, and that to its clients: which of these did you hold at any time since this warden asked last?
 
-    Who was not asked about an object before says that it did. No objects: the keeper asks no more.
+    Who was not asked about an object before says that it did. No objects: the warden asks no more.
     """
 
-    keeper: NodeID
+    warden: NodeID
     number: int
     objects: list[ObjectID]
 
@@ -68,7 +68,7 @@ class WhoHolds:
 class Held:
     """The answer: these; from a member when all of its clients have answered it."""
 
-    keeper: NodeID
+    warden: NodeID
     number: int
     objects: list[ObjectID]
 

@@ -55,6 +55,7 @@ UNIT = 10_000
 PENDING, INLINE, STORED, FAILED, ERROR = 0, 1, 2, 3, 4
 # Only in Done.results:
 CANCELLED, RETRYABLE, MANY, ITEM, END, LOST = 5, 6, 7, 8, 9, 10
+ABANDONED = -1  # only in Consumed.count
 
 Shape = dict[str, int]
 
@@ -371,7 +372,7 @@ class Cancel:
 
 @dataclass(slots=True)
 class Consumed:
-    """Victim to thief: the reader of the stream `seq` has taken `count` items."""
+    """Victim to thief: the reader of the stream `seq` has taken `count` items, or, for ABANDONED, wants no more."""
 
     seq: int
     count: int

@@ -1,0 +1,143 @@
+"""References inside values that a process borrowed, made or lost count of, message by message."""
+
+import pytest
+
+from tests.core.test_client import NODE, D, Driver, N, W
+from zmesh.core.holdings import LOOK_S
+from zmesh.core.records import Entry, Inputs
+from zmesh.wire import messages as m
+from zmesh.wire.counting_messages import Held, Holdings, Recount, Tally, Uncounted, WhoHolds
+from zmesh.wire.ids import node_peer, object_id
+
+FAR = b"f" * 8
+HOME = node_peer(FAR)
+BOX, INNER = object_id(FAR + b"driver..", 1), object_id(FAR + b"driver..", 2)
+
+
+@pytest.fixture
+def driver() -> Driver:
+    return Driver()
+
+
+def borrowed(driver: Driver, oid: bytes = BOX) -> Entry:
+    entry = driver.core.references.borrow(oid, counted=True)
+    driver.said()
+    return entry
+
+
+def test_a_borrowed_value_is_held_until_what_was_taken_out_of_it_is_counted(driver: Driver) -> None:
+    references = driver.core.references
+    box = borrowed(driver)
+    inner, new = references.borrow_inside(INNER)
+    assert new
+    again, new = references.borrow_inside(INNER)
+    assert (again, new) == (inner, False)
+    references.claim_inside(box, [inner])
+    (hold,) = driver.said(HOME)
+    assert hold.holders == [(INNER, D)]
+    references.drop(box)
+    assert driver.said() == []
+    driver.hear(HOME, m.Ack(hold.request))
+    assert driver.said(HOME) == [m.Release([(BOX, 1, True)])]
+    references.drop(inner)
+    references.drop(inner)
+    assert driver.said(HOME) == [m.Release([(INNER, 1, True)])]
+    assert references.keeps_nothing
+
+
+def test_an_own_object_found_in_a_borrowed_value_is_claimed_if_only_others_held_it(driver: Driver) -> None:
+    references = driver.core.references
+    own = driver.core.put(m.INLINE, b"v", [])
+    references.promote([own])
+    oid = references.oid(own)
+    assert references.borrow_inside(oid) == (own, False)
+    references.drop(own)
+    references.drop(own)
+    driver.said()
+    found, new = references.borrow_inside(oid)
+    assert new
+    assert found is not own
+    references.claim_inside(borrowed(driver), [found])
+    assert driver.said(NODE)[0].holders == [(oid, D)]
+
+
+def test_a_home_that_is_gone_or_a_node_that_is_lost_ends_claims(driver: Driver) -> None:
+    references = driver.core.references
+    box = borrowed(driver)
+    references.claim_inside(box, [references.borrow_inside(INNER)[0]])
+    found, ticket = references.claim_found(object_id(FAR + b"driver..", 3))
+    here, waiting = references.claim_found(object_id(N + b"other...", 3))
+    driver.hear(NODE, m.NodeGone(FAR, "it is gone"))
+    assert box.refs == 1
+    assert ticket.value[0] == "OwnerDiedError"
+    assert waiting.status == m.PENDING
+    references.unclaim(found)
+    references.claim_inside(box, [references.borrow_inside(INNER)[0]])
+    driver.core.node_lost("it crashed", driver.now)
+    assert box.refs == 1
+    assert here.status == m.ERROR
+    assert waiting.status == m.ERROR
+
+
+def test_the_node_is_counted_at_far_homes_for_values_that_it_counts(driver: Driver) -> None:
+    references = driver.core.references
+    inner = borrowed(driver, INNER)
+    box = driver.core.put(m.INLINE, b"box", [inner])
+    references.promote([box])
+    assert [type(word) for word in driver.said()] == [m.Promote, m.Hold]
+    references.promote([driver.core.put(m.INLINE, b"box", [inner])])
+    hold = driver.said(HOME)[0]
+    assert hold.holders == [(INNER, NODE)]
+    task = driver.submit()
+    references.promote([task])
+    driver.steal()
+    driver.hear(W, m.Done([(task.seq, 0, m.INLINE, b"r", [INNER])], [], []))
+    said = driver.said(HOME)
+    assert said[0].holders == [(INNER, NODE)]
+    assert said[1].holders == [(INNER, D)]
+
+
+def test_a_look_tells_each_home_what_is_held_and_a_recount_all_of_it(driver: Driver) -> None:
+    references = driver.core.references
+    own = driver.core.put(m.INLINE, b"v", [])
+    references.promote([own])
+    borrowed(driver)
+    driver.pass_time(0.0)
+    driver.pass_time(LOOK_S)
+    assert [type(word) for word in driver.said(NODE)] == [Tally]
+    driver.hear(NODE, Recount())
+    assert driver.said(NODE) == [Holdings([(references.oid(own), 1)])]
+    driver.hear(HOME, Recount())
+    assert driver.said(HOME) == [Holdings([(BOX, 1)])]
+
+
+def test_what_a_home_does_not_count_fails_if_it_has_no_value_and_is_not_released(driver: Driver) -> None:
+    references = driver.core.references
+    pending, known = borrowed(driver), borrowed(driver, INNER)
+    references.fetched([(INNER, m.INLINE, b"v")])
+    task = driver.submit(inputs=Inputs([pending]))
+    own = driver.core.put(m.INLINE, b"v", [])
+    references.promote([own])
+    oid = references.oid(own)
+    driver.said()
+    driver.hear(HOME, Uncounted([BOX, INNER, object_id(FAR + b"driver..", 9)]))
+    assert pending.value[0] == "ObjectLostError"
+    assert task.value[0] == "ObjectLostError"
+    assert known.value == b"v"
+    references.drop(known)
+    references.drop(pending)
+    assert driver.said(HOME) == []
+    driver.hear(NODE, Uncounted([oid]))
+    assert references.promote([own]) is not None, "it is told anew before it leaves"
+
+
+def test_a_keeper_of_a_replica_hears_what_was_held_since_it_asked_last(driver: Driver) -> None:
+    warden = b"warden.."
+    entry = borrowed(driver)
+    for number, expected in ((1, [BOX, INNER]), (2, [BOX]), (3, [BOX]), (4, [])):
+        driver.hear(NODE, WhoHolds(warden, number, [BOX, INNER]))
+        assert driver.said(NODE) == [Held(warden, number, expected)]
+        if number == 2:
+            driver.core.references.drop(entry)
+    driver.hear(NODE, m.NodeGone(warden, "it is gone"))
+    assert not driver.core.sightings._since
