@@ -9,7 +9,7 @@ minutes for a thousand makes fewer.
 
 import importlib
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -71,31 +71,6 @@ CREATION = Question(
     quick={"actors": 20},
     exclude=_NONE | {"raw": NO_ACTORS},
 )
-ROUNDS_OF_CREATION = 5
-
-
-class Nothing:
-    """An actor that does nothing."""
-
-    def call(self) -> None:
-        """Return at once."""
-
-    def count(self, items: int) -> Iterator[int]:
-        """Yield so many numbers."""
-        for number in range(items):  # noqa: UP028  # Ray has no `yield from`
-            yield number
-
-
-class AsyncNothing:
-    """An actor that does nothing, in an event loop."""
-
-    async def call(self) -> None:
-        """Return at once."""
-
-    async def count(self, items: int) -> AsyncIterator[int]:
-        """Yield so many numbers."""
-        for number in range(items):
-            yield number
 
 
 def measure_calls(contender: Contender, parameters: dict[str, Any]) -> dict[str, float]:
@@ -105,14 +80,14 @@ def measure_calls(contender: Contender, parameters: dict[str, Any]) -> dict[str,
             return _times(lambda: contender.run(workloads.nothing), parameters)
         api = importlib.import_module(contender.module)
         burst = parameters["burst"]
-        plain, looping = api.remote(Nothing).remote(), api.remote(AsyncNothing).remote()
+        plain, looping = api.remote(workloads.Nothing).remote(), api.remote(workloads.AsyncNothing).remote()
         api.get([plain.call.remote(), looping.call.remote()])
         figures = _times(lambda: api.get(plain.call.remote()), parameters)
         figures["calls_per_s"] = burst / _time(lambda: api.get([plain.call.remote() for _ in range(burst)]))
         api.get([looping.call.remote() for _ in range(burst // 10)])
         figures["async_calls_per_s"] = burst / _time(lambda: api.get([looping.call.remote() for _ in range(burst)]))
-        both = [plain, api.remote(Nothing).remote()]
-        call_all = api.remote(_call_all)
+        both = [plain, api.remote(workloads.Nothing).remote()]
+        call_all = api.remote(workloads.call_all)
         share = burst // WORKERS
         api.get([call_all.remote(contender.module, both, share // 10) for _ in range(WORKERS)])
         taken = _time(lambda: api.get([call_all.remote(contender.module, both, share) for _ in range(WORKERS)]))
@@ -120,18 +95,12 @@ def measure_calls(contender: Contender, parameters: dict[str, Any]) -> dict[str,
         return figures
 
 
-def _call_all(module: str, actors: list[Any], calls: int) -> None:
-    """Call each actor in turn, all at once."""
-    api = importlib.import_module(module)
-    api.get([actors[number % len(actors)].call.remote() for number in range(calls)])
-
-
 def measure_streams(contender: Contender, parameters: dict[str, Any]) -> dict[str, float]:
     """Read what a plain and an async actor yield, as it comes."""
     with contender:
         api = importlib.import_module(contender.module)
         figures = {}
-        for prefix, cls in (("", Nothing), ("async_", AsyncNothing)):
+        for prefix, cls in (("", workloads.Nothing), ("async_", workloads.AsyncNothing)):
             count = api.remote(cls).remote().count
             api.get([next(count.remote(10)) for _ in range(3)])
             firsts = [_time(lambda count=count: api.get(next(count.remote(1)))) for _ in range(parameters["streams"])]
@@ -145,7 +114,7 @@ def measure_creation(contender: Contender, parameters: dict[str, Any]) -> dict[s
     """Make many actors."""
     with contender:
         api = importlib.import_module(contender.module)
-        cls = api.remote(Nothing)
+        cls = api.remote(workloads.Nothing)
         api.get(cls.remote().call.remote())
         count = max(10, int(parameters["actors"] * contender.actors_share))
         before = total_pss(contender.processes())
@@ -178,12 +147,14 @@ def _times(call: Callable[[], Any], parameters: dict[str, Any]) -> dict[str, flo
 
 
 def main() -> int:
-    """Ask all three."""
-    given = harness.parse(__doc__)
-    failed = harness.ask(CALLS, given) | harness.ask(STREAMS, given)
-    if given.rounds is None and not given.quick:
-        given.rounds = ROUNDS_OF_CREATION
-    return failed | harness.ask(CREATION, given)
+    """Ask all three, or one."""
+    questions = {"calls": CALLS, "streams": STREAMS, "creation": CREATION}
+    given = harness.parse(__doc__, only={"choices": list(questions), "help": "ask only this"})
+    failed = 0
+    for name, question in questions.items():
+        if given.only in (None, name):
+            failed |= harness.ask(question, given)
+    return failed
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ Whoever drives puts this directory on PYTHONPATH (harness.py does). numpy is imp
 without arrays measures workers without numpy.
 """
 
+import importlib
 import os
 import time
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from processes import memory_of
@@ -80,3 +82,33 @@ def get_memory_with(array: Any) -> tuple[int, int, int, float]:
 def _private_memory() -> tuple[int, int]:
     told = memory_of(os.getpid())
     return told["Anonymous"], told["Private_Dirty"]
+
+
+class Nothing:
+    """An actor that does nothing."""
+
+    def call(self) -> None:
+        """Return at once."""
+
+    def count(self, items: int) -> Iterator[int]:
+        """Yield so many numbers."""
+        for number in range(items):  # noqa: UP028  # Ray has no `yield from`
+            yield number
+
+
+class AsyncNothing:
+    """An actor that does nothing, in an event loop."""
+
+    async def call(self) -> None:
+        """Return at once."""
+
+    async def count(self, items: int) -> AsyncIterator[int]:
+        """Yield so many numbers."""
+        for number in range(items):
+            yield number
+
+
+def call_all(module: str, actors: list[Any], calls: int) -> None:
+    """Call each actor in turn, all at once."""
+    api = importlib.import_module(module)
+    api.get([actors[number % len(actors)].call.remote() for number in range(calls)])

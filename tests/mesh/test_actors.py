@@ -681,3 +681,34 @@ def test_calls_fail_when_the_node_is_killed() -> None:
             zmesh.get(ref)
     assert _until(lambda: not os.path.exists(f"/proc/{pid}"), 10.0)
     zmesh.shutdown()
+
+
+def test_each_thread_of_an_actor_takes_call_after_call(mesh: None) -> None:
+    @zmesh.remote(max_concurrency=3, concurrency_groups={"io": 1})
+    class Threads:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+            self.inside = self.most = 0
+
+        def enter(self) -> int:
+            with self.lock:
+                self.inside += 1
+                self.most = max(self.most, self.inside)
+            time.sleep(0.0002)
+            with self.lock:
+                self.inside -= 1
+            return threading.get_ident()
+
+        @zmesh.method(concurrency_group="io")
+        def read(self) -> int:
+            return threading.get_ident()
+
+        def greatest(self) -> int:
+            return self.most
+
+    actor = Threads.remote()
+    refs = [actor.read.remote() if number % 4 == 0 else actor.enter.remote() for number in range(600)]
+    threads = zmesh.get(refs, timeout=20)
+    assert len(set(threads[::4])) == 1
+    assert len({ident for number, ident in enumerate(threads) if number % 4}) <= 3
+    assert zmesh.get(actor.greatest.remote()) <= 3

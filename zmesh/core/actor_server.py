@@ -251,6 +251,11 @@ class ActorServer:
         """Whether nothing runs and nothing waits."""
         return not self.running and not any(group.queue for group in self.groups.values())
 
+    @property
+    def over(self) -> bool:
+        """Whether nobody has a handle, and nothing is left to do."""
+        return self.retired and self.idle
+
     def end(self, failure: tuple[int, Any], now: float) -> None:
         """The actor ends: whatever did not start, and all that still comes, gets this failure."""
         self.failure = failure

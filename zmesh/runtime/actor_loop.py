@@ -107,8 +107,7 @@ class ActorLoop:
 
     @property
     def _ended(self) -> bool:
-        server = self._core.server
-        return self._actor.failure is not None or (server.retired and server.idle)
+        return self._actor.failure is not None or self._core.server.over
 
     def _take(self) -> bool:
         """Take all calls that may start: asked under the lock after each look at the sockets, by anybody."""

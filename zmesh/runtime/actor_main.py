@@ -122,8 +122,7 @@ class ActorProcess:
         """Take the next call, if there is one: asked under the lock after each look at the sockets, by anybody."""
         if self._next is None and self.failure is None:
             self._next = self._core.next_call(monotonic())
-        server = self._core.server
-        return self._next is not None or self.failure is not None or (server.retired and server.idle)
+        return self._next is not None or self.failure is not None or self._core.server.over
 
     def _serve_alone(self) -> None:
         """Run one call after the other, in this thread: the hot path."""
@@ -156,11 +155,13 @@ class ActorProcess:
         while self.failure is None:
             idle.satisfied = False
             self._reactor.wait_until(idle, self._take)
-            call, self._next = self._next, None
+            with self._reactor.lock:
+                call, self._next = self._next, None
+                over = call is None and self._core.server.over
             if call is not None:
                 self._hand_over(call)
-            elif self.failure is None:
-                break  # retired
+            elif over:
+                break
 
     # One call.
 
@@ -232,7 +233,11 @@ class ActorProcess:
             reactor.holder = threading.get_ident()
             now = monotonic()
             core.call_finished(call, *outcome, now)
-            following = core.next_call(now) if self.failure is None else None
+            following = None
+            if self.failure is None:
+                following, self._next = self._next, None  # the main thread has taken it, and is about to wake another
+                if following is None:
+                    following = core.next_call(now)
             core.server.flush()
             reactor.send_out(now)
             reactor.holder = 0

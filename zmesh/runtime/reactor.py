@@ -416,7 +416,7 @@ class Reactor:
             put_off = self.core.timers.next_deadline()  # what was only put off until somebody looks
             overdue = put_off is not None and put_off <= now
             over = waiter.satisfied or self.signalled is not None or (deadline is not None and now >= deadline)
-            if over or not (self.sockets.touched or self.core.effects or overdue):
+            if over or self._broken is not None or not (self.sockets.touched or self.core.effects or overdue):
                 return now
             self.pump(now, everything=False, some=True)
             now = monotonic()
