@@ -229,11 +229,6 @@ class LocalSession:
         self._entries[oid] = entry
         return oid
 
-    def captured(self, spec: Any) -> list[Any]:
-        """Return refs to hold for a function; here it holds its own."""
-        del spec
-        return []
-
     def borrow(self, oid: bytes) -> Entry:
         """Return the entry of a ref that was pickled."""
         return self._entries[oid]
