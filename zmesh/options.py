@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zmesh import label_selectors
 from zmesh import runtime_env as envs
 from zmesh.exceptions import ConfigError
 
@@ -51,7 +52,8 @@ class TaskOptions:
         name: what logs and errors call it.
         scheduling_strategy: "DEFAULT", "SPREAD", or a strategy of zmesh.util.scheduling_strategies. None: "DEFAULT",
             but in the placement group of the task that submits, if that captures what it submits.
-        label_selector: {label: value} that the node must have, besides what the strategy says.
+        label_selector: {label: "a", "!a", "in(a,b)" or "!in(a,b)"}: what the labels of its node must be, besides what
+            the strategy says.
         timeout: seconds it may run; then its worker is killed and it counts as died.
         priority: higher ones start first; 0 by default.
         generator_backpressure: items a stream may be ahead of its reader; None: without limit.
@@ -118,7 +120,7 @@ def _check(options: TaskOptions) -> None:
     if options.num_gpus > 1 and options.num_gpus != int(options.num_gpus):
         raise ConfigError(f"num_gpus above 1 must be a whole number, not {options.num_gpus!r}")
     for name, amount in (options.resources or {}).items():
-        if isinstance(name, str) and (name == "spread" or name.startswith(("node:", "label:", "env:"))):
+        if isinstance(name, str) and (name == "spread" or name.startswith(("node:", "label:", "labels:", "env:"))):
             raise ConfigError(f"{name!r} is no resource: use scheduling_strategy=")
         if isinstance(name, str) and "@" in name:
             raise ConfigError(f"the name of a resource must not hold '@', as {name!r} does")
@@ -163,17 +165,9 @@ def _check_types(options: TaskOptions) -> None:
 
 
 def _check_labels(options: TaskOptions) -> None:
-    labels = options.label_selector
-    if labels is None:
+    if options.label_selector is None:
         return
-    if not isinstance(labels, Mapping) or not all(isinstance(one, str) for pair in labels.items() for one in pair):
-        raise ConfigError(f'label_selector must be a dict such as {{"zone": "a"}}, not {labels!r}')
-    for key, value in labels.items():
-        if value.startswith(("!", "in(")):
-            raise ConfigError(
-                f"label_selector asks for one value, not for {key}={value!r}: give the nodes you mean a label of their "
-                "own (`zmesh up --label KEY=VALUE`)"
-            )
+    label_selectors.marks(options.label_selector)
     if getattr(options.scheduling_strategy, "group", None) is not None:
         raise ConfigError("label_selector has no effect in a placement group, whose bundles lie where they lie")
 
@@ -203,7 +197,7 @@ def placed(
     strategy = options.scheduling_strategy
     if captured is not None and is_captured(options):
         return in_bundle(plain, captured["id"], captured["bundles"], -1), None
-    plain |= {f"label:{key}={value}": 1 for key, value in (options.label_selector or {}).items()}
+    plain |= dict.fromkeys(label_selectors.marks(options.label_selector), 1)
     if strategy == "SPREAD":
         return plain | {"spread": 1}, None
     if strategy is None or isinstance(strategy, str):

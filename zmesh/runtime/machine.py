@@ -88,7 +88,7 @@ def total_resources(settings: dict[str, Any]) -> dict[str, int]:
     for name in settings.get("resources") or {}:
         if name in given:
             raise ConfigError(f"resources must not hold {name!r}: it has an option of its own")
-        if name == "spread" or name.startswith(("node:", "label:", "env:")):
+        if name == "spread" or name.startswith(("node:", "label:", "labels:", "env:")):
             raise ConfigError(f"{name!r} is no resource: use --label KEY=VALUE")
         if "@" in name:
             raise ConfigError(f"the name of a resource must not hold '@', as {name!r} does")
