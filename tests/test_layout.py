@@ -19,6 +19,7 @@ LEAVES = (
     "zmesh.options",
     "zmesh.actor_options",
     "zmesh.label_selectors",
+    "zmesh.limits",
     "zmesh.runtime_env",
     "zmesh._version",
 )

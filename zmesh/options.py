@@ -7,6 +7,7 @@ from typing import Any
 from zmesh import label_selectors
 from zmesh import runtime_env as envs
 from zmesh.exceptions import ConfigError
+from zmesh.limits import AMOUNT_MAX, WHOLE_MAX, is_amount, is_whole
 
 UNIT = 10_000  # resources are counted in units of 1/10,000
 STREAMING = -1
@@ -111,14 +112,16 @@ def unknown_option(name: str, of: str, valid: Iterable[str]) -> ConfigError:
 
 def _check(options: TaskOptions) -> None:
     returns = options.num_returns
-    if returns is not None and returns != "streaming" and (type(returns) is not int or returns < 0):
+    if returns is not None and returns != "streaming" and not is_whole(returns, 0):
         raise ConfigError(f"num_returns must be a whole number from 0, or 'streaming', not {returns!r}")
     for name in ("num_cpus", "num_gpus", "memory"):
         amount = getattr(options, name)
-        if not isinstance(amount, int | float) or amount != amount or amount < 0 or amount == float("inf"):
-            raise ConfigError(f"{name} must be a number from 0, not {amount!r}")
+        if not is_amount(amount):
+            raise ConfigError(f"{name} must be a number from 0 to {AMOUNT_MAX:.0e}, not {amount!r}")
     if options.num_gpus > 1 and options.num_gpus != int(options.num_gpus):
         raise ConfigError(f"num_gpus above 1 must be a whole number, not {options.num_gpus!r}")
+    if options.resources is not None and not isinstance(options.resources, Mapping):
+        raise ConfigError(f'resources must be a dict such as {{"disk": 1}}, not {options.resources!r}')
     for name, amount in (options.resources or {}).items():
         if isinstance(name, str) and (name == "spread" or name.startswith(("node:", "label:", "labels:", "env:"))):
             raise ConfigError(f"{name!r} is no resource: use scheduling_strategy=")
@@ -127,20 +130,20 @@ def _check(options: TaskOptions) -> None:
         if name in ("CPU", "GPU", "memory"):
             option = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}[name]
             raise ConfigError(f"resources must not hold {name!r}: use {option}=")
-        if not isinstance(name, str) or not isinstance(amount, int | float) or not 0 <= amount < float("inf"):
+        if not isinstance(name, str) or not is_amount(amount):
             raise ConfigError(f"resources must map names to numbers from 0, not {name!r} to {amount!r}")
-    if type(options.max_retries) is not int or options.max_retries < -1:
+    if not is_whole(options.max_retries, -1):
         raise ConfigError(f"max_retries must be a whole number from -1 (without end), not {options.max_retries!r}")
-    if type(options.oom_retries) is not int or options.oom_retries < -1:
+    if not is_whole(options.oom_retries, -1):
         raise ConfigError(f"oom_retries must be a whole number from -1 (without end), not {options.oom_retries!r}")
-    if type(options.max_calls) is not int or options.max_calls < 0:
+    if not is_whole(options.max_calls, 0):
         raise ConfigError(f"max_calls must be a whole number from 0, not {options.max_calls!r}")
-    if type(options.priority) is not int:
+    if not is_whole(options.priority, -WHOLE_MAX):
         raise ConfigError(f"priority must be a whole number, not {options.priority!r}")
     if options.timeout is not None and not (isinstance(options.timeout, int | float) and options.timeout > 0):
         raise ConfigError(f"timeout must be seconds above 0, or None, not {options.timeout!r}")
     ahead = options.generator_backpressure
-    if ahead is not None and (type(ahead) is not int or (ahead < 1 and ahead != -1)):
+    if ahead is not None and (not is_whole(ahead, 1) and ahead != -1):
         raise ConfigError(f"generator_backpressure must be a whole number from 1, or None, not {ahead!r}")
     _check_types(options)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from zmesh.core.pressure import KILL_AT, STEADY_AT
 from zmesh.exceptions import ConfigError
+from zmesh.limits import AMOUNT_MAX, is_amount
 
 UNIT = 10_000
 DEFAULT_PORT = 27700  # P; P + 1 and P + 2 are used too. Source: below ip_local_port_range, so no dial takes it
@@ -94,8 +95,8 @@ def total_resources(settings: dict[str, Any]) -> dict[str, int]:
             raise ConfigError(f"the name of a resource must not hold '@', as {name!r} does")
     given.update(settings.get("resources") or {})
     for name, amount in given.items():
-        if not isinstance(amount, int | float) or amount is True or not 0 <= amount < float("inf"):
-            raise ConfigError(f"{name} must be a number from 0, not {amount!r}")
+        if not is_amount(amount):
+            raise ConfigError(f"{name} must be a number from 0 to {AMOUNT_MAX:.0e}, not {amount!r}")
     return {name: round(amount * UNIT) for name, amount in given.items() if amount} | _marks(settings)
 
 

@@ -9,6 +9,7 @@ from zmesh.exceptions import (
     PlacementGroupUnschedulableError,
     TaskPlacementGroupRemovedError,
 )
+from zmesh.limits import is_amount
 from zmesh.options import UNIT
 
 STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
@@ -108,9 +109,9 @@ def _bundle(index: int, bundle: Any) -> dict[str, float]:
     if not isinstance(bundle, dict) or not bundle:
         raise ConfigError(f'bundle {index} must be a dict such as {{"CPU": 1}}, not {bundle!r}')
     for name, amount in bundle.items():
-        if not isinstance(name, str) or not isinstance(amount, int | float) or not 0 <= amount < float("inf"):
+        if not isinstance(name, str) or not is_amount(amount):
             raise ConfigError(f"bundle {index} must map names to numbers from 0, not {name!r} to {amount!r}")
-        if "@" in name or name in ("spread", "bundle") or name.startswith(("node:", "label:")):
+        if "@" in name or name in ("spread", "bundle") or name.startswith(("node:", "label:", "labels:", "env:")):
             raise ConfigError(f"{name!r} in bundle {index} is no resource")
         if name == "GPU" and amount > 1 and amount != int(amount):
             raise ConfigError(f"GPU above 1 must be a whole number, not {amount!r} as in bundle {index}")
