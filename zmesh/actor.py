@@ -14,6 +14,7 @@ from zmesh.exceptions import (
     ConfigError,
     LocalProtocolError,
 )
+from zmesh.limits import is_text
 from zmesh.object_ref import ActorExit, ObjectRef, ObjectRefGenerator
 from zmesh.options import STREAMING, UNIT
 
@@ -434,7 +435,7 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     """
     from zmesh import api
 
-    if not isinstance(name, str) or not isinstance(namespace, str | None):
+    if not is_text(name) or not (namespace is None or is_text(namespace)):
         raise ArgumentError(
             f"get_actor() takes a name and a namespace, which are texts, not {name!r} and {namespace!r}"
         )

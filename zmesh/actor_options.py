@@ -7,7 +7,7 @@ from typing import Any
 from zmesh import options as opts
 from zmesh import runtime_env as envs
 from zmesh.exceptions import ConfigError
-from zmesh.limits import is_whole
+from zmesh.limits import is_text, is_whole
 from zmesh.options import TaskOptions
 
 DEFAULT_NAMESPACE = "default"  # mesh-wide: programs that say nothing else see each other's actors
@@ -112,7 +112,7 @@ def parse(given: Mapping[str, Any], base: ActorOptions | None = None) -> ActorOp
             raise ConfigError(f"concurrency_groups must map names to whole numbers from 1, not {name!r} to {count!r}")
     for name in ("name", "namespace"):
         text = getattr(options, name)
-        if text is not None and (not isinstance(text, str) or not text):
+        if text is not None and (not is_text(text) or not text):
             raise ConfigError(f"{name} must be a text that is not empty, not {text!r}")
     if options.get_if_exists and options.name is None:
         raise ConfigError("get_if_exists=True needs a name=")

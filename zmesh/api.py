@@ -103,7 +103,7 @@ def init(
         init_settings.set_logging_level(logging_level)
         environment = envs.check(runtime_env)
         settings: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory}
-        settings |= {"resources": dict(resources or {}), "labels": init_settings.check_labels(labels)}
+        settings |= init_settings.check_offer(resources, labels)
         settings |= {"store_bytes": object_store_memory, "spill_compression": spill_compression}
         settings |= {"spill_directory": spill_directory, "spill_bytes_max": spill_bytes_max}
         session = _connect(address, settings, key_file, log_to_driver=log_to_driver, local=local, namespace=namespace)
@@ -130,6 +130,8 @@ def _connect(
     local: bool,
     namespace: str | None,
 ) -> "Session":
+    spill_directory = settings["spill_directory"]
+    init_settings.check_texts(address=address, key_file=key_file, namespace=namespace, spill_directory=spill_directory)
     if local:
         from zmesh.local_mode import LocalSession
 

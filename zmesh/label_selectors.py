@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zmesh.exceptions import ConfigError
+from zmesh.limits import is_text
 
 _LIST = re.compile(r"in\((.*)\)")
 _FORMS = '"a", "!a", "in(a,b)" or "!in(a,b)"'
@@ -41,9 +42,9 @@ def absent(key: str) -> str:
 
 
 def _check(key: str, values: tuple[str, ...]) -> None:
-    if not isinstance(key, str) or not key or any(sign in key for sign in "=!,"):
+    if not is_text(key) or not key or any(sign in key for sign in "=!,"):
         raise ConfigError(f"the key of a label must be a text without any of '=!,', not {key!r}")
-    if not values or not all(isinstance(one, str) and one and "," not in one for one in values):
+    if not values or not all(is_text(one) and one and "," not in one for one in values):
         raise ConfigError(f"label {key!r} must be compared with one or more texts without commas, not {values!r}")
 
 
@@ -54,7 +55,7 @@ def marks(selector: Any) -> tuple[str, ...]:
         ConfigError: it is none; the text shows the forms there are.
     """
     given = {} if selector is None else selector
-    if not isinstance(given, Mapping) or not all(isinstance(one, str) for pair in given.items() for one in pair):
+    if not isinstance(given, Mapping) or not all(is_text(one) for pair in given.items() for one in pair):
         raise ConfigError(f'label_selector must be a dict such as {{"zone": "a"}}, not {selector!r}')
     return tuple(_mark(key, text) for key, text in given.items())
 

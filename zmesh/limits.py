@@ -18,6 +18,17 @@ def is_whole(value: Any, least: int) -> bool:
     return type(value) is int and least <= value <= WHOLE_MAX
 
 
+def is_text(value: Any) -> bool:
+    """Whether it is a text that a message can carry: half a surrogate pair, as odd file names give, cannot travel."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_seconds(timeout: Any) -> None:
     """Check how long somebody wants to wait.
 

@@ -7,7 +7,7 @@ from typing import Any
 from zmesh import label_selectors
 from zmesh import runtime_env as envs
 from zmesh.exceptions import ConfigError
-from zmesh.limits import AMOUNT_MAX, WHOLE_MAX, is_amount, is_whole
+from zmesh.limits import AMOUNT_MAX, WHOLE_MAX, is_amount, is_text, is_whole
 
 UNIT = 10_000  # resources are counted in units of 1/10,000
 STREAMING = -1
@@ -130,7 +130,7 @@ def _check(options: TaskOptions) -> None:
         if name in ("CPU", "GPU", "memory"):
             option = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}[name]
             raise ConfigError(f"resources must not hold {name!r}: use {option}=")
-        if not isinstance(name, str) or not is_amount(amount):
+        if not is_text(name) or not is_amount(amount):
             raise ConfigError(f"resources must map names to numbers from 0, not {name!r} to {amount!r}")
     if not is_whole(options.max_retries, -1):
         raise ConfigError(f"max_retries must be a whole number from -1 (without end), not {options.max_retries!r}")
@@ -155,13 +155,13 @@ def _check_types(options: TaskOptions) -> None:
             isinstance(cls, type) and issubclass(cls, BaseException) for cls in classes
         ):
             raise ConfigError(f"retry_exceptions must be True, False or a list of exception classes, not {classes!r}")
-    if not isinstance(options.name, str):
-        raise ConfigError(f"name must be a string, not {options.name!r}")
+    if not is_text(options.name):
+        raise ConfigError(f"name must be a text, not {options.name!r}")
     strategy = options.scheduling_strategy
     if isinstance(strategy, str):
         if strategy not in _STRATEGIES:
             raise ConfigError(f"scheduling_strategy must be one of {', '.join(_STRATEGIES)}, not {strategy!r}")
-    elif strategy is not None and not hasattr(strategy, "hard_marks"):
+    elif strategy is not None and (isinstance(strategy, type) or not hasattr(strategy, "hard_marks")):
         raise ConfigError(f"scheduling_strategy must be a string or a strategy of zmesh.util, not {strategy!r}")
     _check_labels(options)
     placed(options)  # a task that does not fit into its bundle is refused here

@@ -7,6 +7,8 @@ import pytest
 
 import zmesh
 from zmesh.exceptions import ArgumentError, ConfigError, MeshError
+from zmesh.util.queue import Queue
+from zmesh.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 ZMESH: Any = zmesh
 
@@ -84,9 +86,14 @@ def test_a_timeout_is_a_number(timeout: Any) -> None:
         {"priority": -(10**20)},
         {"num_returns": 10**20},
         {"generator_backpressure": 10**20},
+        {"name": "\udcff"},
+        {"resources": {"\udcff": 1}},
+        {"label_selector": {"zone": "\udcff"}},
+        {"runtime_env": {"env_vars": {"A": "\udcff"}}},
+        {"scheduling_strategy": NodeAffinitySchedulingStrategy},
     ],
 )
-def test_a_number_that_no_message_holds_is_refused_where_it_is_given(options: dict[str, Any]) -> None:
+def test_what_no_message_holds_is_refused_where_it_is_given(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         same.options(**options)
     assert zmesh.get(same.remote(2)) == 2
@@ -96,8 +103,19 @@ def test_the_same_for_actors_and_placement_groups() -> None:
     for options in ({"memory": 10**18}, {"max_restarts": 10**20}, {"max_pending_calls": 10**20}):
         with pytest.raises(ConfigError, match=next(iter(options))):
             Idle.options(**options)
-    with pytest.raises(ConfigError, match="bundle 0"):
-        zmesh.util.placement_group([{"CPU": 10**18}])
+    for bundle in ({"CPU": 10**18}, {"\udcff": 1}):
+        with pytest.raises(ConfigError, match="bundle 0"):
+            zmesh.util.placement_group([bundle])
+    for call in (
+        lambda: Idle.options(name="\udcff"),
+        lambda: zmesh.get_actor("\udcff"),
+        lambda: zmesh.util.placement_group([{"CPU": 1}], name="\udcff"),
+        lambda: zmesh.util.get_placement_group("\udcff"),
+    ):
+        with pytest.raises(ConfigError, match="text"):
+            call()
+    with pytest.raises(ConfigError, match="maxsize"):
+        Queue("1")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="replicas"):
         zmesh.put(1, replicas=10**20)
 
@@ -107,4 +125,15 @@ def test_an_empty_zmesh_node_names_no_node(monkeypatch: pytest.MonkeyPatch) -> N
     zmesh.shutdown()
     assert zmesh.get(same.remote(3)) == 3
     zmesh.shutdown()
+    zmesh.init("local", num_cpus=1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"address": 5}, {"namespace": 5}, {"key_file": 5}, {"spill_directory": 5}, {"resources": ["disk"]}],
+)
+def test_a_setting_of_init_of_another_type_is_named(settings: dict[str, Any]) -> None:
+    zmesh.shutdown()
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        ZMESH.init(**settings)
     zmesh.init("local", num_cpus=1)
