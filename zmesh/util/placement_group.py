@@ -93,7 +93,7 @@ def placement_group(
     if strategy not in STRATEGIES:
         raise ConfigError(f"strategy must be one of {', '.join(STRATEGIES)}, not {strategy!r}")
     if not is_text(name):
-        raise ConfigError(f"name must be a text, not {name!r}")
+        raise ConfigError(f"name must be a string that can be encoded as text, not {name!r}")
     if lifetime not in (None, "detached"):
         raise ConfigError(f"lifetime must be None or 'detached', not {lifetime!r}")
     if not isinstance(bundles, list | tuple) or not 0 < len(bundles) <= BUNDLES_MAX:
@@ -139,7 +139,7 @@ def get_placement_group(placement_group_name: str) -> PlacementGroup:
         ConfigError: there is none.
     """
     if not is_text(placement_group_name) or not placement_group_name:
-        raise ConfigError(f"the name of a placement group is a text, not {placement_group_name!r}")
+        raise ConfigError(f"the name of a placement group is a string of text, not {placement_group_name!r}")
     found = api.auto_init().find_group(placement_group_name)
     if found is None:
         raise ConfigError(f"no placement group is named {placement_group_name!r}: it was not made yet, or was removed")
