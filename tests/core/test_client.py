@@ -600,6 +600,14 @@ def test_neighbours_of_a_long_task_are_given_back(worker: Worker) -> None:
     assert worker.said() == []
     worker.core.thief.stalled(worker.now + 1.0)
     assert worker.said() == [m.GiveBack([(3, 0), (2, 0)])]
+    worker.work(1, first=5)
+    assert worker.said() == [m.GiveBack([(5, 0)])], "it was on its way before the owner heard"
+    worker.core.finished(m.INLINE, b"", [], 0, worker.now + 1.0)
+    assert worker.core.next(worker.now + 1.0) is None
+    worker.said()
+    worker.work(1, first=6)
+    assert worker.said() == [], "that one was the last of its kind"
+    assert worker.core.next(worker.now + 1.0) is not None
 
 
 def test_a_blocked_task_gives_back_work_and_cpu_and_takes_up_again(worker: Worker) -> None:
