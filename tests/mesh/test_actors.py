@@ -185,6 +185,46 @@ def test_an_exception_in_init_comes_with_each_call_and_carries_the_traceback(mes
     assert caught.value.class_name.endswith("Broken")
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_whatever_init_raises_the_actor_is_dead(mesh: None, kind: type[BaseException], is_async: bool) -> None:
+    class Plain:
+        def __init__(self) -> None:
+            raise kind("not today")
+
+        def use(self) -> None:
+            pass
+
+    class Async(Plain):
+        async def wait(self) -> None:
+            pass
+
+    broken = zmesh.remote(Async if is_async else Plain).remote()
+    with pytest.raises(ActorDiedError, match=f"__init__ raised {kind.__name__}: not today") as caught:
+        zmesh.get(broken.use.remote())
+    assert caught.value.actor_init_failed
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_actor_makes_others_of_its_own_class(mesh: None, is_async: bool) -> None:
+    """The class travels by value, with methods that name the actor class: that arrives before the class is whole."""
+
+    @zmesh.remote(num_cpus=0)
+    class Plain:
+        def make(self, more: int) -> int:
+            return 1 + zmesh.get(Plain.remote().make.remote(more - 1)) if more else 0
+
+    @zmesh.remote(num_cpus=0)
+    class Async:
+        def __init__(self, more: int = 2) -> None:
+            self.more = more
+
+        async def make(self, more: int) -> int:
+            return 1 + await Async.remote(self.more - 1).make.remote(more - 1) if more else 0
+
+    assert zmesh.get((Async if is_async else Plain).remote().make.remote(2), timeout=20) == 2
+
+
 @pytest.mark.parametrize("how", ["os._exit", "SIGKILL", "SIGSEGV"])
 def test_an_actor_that_dies_says_how_at_each_call(mesh: None, how: str) -> None:
     counter = Counter.remote()

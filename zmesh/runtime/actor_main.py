@@ -80,7 +80,9 @@ class ActorProcess:
             self.instance = cls(*args, **kwargs)
         except ActorExit:
             return self._stillborn("it called exit_actor() in __init__")
-        except Exception as error:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and self._worker.interrupted:
+                raise  # it is to be cancelled
             told: Any = serialization.unpack_error(
                 serialization.pack_error(error, f"{self.name}.__init__", os.getpid())
             )

@@ -148,6 +148,11 @@ class Worker:
         """What was the running task's code waits for calls now: a signal for it has come too late."""
         self._in_user_code = None
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether the running task is to be cancelled."""
+        return self._interrupt is not None and self._interrupt == self._in_user_code
+
     def called(self, name: str) -> None:
         """Say in logs that this function runs now."""
         self._name = name
