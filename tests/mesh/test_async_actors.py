@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import zmesh
-from zmesh.exceptions import ActorDiedError, TaskCancelledError
+from zmesh.exceptions import ActorDiedError, TaskCancelledError, TaskError
 
 GET_S = 20.0
 
@@ -83,6 +83,29 @@ class Loop:
         for number in range(items):
             yield number
 
+    async def cancel_all(self) -> None:
+        for task in asyncio.all_tasks():
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    async def interrupted(self) -> None:
+        raise KeyboardInterrupt
+
+    async def interrupt_in(self, what: str) -> None:
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        if what == "a callback":
+            self.loop.call_soon(interrupt)
+            await asyncio.sleep(0.01)
+        else:
+            await asyncio.gather(self.interrupted())
+
+    async def stop_the_loop(self) -> str:
+        self.loop.stop()
+        await asyncio.sleep(0.01)
+        return "stopped"
+
     async def leave(self) -> None:
         zmesh.actor.exit_actor()
 
@@ -152,6 +175,30 @@ def test_a_call_is_cancelled_and_the_others_run_on(actor: Any) -> None:
         get(waiting[1])
     get(actor.let_in.remote())
     assert get([waiting[0], waiting[2]]) == ["in", "in"]
+
+
+def test_a_call_whose_task_the_user_cancels_before_it_began_is_answered(actor: Any) -> None:
+    """All come while the loop is blocked, so none has made its first step when the first of them cancels the others.
+    One that comes later on a busy machine is not cancelled, and answered too."""
+    calls = [actor.block.remote(0.1), actor.cancel_all.remote(), *[actor.nap.remote(0.2) for _ in range(3)]]
+    ready, waiting = zmesh.wait(calls, num_returns=len(calls), timeout=GET_S)
+    assert (len(ready), waiting) == (5, [])
+
+
+@pytest.mark.parametrize("how", ["a task", "a callback"])
+def test_a_keyboard_interrupt_of_the_users_own_ends_no_actor(actor: Any, how: str) -> None:
+    ref = actor.interrupt_in.remote(how)
+    if how == "a task":
+        with pytest.raises(TaskError, match="KeyboardInterrupt"):
+            get(ref)
+    else:
+        assert get(ref) is None
+    assert get(actor.nap.remote(0)) == 0
+
+
+def test_an_actor_goes_on_when_a_method_stops_the_loop(actor: Any) -> None:
+    assert get(actor.stop_the_loop.remote()) == "stopped"
+    assert get(actor.nap.remote(0)) == 0
 
 
 @pytest.mark.parametrize("how", ["leave", "leave_by_callback"])

@@ -7,6 +7,7 @@ one message. Handing calls to a loop in a thread of its own took three times as 
 
 import asyncio
 import contextlib
+import inspect
 import os
 import selectors
 import threading
@@ -42,6 +43,23 @@ class _Selector(selectors.EpollSelector):
         return super().select(self._sleep(timeout))
 
 
+class _Call(asyncio.Task[None]):
+    """A call in the event loop. Cancelled before its first step, as by a method that cancels all tasks, it would end
+    without that step, and nobody would answer it: so it is told, and ends there."""
+
+    def __init__(self, steps: Coroutine[Any, Any, None], call: Running, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(steps, loop=loop)
+        self._steps = steps
+        self._running = call
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Cancel it; see asyncio.Task.cancel."""
+        if inspect.getcoroutinestate(self._steps) != inspect.CORO_CREATED:
+            return super().cancel(msg)
+        self._running.cancelled = True
+        return True
+
+
 class ActorLoop:
     """The event loop of one actor. Main thread only, unless said otherwise.
 
@@ -71,7 +89,11 @@ class ActorLoop:
         self._reactor.watch(self._selector.fileno())
         self._serving = True
         try:
-            self._loop.run_forever()
+            while not self._ended:
+                try:
+                    self._loop.run_forever()
+                except KeyboardInterrupt as error:  # of a callback or task as below: nobody pressed a key here
+                    self._loop.call_exception_handler({"message": "raised in the event loop", "exception": error})
         except (ActorExit, SystemExit) as error:  # of a callback, or of a task that no call is
             self._actor.exit(error)
         finally:
@@ -100,7 +122,7 @@ class ActorLoop:
         if self._taken:
             calls, self._taken = self._taken, []
             for call in calls:
-                self._tasks[call.victim, call.seq] = self._loop.create_task(self._run(call))
+                self._tasks[call.victim, call.seq] = _Call(self._run(call), call, self._loop)
         if self._ended:
             self._loop.stop()
         return 0.0
@@ -135,6 +157,8 @@ class ActorLoop:
         entered(call)
         worker, spec = self._worker, call.spec
         try:
+            if call.cancelled:
+                raise asyncio.CancelledError
             args, kwargs = worker.arguments(call)
             value = self._actor.value_of(spec.options["method"], args, kwargs)
             del args, kwargs
