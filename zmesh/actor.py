@@ -350,6 +350,7 @@ class ActorMethod:
             An ObjectRef; a list of them for num_returns=n; None for 0; an ObjectRefGenerator for a stream.
 
         Raises:
+            MeshError: zmesh was shut down, or this is a fork of the process that has the handle.
             PendingCallsLimitExceededError: max_pending_calls calls have no result yet.
             SerializationError: an argument cannot be pickled.
         """

@@ -23,7 +23,9 @@ from zmesh.exceptions import (
     ActorUnavailableError,
     ConfigError,
     LocalProtocolError,
+    MeshError,
     NodeDiedError,
+    NotRunningError,
     PendingCallsLimitExceededError,
     TaskCancelledError,
     TaskError,
@@ -674,6 +676,26 @@ def test_of_many_who_want_a_name_one_gets_it(mesh: None) -> None:
     assert sorted(zmesh.get([handle.add.remote() for handle in handles])) == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_handle_is_of_no_use_in_a_forked_child(mesh: None) -> None:
+    """The sockets are its parent's: a call through them waited for ever. What the child makes itself works."""
+    counter = Counter.remote()
+    zmesh.get(counter.add.remote())
+    child = os.fork()
+    if not child:
+        refused = 0
+        signal.alarm(10)
+        try:
+            for use in (counter.add.remote, lambda: zmesh.kill(counter)):
+                try:
+                    use()
+                except MeshError:
+                    refused += 1
+        finally:
+            os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    assert zmesh.get(counter.add.remote()) == 2
+
+
 def test_actors_end_with_their_program_whoever_holds_them() -> None:
     code = """
 import os, time, zmesh
@@ -691,6 +713,17 @@ os.kill(os.getpid(), 9)
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 3, done.stderr
     assert _until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 10.0)
+
+
+def test_a_handle_of_a_session_that_is_over_says_so() -> None:
+    zmesh.shutdown()
+    zmesh.init("local", num_cpus=1)
+    counter = Counter.remote()
+    ref = counter.add.remote()
+    zmesh.shutdown()
+    for use in (counter.add.remote, lambda: zmesh.kill(counter), lambda: zmesh.cancel(ref)):
+        with pytest.raises(NotRunningError, match=r"zmesh\.init\(\)"):
+            use()
 
 
 def test_local_mode_runs_actors_inline() -> None:

@@ -315,7 +315,9 @@ class Reactor:
 
     def disown(self) -> None:
         """This is a forked child: the sockets and threads stayed with the parent."""
-        self._broken = MeshError("this ObjectRef belongs to the process this one was forked from")
+        self._broken = MeshError(
+            "this ObjectRef or handle belongs to the process this one was forked from: use it there"
+        )
 
     # Signals.
 
