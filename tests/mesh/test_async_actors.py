@@ -1,6 +1,8 @@
 """The event loop of an actor: one thread for the mesh and for what the actor's own coroutines wait for."""
 
 import asyncio
+import contextlib
+import io
 import os
 import sys
 import threading
@@ -75,6 +77,12 @@ class Loop:
             await asyncio.sleep(0)
             rounds += 1
         return rounds
+
+    async def warned_of(self, refs: list[Any]) -> int:
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            for ref in refs or [zmesh.put(1)]:
+                zmesh.get(ref)
+        return told.getvalue().count("`await` the ref")
 
     async def await_ref(self, refs: list[Any]) -> Any:
         return await refs[0]
@@ -183,6 +191,14 @@ def test_a_call_whose_task_the_user_cancels_before_it_began_is_answered(actor: A
     calls = [actor.block.remote(0.1), actor.cancel_all.remote(), *[actor.nap.remote(0.2) for _ in range(3)]]
     ready, waiting = zmesh.wait(calls, num_returns=len(calls), timeout=GET_S)
     assert (len(ready), waiting) == (5, [])
+
+
+def test_a_get_that_holds_up_the_loop_is_warned_of_once(actor: Any) -> None:
+    """A ref that has its value holds up nothing, nor does a get() in a thread."""
+    assert get(actor.warned_of.remote([])) == 0
+    assert get(actor.in_a_thread.remote()) == 7
+    slow = zmesh.remote(lambda: time.sleep(0.05))
+    assert get(actor.warned_of.remote([slow.remote(), slow.remote()])) == 1
 
 
 @pytest.mark.parametrize("how", ["a task", "a callback"])

@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import os
 import selectors
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from time import monotonic
@@ -76,7 +77,7 @@ class ActorLoop:
         self._selector = _Selector(self._between_rounds)
         self._loop = asyncio.SelectorEventLoop(self._selector)
         asyncio.set_event_loop(self._loop)
-        self._serving = False
+        self._serving = self._warned = False
         self._idle = Waiter(1)
         self._looked_s = 0.0  # when we last looked for calls
         self._taken: list[Running] = []  # calls to start
@@ -191,6 +192,14 @@ class ActorLoop:
                 await values.aclose()
                 break
         return self._worker.stream_ended(call)  # type: ignore[no-any-return]
+
+    def about_to_wait(self) -> None:
+        """Warn, once, of a get() that holds up the loop, and waits for ever if it is for another call. Any thread."""
+        if self._warned or not self._loop.is_running() or threading.current_thread() is not threading.main_thread():
+            return
+        self._warned = True
+        text = "get() in the event loop holds up all its calls: `await` the ref, or get() in asyncio.to_thread"
+        print(f"zmesh worker: actor {self._actor.name}: {text}", file=sys.stderr)
 
     def cancel(self, caller: bytes, seq: int) -> None:
         """Cancel a call; others run on. Any thread."""

@@ -204,6 +204,11 @@ class ActorProcess:
         self.failure = self._died(how)
         return (*self.failure, [], 0)
 
+    def about_to_wait(self) -> None:
+        """User code waits for objects in this thread."""
+        if self._loop is not None:
+            self._loop.about_to_wait()
+
     # Threads.
 
     def _hand_over(self, call: Running) -> None:
