@@ -334,6 +334,21 @@ def test_a_call_holds_the_handle(driver: Driver) -> None:
     assert driver.said(a.Retire, W)
 
 
+def test_a_process_that_is_over_dismisses_actors_that_only_it_has(driver: Driver) -> None:
+    """Once they have no call any more; what others have, or made, stays."""
+    own, shared, theirs = driver.actor(), driver.create(), driver.borrow()
+    driver.core.references.promote([shared])
+    driver.core.actors.find(theirs, "A", ordered=True)
+    call = driver.call(own)
+    driver.core.actors.dismiss(driver.now)
+    assert driver.said(a.Retire) == []
+    driver.answer(call)
+    driver.core.actors.dismiss(driver.now)
+    driver.core.actors.dismiss(driver.now)
+    assert len(driver.said(a.Retire, W)) == 1
+    assert [actor.retiring for actor in driver.core.actors.known.values()] == [True, False, False]
+
+
 def test_an_actor_that_was_not_started_is_abandoned(driver: Driver) -> None:
     spec = driver.core.new_spec(D, "A", CPU, num_returns=-1)
     big = driver.core.put(m.STORED, (1, 100_000, D), [])

@@ -440,6 +440,41 @@ def test_an_actor_lets_go_of_a_caller_that_died(mesh: None) -> None:
     assert _until(lambda: zmesh.get(counter.add.remote(0)) in (0, 1), 5.0)
 
 
+@pytest.mark.parametrize("how", ["exit_actor", "its handle goes"])
+@pytest.mark.parametrize("places", [1, 2])
+def test_the_actors_of_an_actor_that_ends_end_with_it(mesh: None, how: str, places: int) -> None:
+    """It has their handles in its variables, which nobody else can use."""
+
+    @zmesh.remote
+    class Parent:
+        def __init__(self) -> None:
+            self.child = Counter.remote()
+            self.me = self
+
+        def pids(self) -> list[int]:
+            return [os.getpid(), zmesh.get(self.child.pid.remote())]
+
+        def share(self) -> Any:
+            return self.child
+
+        def end(self) -> None:
+            zmesh.actor.exit_actor()
+
+    parent = Parent.options(max_concurrency=places).remote()
+    pids = zmesh.get(parent.pids.remote())
+    child = zmesh.get(parent.share.remote()) if places == 1 else None
+    if how == "exit_actor":
+        with pytest.raises(ActorDiedError):
+            zmesh.get(parent.end.remote())
+    del parent
+    gc.collect()
+    if child is not None:
+        assert zmesh.get(child.add.remote()) == 1, "we have its handle, so both stay"
+        del child
+        gc.collect()
+    assert _until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 10.0)
+
+
 def test_an_actor_dies_with_the_worker_that_made_it(mesh: None) -> None:
     @zmesh.remote
     class Parent:

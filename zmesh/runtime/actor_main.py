@@ -6,6 +6,7 @@ Which call is next is core/actor_server.py's business.
 """
 
 import contextvars
+import gc
 import os
 import queue
 import threading
@@ -110,6 +111,10 @@ class ActorProcess:
             self._core.server.end(self.failure or self._died("it has ended"), monotonic())
             self._reactor.pump(monotonic())
             self._reactor.holder = 0
+            idle = self._core.server.idle
+        if idle:  # else a thread still runs a method; we stay as long as others need what we own
+            self.instance = None
+            gc.collect()
         return END, self.creation.items, [], 0
 
     def _stillborn(self, why: str) -> Outcome:
