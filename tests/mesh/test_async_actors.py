@@ -14,6 +14,7 @@ import pytest
 
 import zmesh
 from zmesh.exceptions import ActorDiedError, TaskCancelledError, TaskError
+from zmesh.runtime import session
 
 GET_S = 20.0
 
@@ -23,6 +24,11 @@ def mesh() -> Iterator[None]:
     zmesh.init("local", num_cpus=2)
     yield
     zmesh.shutdown()
+
+
+@zmesh.remote
+def same(value: int) -> int:
+    return value
 
 
 @zmesh.remote
@@ -77,6 +83,23 @@ class Loop:
             await asyncio.sleep(0)
             rounds += 1
         return rounds
+
+    async def block_beside_a_waiting_thread(self, seconds: float) -> tuple[int, int]:
+        def slow() -> int:
+            time.sleep(3 * seconds)
+            return 7
+
+        ref = zmesh.remote(slow).remote()
+        waiting = asyncio.create_task(asyncio.to_thread(zmesh.get, ref))
+        await asyncio.sleep(seconds)
+        reactor = session.current().reactor
+        before = reactor.pumps
+        self.loop.call_soon_threadsafe(int)
+        time.sleep(seconds)
+        return reactor.pumps - before, await waiting
+
+    async def gather_in_threads(self, count: int) -> list[int]:
+        return await asyncio.gather(*[asyncio.to_thread(zmesh.get, same.remote(i)) for i in range(count)])
 
     async def warned_of(self, refs: list[Any]) -> int:
         with contextlib.redirect_stderr(io.StringIO()) as told:
@@ -199,6 +222,19 @@ def test_a_get_that_holds_up_the_loop_is_warned_of_once(actor: Any) -> None:
     assert get(actor.in_a_thread.remote()) == 7
     slow = zmesh.remote(lambda: time.sleep(0.05))
     assert get(actor.warned_of.remote([slow.remote(), slow.remote()])) == 1
+
+
+def test_threads_that_end_at_once_always_wake_the_loop(actor: Any) -> None:
+    """One was woken to lead, had what it waited for, and left: nobody slept on what the loop waits for."""
+    for _ in range(10):
+        assert get([actor.gather_in_threads.remote(40) for _ in range(3)]) == [list(range(40))] * 3
+
+
+def test_a_thread_that_waits_sleeps_while_the_loop_is_blocked(actor: Any) -> None:
+    """It leads, and so is woken for what the loop should look at; once, and not for as long as the loop does not."""
+    looks, value = get(actor.block_beside_a_waiting_thread.remote(0.2))
+    assert value == 7
+    assert looks < 1000
 
 
 @pytest.mark.parametrize("how", ["a task", "a callback"])

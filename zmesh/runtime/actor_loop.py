@@ -111,7 +111,9 @@ class ActorLoop:
         reactor = self._reactor
         now = monotonic()
         if timeout is None or timeout > 0:
-            self._idle.satisfied = reactor.stirred = False
+            self._idle.satisfied = False
+            if reactor.stirred:
+                reactor.watch_again()
             reactor.wait(self._idle, None if timeout is None else now + timeout)
         elif now - self._looked_s >= LOOK_S:
             with reactor.lock:
