@@ -713,6 +713,19 @@ def test_max_calls_does_not_end_a_worker_whose_children_still_run(worker: Worker
     assert worker.did(Exit) == [Exit()]
 
 
+def test_an_actor_that_ended_leaves_with_the_actors_it_made(worker: Worker) -> None:
+    """Also if a thread of it, or a global variable, still has their handles."""
+    worker.work(1, options={"max_calls": 1})
+    worker.core.next(0.0)
+    worker.core.serve({"": 1}, {}, b"", 0.0)
+    spec = worker.core.new_spec(D, "child", CPU, num_returns=-1)
+    child = worker.core.new_actor(spec, b"", None, 1, name="child", ordered=True)
+    worker.core.start_actor(child, 0.0)
+    worker.core.finished(m.END, 1, [], 0, 1.0)
+    assert worker.did(Exit) == [Exit()]
+    assert child.refs == 1
+
+
 def test_stop_is_refused_by_a_worker_that_owns_something(worker: Worker) -> None:
     worker.hear(NODE, m.Stop())
     assert worker.said() == [m.Free(1)]
