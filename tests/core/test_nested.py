@@ -141,3 +141,35 @@ def test_a_keeper_of_a_replica_hears_what_was_held_since_it_asked_last(driver: D
             driver.core.references.drop(entry)
     driver.hear(NODE, m.NodeGone(warden, "it is gone"))
     assert not driver.core.sightings._since
+
+
+def test_arguments_are_held_until_what_a_thief_took_out_of_them_is_counted_for_it(driver: Driver) -> None:
+    references = driver.core.references
+    box, known = borrowed(driver), borrowed(driver, object_id(FAR + b"driver..", 3))
+    box.status, box.value = m.INLINE, b"box"
+    task = driver.submit(inputs=Inputs([box], [known]))
+    driver.steal()
+    references.drop(box)
+    references.drop(known)
+    driver.said()
+    driver.hear(W, m.Done([(task.seq, 0, m.INLINE, b"r")], [], [references.oid(known), INNER]))
+    sure, hold = driver.said(HOME)
+    assert sure == m.Hold(0, [(references.oid(known), W)])
+    assert hold.holders == [(INNER, W)]
+    assert not references.idle
+    driver.hear(HOME, m.Ack(hold.request))
+    assert [one for word in driver.said(HOME) for one in word.objects] == [
+        (BOX, 1, True),
+        (references.oid(known), 1, True),
+    ]
+
+
+def test_arguments_are_let_go_of_when_the_home_of_what_they_contained_is_gone(driver: Driver) -> None:
+    box = borrowed(driver)
+    box.status, box.value = m.INLINE, b"box"
+    task = driver.submit(inputs=Inputs([box]))
+    driver.steal()
+    driver.hear(W, m.Done([(task.seq, 0, m.INLINE, b"r")], [], [INNER]))
+    assert box.refs == 2
+    driver.hear(NODE, m.NodeGone(FAR, "it is gone"))
+    assert box.refs == 1

@@ -57,10 +57,12 @@ class Life:
 
     Args:
         drivers: who acts; they may be killed meanwhile.
+        held_max: how many references all of them have at most.
     """
 
-    def __init__(self, sim: Simulation, drivers: list[Process]) -> None:
+    def __init__(self, sim: Simulation, drivers: list[Process], *, held_max: int = 40) -> None:
         self.sim = sim
+        self.held_max = held_max
         self.rng = sim.rng
         self.drivers = drivers
         self.held: list[tuple[Process, Entry]] = []
@@ -117,13 +119,13 @@ class Life:
         if mine:
             acts += [self._wrap, self._wrap, self._pass, self._pass, self._share, self._need]
         if any(process is driver for process, _ in self.boxes):
-            acts += [self._open] * 4
+            acts += [self._open] * 4 + [self._hand_on] * 2
         if self.actors:
             acts += [self._call, self._call]
         elif self.rng.random() < 0.2:
             acts.append(self._actor)
         self.rng.choice(acts)(driver, mine)
-        while len(self.held) > 40:
+        while len(self.held) > self.held_max:
             self.drop(self.rng.randrange(len(self.held)))
 
     def drop(self, index: int) -> None:
@@ -283,6 +285,14 @@ class Life:
         if found:
             references.claim_inside(box, found)
         references.drop(box)
+
+    def _hand_on(self, driver: Process, mine: list[Entry]) -> None:
+        """A task gets a value that contains references, takes them out, and may keep them for a while."""
+        box = self.rng.choice([entry for process, entry in self.boxes if process is driver])
+        driver.core.fetch(box)
+        self._hold(driver, self.sim.submit(driver, self._spec(driver), program("unpack"), Inputs([box])))
+        if self.rng.random() < 0.5:
+            self.drop(self.held.index((driver, box)))
 
     def _actor(self, driver: Process, mine: list[Entry]) -> None:
         handle = self.sim.create(driver, program("actor"), restarts=1, cpus=0)

@@ -1,11 +1,12 @@
 """Objects that programs nest, pass and drop at random: none goes too early, none stays, whatever dies or is cut off."""
 
+import msgpack
 import pytest
 
 from tests.sim.life import Life
 from tests.sim.programs import program
-from tests.sim.simulator import NODE, Simulation
-from zmesh.core.records import Inputs
+from tests.sim.simulator import NODE, Process, Simulation, value_of
+from zmesh.core.records import Entry, Inputs
 from zmesh.wire import messages as m
 
 
@@ -36,6 +37,17 @@ def test_across_hosts_nothing_goes_early_and_nothing_stays(seed: int, cuts: floa
     sim.cuts = cuts
     life = Life(sim, [sim.driver("d"), sim.driver("e", other(1)), sim.driver("f", other(2))])
     live(sim, life, 120)
+    life.ends()
+    life.rest()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_however_slow_a_link_is_nothing_goes_early(seed: int) -> None:
+    """A word by way of a third host overtakes one that went straight."""
+    sim = Simulation(seed, hosts=3)
+    life = Life(sim, [sim.driver("d"), sim.driver("e", other(1)), sim.driver("f", other(2))], held_max=6)
+    sim.lags = {(one, two): sim.rng.choice([0.0, 0.005, 0.05]) for one in sim.hosts for two in sim.hosts if one != two}
+    live(sim, life, 200)
     life.ends()
     life.rest()
 
@@ -111,3 +123,55 @@ def test_readers_of_what_a_partition_took_away_get_it_made_again_or_hear_why(see
     life.held += held
     life.ends(LOSSES)
     life.rest(looks=5)
+
+
+def claimed(sim: Simulation, process: Process, oid: bytes) -> Entry:
+    """Have a process counted for an object; returns its entry."""
+    entry, ticket = process.core.references.claim_found(oid)
+    sim.settle(process)
+    sim.run_until(lambda: ticket.status == m.INLINE, 5.0)
+    return entry
+
+
+def boxed(sim: Simulation, process: Process, inner: Entry) -> tuple[Entry, bytes]:
+    """Put and promote a value that contains a reference; returns its entry and name."""
+    box = process.core.put(m.INLINE, msgpack.packb([process.core.references.oid(inner)]), [inner])
+    ticket = process.core.references.promote([box])
+    sim.settle(process)
+    sim.run_until(lambda: ticket.status == m.INLINE, 5.0)
+    return box, process.core.references.oid(box)
+
+
+def three_hosts(seed: int) -> tuple[Simulation, Life, Process, Entry]:
+    """Return a driver of the third host with a borrowed value of the second, all that holds an object of the first."""
+    sim = Simulation(seed, hosts=3, cpus=1)
+    first, second, third = sim.driver("d"), sim.driver("e", other(1)), sim.driver("f", other(2))
+    life = Life(sim, [first, second, third])
+    made = first.core.put(m.INLINE, msgpack.packb(None), [])
+    ticket = first.core.references.promote([made])
+    sim.settle(first)
+    sim.run_until(lambda: ticket.status == m.INLINE, 5.0)
+    oid = first.core.references.oid(made)
+    inner = claimed(sim, second, oid)
+    box, name = boxed(sim, second, inner)
+    theirs = claimed(sim, third, name)
+    for process, entry in ((first, made), (second, inner), (second, box)):
+        sim.drop(process, entry)
+    third.core.fetch(theirs)
+    sim.settle(third)
+    sim.run_until(lambda: theirs.status == m.INLINE, 5.0)
+    return sim, life, third, theirs
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_task_takes_out_of_a_borrowed_argument_is_held_until_its_home_knows(seed: int) -> None:
+    """The caller lets go of the argument at a second host, which lets go of what it contains at a third."""
+    sim, life, driver, box = three_hosts(seed)
+    sim.lags = {(other(2), NODE): 0.1}
+    task = sim.submit(driver, life._spec(driver), program("unpack", keeps=True), Inputs([box]))
+    sim.drop(driver, box)
+    sim.run_until(lambda: task.status != m.PENDING, 5.0)
+    assert value_of(task) == [True]
+    life.held.append((driver, task))
+    life.ends()
+    life.rest()

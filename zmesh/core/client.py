@@ -389,7 +389,7 @@ class ClientCore(ActorInputs, LineageInputs):
     def _done(self, peer: PeerID, message: Done, now: float) -> None:
         """Results of a thief: the hot path."""
         if message.kept:
-            self.references.kept(peer, message.kept)
+            self.references.kept(peer, message.kept, self._needed_by(peer))
         if peer in self.actors.serving and self.actors.done(peer, message.results, now):
             return
         thief = self.victim.thieves.get(peer)

@@ -189,17 +189,24 @@ class References(Restored, Nested):
         self._lent[entry.seq, entry.index] = entry
         return (entry.seq, entry.index)
 
-    def kept(self, peer: PeerID, keys: list[Any]) -> None:
-        """A thief's Done listed these: it goes on holding them. Called before its tasks let go of them."""
-        holders = []
+    def kept(self, peer: PeerID, keys: list[Any], needed: list[Entry]) -> None:
+        """A thief's Done listed these: it goes on holding them. Called before its tasks let go of them.
+
+        Args:
+            needed: what its tasks need: it holds what the thief found inside, maybe at another home.
+        """
+        holders: list[Any] = []
+        found: list[Any] = []
         for key in keys:
             if isinstance(key, bytes):
-                holders.append((key, peer))
+                (found if needed and not self._counts_us(key) else holders).append((key, peer))
             else:
                 entry = self._lent.get(tuple(key))
                 if entry is not None:
                     self.share(entry).readers[peer] = True
         self._hold(0, holders)
+        if found:
+            self._hold_until_counted(needed, found)
 
     def _hold(self, request: int, holders: list[Any]) -> dict[PeerID, bool]:
         """Have further holders counted, each at the object's home; returns {home: True}."""
@@ -552,7 +559,7 @@ class References(Restored, Nested):
     @property
     def idle(self) -> bool:
         """Whether this process could end without anybody missing an object."""
-        return not self._lent and not self._tickets and not self._given
+        return not self._lent and not self._tickets and not self._given and not self._opened
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""
