@@ -173,3 +173,27 @@ def test_arguments_are_let_go_of_when_the_home_of_what_they_contained_is_gone(dr
     assert box.refs == 2
     driver.hear(NODE, m.NodeGone(FAR, "it is gone"))
     assert box.refs == 1
+
+
+def test_a_dead_worker_is_buried_when_all_homes_count_what_it_gave(driver: Driver) -> None:
+    """What it held goes then, at homes that its node reaches faster than we do."""
+    tasks = [driver.submit(), driver.submit()]
+    driver.steal()
+    driver.hear(W, m.Done([(tasks[0].seq, 0, m.INLINE, b"r", [INNER])], [], []))
+    claim = driver.said(HOME)[-1]
+    driver.hear(NODE, m.WorkerDied(W, 1, 9, D, tasks[1].seq, 0, "", ""))
+    driver.pass_time(1.0)
+    assert m.Buried(W) not in driver.said(NODE)
+    driver.hear(HOME, m.Ack(claim.request))
+    assert m.Buried(W) in driver.said(NODE)
+
+
+def test_a_dead_worker_is_buried_though_the_home_of_what_it_gave_is_gone(driver: Driver) -> None:
+    task = driver.submit()
+    driver.steal()
+    driver.done(task, inside=[INNER])
+    driver.hear(NODE, m.WorkerDied(W, 1, 9, b"", 0, 0, "", ""))
+    driver.pass_time(1.0)
+    driver.said()
+    driver.hear(NODE, m.NodeGone(FAR, "it is gone"))
+    assert m.Buried(W) in driver.said(NODE)

@@ -12,7 +12,7 @@ from typing import Any
 from zmesh.core.effects import Effect, Send
 from zmesh.core.records import Entry, View
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer, split_object_id
-from zmesh.wire.messages import ERROR, PENDING, Hold
+from zmesh.wire.messages import ERROR, PENDING, Buried, Hold
 
 
 class Nested:
@@ -39,6 +39,7 @@ class Nested:
     own: Callable[[int, int], Entry | None]
     _hold: Callable[[int, list[Any]], dict[PeerID, bool]]
     _set: Callable[[Entry, int, Any], None]
+    _claims: dict[int, tuple[PeerID, int, dict[PeerID, bool]]]
 
     def __init__(self) -> None:
         self.wake: Callable[[], None] = lambda: None
@@ -48,6 +49,7 @@ class Nested:
         self._finding: dict[int, ObjectID] = {}  # {request: object} that this process wants to be counted for
         # {request: (values that hold what is being claimed, homes that have not answered yet)}
         self._opened: dict[int, tuple[list[Entry], dict[PeerID, bool]]] = {}
+        self._dying: dict[PeerID, bool] = {}  # {dead worker: True} that gave us what not all homes count us for yet
 
     def borrow_inside(self, oid: ObjectID) -> tuple[Entry, bool]:
         """Return the entry of a reference found inside a borrowed value, with one reference more.
@@ -82,6 +84,14 @@ class Nested:
             del self._opened[request]
             for value in values:
                 self.drop(value)
+
+    def bury(self, worker: PeerID) -> None:
+        """All that a dead worker sent is taken in: what it held may go, once we are counted for what it gave us."""
+        if any(thief == worker for thief, _, _ in self._claims.values()):
+            self._dying[worker] = True
+            return
+        self._dying.pop(worker, None)
+        self._effects.append(Send(node_peer(worker[:NODE_ID_BYTES]), Buried(worker)))
 
     def _forget_claims(self, node: NodeID | None = None) -> None:
         """That node, or any, will not answer."""

@@ -311,6 +311,8 @@ class References(Restored, Nested):
         if not homes:
             del self._claims[request]
             self._effects.append(Send(thief, Taken(seq)))
+            if thief in self._dying:
+                self.bury(thief)
 
     def oid(self, entry: Entry) -> ObjectID:
         """Return the ObjectID of an own or borrowed entry."""
@@ -453,6 +455,7 @@ class References(Restored, Nested):
         self.moved[self._me] = True
         self._me, self._node = me, node
         self._claims.clear()
+        self._dying.clear()
         self._given.clear()
         self._forget_claims()
         self._arrived = []
