@@ -2,10 +2,11 @@
 
 import pytest
 
-from tests.core.test_client import NODE, D, Driver, N, W
+from tests.core.test_client import NODE, D, Driver, N, W, Worker
 from zmesh.core.holdings import LOOK_S
 from zmesh.core.records import Entry, Inputs
 from zmesh.wire import messages as m
+from zmesh.wire.actor_messages import CallerGone
 from zmesh.wire.counting_messages import Held, Holdings, Recount, Tally, Uncounted, WhoHolds
 from zmesh.wire.ids import node_peer, object_id
 
@@ -197,3 +198,36 @@ def test_a_dead_worker_is_buried_though_the_home_of_what_it_gave_is_gone(driver:
     driver.said()
     driver.hear(NODE, m.NodeGone(FAR, "it is gone"))
     assert m.Buried(W) in driver.said(NODE)
+
+
+def test_what_came_with_calls_is_claimed_when_all_who_brought_it_are_dead() -> None:
+    """Else nobody would say that the actor keeps it, and it would be freed under its eyes."""
+    actor, other = Worker(), FAR + b"other..."
+    entry = actor.core.references.borrow(INNER, caller=D)
+    actor.core.references.borrow(INNER, caller=other)
+    actor.hear(NODE, CallerGone(D))
+    assert actor.said() == []
+    actor.hear(NODE, CallerGone(other))
+    assert actor.said() == [m.Hold(0, [(INNER, W)])]
+    actor.core.references.drop(entry)
+    actor.core.references.drop(entry)
+    assert actor.said() == [m.Release([(INNER, 1, True)])]
+
+
+def test_the_first_call_that_ends_tells_what_others_brought_too() -> None:
+    actor, other = Worker(), FAR + b"other..."
+    actor.core.references.borrow(INNER, caller=D)
+    actor.core.references.borrow(INNER, caller=other)
+    assert actor.core.references.keeps(other) == [INNER]
+    assert actor.core.references.keeps(D) == []
+
+
+def test_what_came_with_the_task_of_a_dead_victim_is_claimed() -> None:
+    worker = Worker()
+    worker.attach()
+    worker.said()
+    worker.core.references.borrow(INNER)
+    worker.hear(NODE, m.Detach(FAR + b"earlier.", 0, dead=True))
+    assert worker.said() == []
+    worker.hear(NODE, m.Detach(D, 1, dead=True))
+    assert worker.said(HOME) == [m.Hold(0, [(INNER, W)])]

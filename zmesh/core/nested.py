@@ -40,6 +40,7 @@ class Nested:
     _hold: Callable[[int, list[Any]], dict[PeerID, bool]]
     _set: Callable[[Entry, int, Any], None]
     _claims: dict[int, tuple[PeerID, int, dict[PeerID, bool]]]
+    _uncounted: dict[ObjectID, tuple[Entry, dict[PeerID, bool]]]
 
     def __init__(self) -> None:
         self.wake: Callable[[], None] = lambda: None
@@ -84,6 +85,15 @@ class Nested:
             del self._opened[request]
             for value in values:
                 self.drop(value)
+
+    def _vouch(self, caller: PeerID) -> None:
+        """A caller is dead and says no more that we keep what came with its calls: we say so ourselves."""
+        for oid, (entry, callers) in list(self._uncounted.items()):
+            if callers.pop(caller, False) and not callers:
+                del self._uncounted[oid]
+                assert entry.share is not None
+                entry.share.holds += 1
+                self._hold(0, [(oid, self._me)])
 
     def bury(self, worker: PeerID) -> None:
         """All that a dead worker sent is taken in: what it held may go, once we are counted for what it gave us."""

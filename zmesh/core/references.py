@@ -72,8 +72,8 @@ class References(Restored, Nested):
         self._tickets: dict[int, Entry] = {}  # {request: entry that resolves when the node answers}
         self._lent: dict[tuple[int, int], Entry] = {}  # {(seq, index): own entry somebody else may name}
         self._borrowed: dict[ObjectID, Entry] = {}
-        # {object: (entry, caller)} borrowed for a running task, or for that caller's call, who hold them meanwhile
-        self._uncounted: dict[ObjectID, tuple[Entry, PeerID]] = {}
+        # {object: (entry, {caller: True})} borrowed for a running task, or for calls of those, who hold them meanwhile
+        self._uncounted: dict[ObjectID, tuple[Entry, dict[PeerID, bool]]] = {}
         self._views: dict[Key, View] = {}
         self._away: dict[tuple[int, int], Entry] = {}  # {(seq, index): own entry whose bytes lie on another host}
         self._leavers: dict[NodeID, bool] = {}  # {member that is about to leave: True}
@@ -352,7 +352,9 @@ class References(Restored, Nested):
             entry.share = Share(oid)
             self.wake()
             if not counted:
-                self._uncounted[oid] = (entry, caller)
+                self._uncounted[oid] = (entry, {})
+        if not counted and oid in self._uncounted:
+            self._uncounted[oid][1][caller] = True
         entry.refs += 1
         if counted:
             assert entry.share is not None
@@ -533,8 +535,8 @@ class References(Restored, Nested):
             else:
                 view.kept = 1
                 keys.append(full[1:])
-        for oid, (entry, caller) in list(self._uncounted.items()):
-            if caller in (b"", victim):
+        for oid, (entry, callers) in list(self._uncounted.items()):
+            if victim in callers or b"" in callers:
                 del self._uncounted[oid]
                 assert entry.share is not None
                 entry.share.holds += 1
@@ -558,6 +560,7 @@ class References(Restored, Nested):
         for full, view in self._views.items():
             if view.victim == victim and not isinstance(full, bytes):
                 view.kept = 0
+        self._vouch(victim)
 
     @property
     def idle(self) -> bool:
