@@ -95,6 +95,14 @@ class Nested:
                 entry.share.holds += 1
                 self._hold(0, [(oid, self._me)])
 
+    def hold_again(self) -> None:
+        """Have homes count what this process borrowed under its name of now: they will hear of the end of the old one."""
+        shares = [(oid, entry.share) for oid, entry in self._borrowed.items() if entry.share is not None]
+        held = [(oid, share) for oid, share in shares if share.holds]
+        for _, share in held:
+            share.holds = 1
+        self._hold(0, [(oid, self._me) for oid, _ in held])
+
     def bury(self, worker: PeerID) -> None:
         """All that a dead worker sent is taken in: what it held may go, once we are counted for what it gave us."""
         if any(thief == worker for thief, _, _ in self._claims.values()):
