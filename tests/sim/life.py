@@ -57,12 +57,12 @@ class Life:
 
     Args:
         drivers: who acts; they may be killed meanwhile.
-        held_max: how many references all of them have at most.
+        hasty: whether they let go of most of what they put into values, or gave to others, as soon as that is done.
     """
 
-    def __init__(self, sim: Simulation, drivers: list[Process], *, held_max: int = 40) -> None:
+    def __init__(self, sim: Simulation, drivers: list[Process], *, hasty: bool = False) -> None:
         self.sim = sim
-        self.held_max = held_max
+        self.hasty = hasty
         self.rng = sim.rng
         self.drivers = drivers
         self.held: list[tuple[Process, Entry]] = []
@@ -118,15 +118,29 @@ class Life:
         acts = [self._put, self._put, self._make, self._make, self._give]
         if mine:
             acts += [self._wrap, self._wrap, self._pass, self._pass, self._share, self._need]
+            acts += [self._wrap, self._share] * (4 if self.hasty else 0)
         if any(process is driver for process, _ in self.boxes):
-            acts += [self._open] * 4 + [self._hand_on] * 2
+            acts += [self._hand_on] * 8 if self.hasty else [self._open] * 4 + [self._hand_on] * 2
         if self.actors:
             acts += [self._call, self._call]
         elif self.rng.random() < 0.2:
             acts.append(self._actor)
         self.rng.choice(acts)(driver, mine)
-        while len(self.held) > self.held_max:
+        while len(self.held) > 40:
             self.drop(self.rng.randrange(len(self.held)))
+
+    def _of_others(self, entries: list[Entry]) -> list[Entry]:
+        """Return those of these that others own, if a hasty life has such: they go round among hosts."""
+        theirs = [entry for entry in entries if entry.share is not None and entry.share.oid is not None]
+        return theirs if self.hasty and theirs else entries
+
+    def _used(self, process: Process, entries: list[Entry]) -> None:
+        """A process has done something with these; if it is hasty, it lets go of them."""
+        if self.hasty and self.rng.random() < 0.8:
+            used = {id(entry): True for entry in entries}
+            for index in reversed(range(len(self.held))):
+                if self.held[index][0] is process and id(self.held[index][1]) in used:
+                    self.drop(index)
 
     def drop(self, index: int) -> None:
         """Let go of one."""
@@ -179,7 +193,7 @@ class Life:
 
     def _wrap(self, driver: Process, mine: list[Entry]) -> None:
         """Put a value that contains some."""
-        some = self._promoted(driver, mine)
+        some = self._promoted(driver, self._of_others(mine))
 
         def wrap() -> None:
             oids = [driver.core.references.oid(entry) for entry in some]
@@ -188,6 +202,7 @@ class Life:
             self.boxes.append((driver, box))
             for entry in some:
                 driver.core.references.drop(entry)
+            self._used(driver, some)
 
         self._promote(driver, some, wrap)
 
@@ -230,7 +245,8 @@ class Life:
 
     def _share(self, driver: Process, mine: list[Entry]) -> None:
         """Another driver hears of one, and has itself counted."""
-        entry = self.rng.choice(mine)
+        boxes = [box for _, box in self.boxes]
+        entry = self.rng.choice(([entry for entry in mine if entry in boxes] if self.hasty else []) or mine)
         entry.refs += 1
         others = [other for other in self.drivers if other.alive and other is not driver]
         oid = driver.core.references.oid(entry)
@@ -258,6 +274,7 @@ class Life:
             self._hold(other, theirs)
             if contains:
                 self.boxes.append((other, theirs))
+            self._used(driver, [entry])
 
         self._after(other, [ticket], claimed)
         self._after(driver, [ticket], lambda: driver.core.references.drop(entry), other)
@@ -288,11 +305,10 @@ class Life:
 
     def _hand_on(self, driver: Process, mine: list[Entry]) -> None:
         """A task gets a value that contains references, takes them out, and may keep them for a while."""
-        box = self.rng.choice([entry for process, entry in self.boxes if process is driver])
+        box = self.rng.choice(self._of_others([entry for process, entry in self.boxes if process is driver]))
         driver.core.fetch(box)
         self._hold(driver, self.sim.submit(driver, self._spec(driver), program("unpack"), Inputs([box])))
-        if self.rng.random() < 0.5:
-            self.drop(self.held.index((driver, box)))
+        self._used(driver, [box])
 
     def _actor(self, driver: Process, mine: list[Entry]) -> None:
         handle = self.sim.create(driver, program("actor"), restarts=1, cpus=0)

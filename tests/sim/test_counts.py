@@ -41,11 +41,11 @@ def test_across_hosts_nothing_goes_early_and_nothing_stays(seed: int, cuts: floa
     life.rest()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 1, 2, 12, 22, 23, 34])
 def test_however_slow_a_link_is_nothing_goes_early(seed: int) -> None:
     """A word by way of a third host overtakes one that went straight."""
     sim = Simulation(seed, hosts=3)
-    life = Life(sim, [sim.driver("d"), sim.driver("e", other(1)), sim.driver("f", other(2))], held_max=6)
+    life = Life(sim, [sim.driver("d"), sim.driver("e", other(1)), sim.driver("f", other(2))], hasty=True)
     sim.lags = {(one, two): sim.rng.choice([0.0, 0.005, 0.05]) for one in sim.hosts for two in sim.hosts if one != two}
     live(sim, life, 200)
     life.ends()

@@ -574,6 +574,9 @@ class References(Restored, Nested):
             assert entry.share.oid == oid
             assert entry.refs or entry.share.pins or entry.share.readers, "a borrowed entry that nobody holds"
         assert all(view.count > 0 for view in self._views.values())
+        claimed = [thief for thief, _, _ in self._claims.values()]
+        assert all(worker in claimed for worker in self._dying), "a dead worker that is never buried"
+        assert all(homes for _, homes in self._opened.values())
 
 
 def _home(of: ObjectID | PeerID) -> PeerID:
