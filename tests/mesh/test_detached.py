@@ -311,7 +311,8 @@ def test_zmesh_down_ends_what_is_detached_and_leaves_no_process(
 def test_a_detached_actor_must_have_a_name_and_a_lifetime_that_is_one(private: None) -> None:
     @zmesh.remote(lifetime="detached")
     class Plain:
-        pass
+        def __init__(self, value: Any = None) -> None:
+            pass
 
     with pytest.raises(ConfigError, match="needs a name="):
         Plain.remote()

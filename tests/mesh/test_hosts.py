@@ -108,6 +108,15 @@ def test_a_backlog_is_worked_off_by_all_nodes(nodes: Nodes) -> None:
     assert min(counts.values()) >= 8, counts
 
 
+def test_nodes_that_start_at_once_choose_ports_of_their_own(nodes: Nodes) -> None:
+    def start(name: str) -> lifecycle.RunningNode:
+        return lifecycle.start(name, {"num_cpus": 1, "store_bytes": 1 << 26})
+
+    with ThreadPoolExecutor(4) as pool:
+        nodes.all += pool.map(start, "abcd")
+    assert len({node.address for node in nodes.all}) == 4
+
+
 def _has_ipv6() -> bool:
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
         probe.bind(("::1", 0))

@@ -14,6 +14,7 @@ from zmesh.exceptions import ConfigError
 UNIT = 10_000
 DEFAULT_PORT = 27700  # P; P + 1 and P + 2 are used too. Source: below ip_local_port_range, so no dial takes it
 PORTS = range(DEFAULT_PORT, DEFAULT_PORT + 1000, 10)  # tried in turn, if none was named: several nodes of one machine
+_claims: list[socket.socket] = []  # of the base port that this process chose; open as long as it lives
 WILDCARDS = ("0.0.0" + ".0", "::", "*")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 COMPRESSIONS = ("none", "lz4")
@@ -114,7 +115,7 @@ def listen_address(settings: dict[str, Any]) -> tuple[str, int]:
     """
     host, port = settings.get("host") or "127.0.0.1", settings.get("port")
     if port is None:
-        port = next((port for port in PORTS if _free(host, port)), DEFAULT_PORT)
+        port = next((port for port in PORTS if _claimed(host, port)), DEFAULT_PORT)
     if not isinstance(port, int) or not 1 <= port <= 65533:
         raise ConfigError(f"--port must be from 1 to 65533, as P, P + 1 and P + 2 are used; not {port!r}")
     if not isinstance(host, str) or not (host in WILDCARDS or _is_host(host)):
@@ -145,8 +146,23 @@ def resolves(host: str) -> bool:
         return False
 
 
+def _claimed(host: str, port: int) -> bool:
+    """Whether this process may have these three ports: no other node is about to bind them, and they are free."""
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0zmesh-port-{port}")  # an abstract name: it goes with the process
+    except OSError:
+        claim.close()
+        return False
+    if not _free(host, port):
+        claim.close()
+        return False
+    _claims.append(claim)
+    return True
+
+
 def _free(host: str, port: int) -> bool:
-    """Whether three ports in a row can be had. Somebody may still be faster: then binding says so."""
+    """Whether three ports in a row can be had. A stranger may still be faster: then binding says so."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for one in range(port, port + 3):
         with socket.socket(family) as probe:
