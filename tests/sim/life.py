@@ -94,6 +94,8 @@ class Life:
                 references = getattr(process.core, "references", None)
                 if not process.alive or references is None or self._orphan(process):
                     continue
+                if oid in references._finding.values():
+                    continue  # it hears that the object is gone: whoever told it of that may be dead
                 entry = references._borrowed.get(oid)
                 if entry is not None and (entry.refs or entry.share.pins):
                     self.early.append(f"{oid.hex()} was freed, and {process.name} holds it")
