@@ -175,3 +175,30 @@ def test_what_a_task_takes_out_of_a_borrowed_argument_is_held_until_its_home_kno
     life.held.append((driver, task))
     life.ends()
     life.rest()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_worker_gives_before_it_dies_is_held_by_whoever_got_it(seed: int) -> None:
+    """The home hears of the death from the worker's node, long before it hears from whom the worker served."""
+    sim, life, driver, box = three_hosts(seed)
+    (oid,) = msgpack.unpackb(box.value)
+    there = driver.core.new_spec(driver.peer, "f", {"CPU": m.UNIT, f"node:{other(1).hex()}": 1})
+    first = sim.submit(driver, there, program("unpack", keeps=True), Inputs([box]))
+    sim.drop(driver, box)
+    sim.run_until(lambda: first.status != m.PENDING, 5.0)
+    sim.run(sim.now + 0.02)  # nobody but the worker holds it now
+    sim.lags = {(other(2), NODE): 5.0}
+    second = sim.submit(driver, there, program("hand_back", oid=oid))
+    sim.run_until(lambda: second.status != m.PENDING, 5.0)
+    (worker,) = [process for process in sim.ready_workers() if process.peer[:8] == other(1)]
+    sim.kill(worker)
+    sim.run(sim.now + 10.0)
+    assert second.share is not None
+    (found,) = second.share.inside
+    driver.core.fetch(found)
+    sim.settle(driver)
+    sim.run_until(lambda: found.status != m.PENDING, 5.0 + 5.0)
+    assert found.status == m.INLINE
+    life.held += [(driver, first), (driver, second)]
+    life.ends()
+    life.rest()
