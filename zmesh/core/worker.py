@@ -198,6 +198,8 @@ class WorkerCore(ClientCore):
     def _detach(self, message: Detach, now: float) -> None:
         if message.dead:
             self.references.victim_died(message.victim)
+            if message.victim == self.thief.victim:
+                self.references.victim_died(b"")  # and so say what came with its task
         self.thief.detach(message, now)
 
     def _pulled(self, peer: PeerID, message: Pulled, now: float) -> None:
