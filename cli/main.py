@@ -123,8 +123,9 @@ def up(
     def announce(node: lifecycle.RunningNode) -> None:
         named = "" if name == "default" else f" --node {name}"
         click.echo(f"node {name} is up: id {node.id}, pid {node.pid}, address {node.address}.")
-        joined = f" as a member of the mesh of {', '.join(join)}" if join else ""
-        click.echo(f"It runs{joined}. Stop it with: zmesh down{named}")
+        if join:
+            click.echo(f"It is a member of the mesh of {', '.join(join)}.")
+        click.echo(f"Stop it with: zmesh down{named}")
 
     if foreground:
         _tell_end(lifecycle.run(name, settings, announce))

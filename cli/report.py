@@ -44,6 +44,12 @@ def describe(name: str, told: dict[str, Any]) -> str:
     if detached:
         lines.append(f"  {'detached':10} {len(detached)} actor(s)")
         lines += [f"    {one['name']}  {one['class_name']}  {one['state']}" for one in detached]
+    groups = [one for one in (told.get("placement_groups") or {}).values() if one["state"] != "REMOVED"]
+    if groups:
+        lines.append(f"  {'groups':10} {len(groups)} placement group(s)")
+        lines += [
+            f"    {one['name'] or one['placement_group_id']}  {one['strategy']}  {one['state']}" for one in groups
+        ]
     members = _that_matter(told.get("members") or [])
     if len(members) > 1:
         dead = sum(member["state"] == "dead" for member in members)

@@ -38,3 +38,14 @@ def test_links_between_documents_lead_somewhere() -> None:
     for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\(([^)#]+\.md)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_each_row_on_fault_tolerance_names_a_test_that_there_is() -> None:
+    rows = [line for line in (ROOT / "docs/fault-tolerance.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if not row.startswith("| what happens")]
+    assert len(rows) > 40
+    for row in rows:
+        shown = re.findall(r"`([\w/]+\.py)::(test_\w+)`", row.split("|")[-2])
+        assert shown, f"no test: {row:.80}"
+        for path, name in shown:
+            assert f"def {name}(" in (ROOT / "tests" / path).read_text(), f"{path}::{name}"

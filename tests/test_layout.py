@@ -18,6 +18,8 @@ LEAVES = (
     "zmesh.init_settings",
     "zmesh.options",
     "zmesh.actor_options",
+    "zmesh.label_selectors",
+    "zmesh.limits",
     "zmesh.runtime_env",
     "zmesh._version",
 )
@@ -35,7 +37,7 @@ FACE = (
     "zmesh.local_actors",
     *LEAVES,
 )
-PURE = ("zmesh.core.effects", "zmesh.core.timers", "zmesh.core.records", "zmesh.core.running")
+PURE = ("zmesh.core.effects", "zmesh.core.timers", "zmesh.core.records", "zmesh.core.running", "zmesh.core.labels")
 _PARTS = ("gossip_limits", "members", "rumours", "view", "repair", "loads", "joiner")
 GOSSIP = tuple(f"zmesh.core.{name}" for name in _PARTS)
 _STARTERS = ("connect", "processes", "rundir", "listing")

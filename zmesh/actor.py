@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from zmesh import actor_options
 from zmesh import options as opts
 from zmesh.actor_options import ASYNC_CONCURRENCY, ActorOptions, MethodOptions
-from zmesh.exceptions import ActorAlreadyExistsError, ActorNotFoundError, ConfigError, LocalProtocolError
+from zmesh.exceptions import (
+    ActorAlreadyExistsError,
+    ActorNotFoundError,
+    ArgumentError,
+    ConfigError,
+    LocalProtocolError,
+)
+from zmesh.limits import is_text
 from zmesh.object_ref import ActorExit, ObjectRef, ObjectRefGenerator
 from zmesh.options import STREAMING, UNIT
 
@@ -433,6 +440,10 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     """
     from zmesh import api
 
+    if not is_text(name) or not (namespace is None or is_text(namespace)):
+        raise ArgumentError(
+            f"get_actor() takes a name and a namespace, which are texts, not {name!r} and {namespace!r}"
+        )
     session = api.auto_init()
     where = namespace or session.actors.namespace
     found = session.actors.find(where, name)
@@ -451,7 +462,9 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
         no_restart: for good; else it counts as a death, and max_restarts may make it anew.
     """
     if not isinstance(actor, ActorHandle):
-        raise TypeError(f"kill() takes an ActorHandle, not {type(actor).__name__}; for tasks there is zmesh.cancel()")
+        raise ArgumentError(
+            f"kill() takes an ActorHandle, not {type(actor).__name__}; for tasks there is zmesh.cancel()"
+        )
     told = actor._description
     actor._session.actors.kill(actor._entry, told.name, ordered=told.ordered, no_restart=no_restart)
 

@@ -7,6 +7,7 @@ from typing import Any
 from zmesh import options as opts
 from zmesh import runtime_env as envs
 from zmesh.exceptions import ConfigError
+from zmesh.limits import is_text, is_whole
 from zmesh.options import TaskOptions
 
 DEFAULT_NAMESPACE = "default"  # mesh-wide: programs that say nothing else see each other's actors
@@ -98,20 +99,20 @@ def parse(given: Mapping[str, Any], base: ActorOptions | None = None) -> ActorOp
     options = ActorOptions(**values)
     for name in ("max_restarts", "max_task_retries"):
         count = getattr(options, name)
-        if type(count) is not int or count < -1:
+        if not is_whole(count, -1):
             raise ConfigError(f"{name} must be a whole number from -1 (without end), not {count!r}")
     pending = options.max_pending_calls
-    if type(pending) is not int or (pending < 1 and pending != -1):
+    if not is_whole(pending, 1) and pending != -1:
         raise ConfigError(f"max_pending_calls must be a whole number from 1, or -1 for any number, not {pending!r}")
     at_once = options.max_concurrency
-    if at_once is not None and (type(at_once) is not int or at_once < 1):
+    if at_once is not None and not is_whole(at_once, 1):
         raise ConfigError(f"max_concurrency must be a whole number from 1, not {at_once!r}")
     for name, count in (options.concurrency_groups or {}).items():
-        if not isinstance(name, str) or not name or type(count) is not int or count < 1:
+        if not isinstance(name, str) or not name or not is_whole(count, 1):
             raise ConfigError(f"concurrency_groups must map names to whole numbers from 1, not {name!r} to {count!r}")
     for name in ("name", "namespace"):
         text = getattr(options, name)
-        if text is not None and (not isinstance(text, str) or not text):
+        if text is not None and (not is_text(text) or not text):
             raise ConfigError(f"{name} must be a text that is not empty, not {text!r}")
     if options.get_if_exists and options.name is None:
         raise ConfigError("get_if_exists=True needs a name=")
@@ -141,7 +142,7 @@ def parse_method(given: Mapping[str, Any], base: MethodOptions | None = None) ->
         values[name] = tuple(value) if isinstance(value, list) else value
     options = MethodOptions(**values)
     retries = options.max_task_retries
-    if retries is not None and (type(retries) is not int or retries < -1):
+    if retries is not None and not is_whole(retries, -1):
         raise ConfigError(f"max_task_retries must be a whole number from -1 (without end), not {retries!r}")
     group = options.concurrency_group
     if group is not None and not isinstance(group, str):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from zmesh import init_settings
 from zmesh import runtime_env as envs
-from zmesh.exceptions import ConfigError, LocalProtocolError, NotRunningError
+from zmesh.exceptions import ArgumentError, ConfigError, LocalProtocolError, NotRunningError
+from zmesh.limits import check_seconds, is_whole
 from zmesh.object_ref import ObjectRef, ObjectRefGenerator
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def init(
         init_settings.set_logging_level(logging_level)
         environment = envs.check(runtime_env)
         settings: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory}
-        settings |= {"resources": dict(resources or {}), "labels": init_settings.check_labels(labels)}
+        settings |= init_settings.check_offer(resources, labels)
         settings |= {"store_bytes": object_store_memory, "spill_compression": spill_compression}
         settings |= {"spill_directory": spill_directory, "spill_bytes_max": spill_bytes_max}
         session = _connect(address, settings, key_file, log_to_driver=log_to_driver, local=local, namespace=namespace)
@@ -129,13 +130,15 @@ def _connect(
     local: bool,
     namespace: str | None,
 ) -> "Session":
+    spill_directory = settings["spill_directory"]
+    init_settings.check_texts(address=address, key_file=key_file, namespace=namespace, spill_directory=spill_directory)
     if local:
         from zmesh.local_mode import LocalSession
 
         return LocalSession(namespace)  # type: ignore[return-value]  # the same methods, inline
     from zmesh.runtime import connect
 
-    name = address if address is not None else os.environ.get("ZMESH_NODE")
+    name = address if address is not None else os.environ.get("ZMESH_NODE") or None
     return connect.connect(name, settings, key_file=key_file, log_to_driver=log_to_driver, namespace=namespace)
 
 
@@ -192,12 +195,18 @@ def is_initialized() -> bool:
     return _alive() or _of_worker() is not None
 
 
+def _listed(refs: Any, what: str) -> list[Any]:
+    if isinstance(refs, ObjectRef | ObjectRefGenerator) or not isinstance(refs, Iterable):
+        raise ArgumentError(f"{what} takes a list of ObjectRefs, not {type(refs).__name__}")
+    return list(refs)
+
+
 def _entries(refs: Iterable[Any], what: str) -> list[Any]:
     entries = []
     for ref in refs:
         if not isinstance(ref, ObjectRef):
             kind = "an ObjectRefGenerator: iterate over it" if isinstance(ref, ObjectRefGenerator) else repr(type(ref))
-            raise TypeError(f"{what} takes ObjectRefs, not {kind}")
+            raise ArgumentError(f"{what} takes ObjectRefs, not {kind}")
         entries.append(ref._entry)
     return entries
 
@@ -216,16 +225,16 @@ def get(refs: Any, timeout: float | None = None, *, writable: bool = False) -> A
 
     Raises:
         GetTimeoutError: not all were there in time; the tasks go on.
+        ArgumentError: that is no ref, nor a list of them.
         TaskError: a task raised; also an instance of the class it raised. The first error that happens is raised.
         MeshError: a worker, the node or an object was lost; see zmesh.exceptions.
     """
-    if timeout is not None and timeout < 0:
-        raise ConfigError(f"timeout must be seconds from 0, or None, not {timeout!r}")
+    check_seconds(timeout)
     if type(refs) is ObjectRef:
         session, entries = refs._session, [refs._entry]
     else:
         if isinstance(refs, ObjectRef | ObjectRefGenerator) or not isinstance(refs, Iterable):
-            raise TypeError(f"get() takes an ObjectRef or a list of them, not {type(refs).__name__}")
+            raise ArgumentError(f"get() takes an ObjectRef or a list of them, not {type(refs).__name__}")
         refs = list(refs)
         entries = _entries(refs, "get()")
         if not entries:
@@ -246,9 +255,9 @@ def put(value: Any, *, replicas: int = 1) -> "ObjectRef[Any]":
         ConfigError: `replicas` is less than 1.
         SerializationError: it cannot be pickled; the text names the attribute.
         StoreFullError: it does not fit; the text has the numbers.
-        LocalProtocolError: it is itself an ObjectRef.
+        ArgumentError: it is itself an ObjectRef.
     """
-    if type(replicas) is not int or replicas < 1:
+    if not is_whole(replicas, 1):
         raise ConfigError(f"replicas must be a number of hosts from 1, not {replicas!r}")
     session = auto_init()
     return session.put(value) if replicas == 1 else session.put_replicated(value, replicas)
@@ -266,14 +275,13 @@ def wait(
         with more refs at its end, a call does not look at the refs again.
     """
     del fetch_local  # every object of a host is local
-    if timeout is not None and timeout < 0:
-        raise ConfigError(f"timeout must be seconds from 0, or None, not {timeout!r}")
+    check_seconds(timeout)
     again = getattr(refs, "zmesh_round", None)  # of a list that a wait returned
     if again is not None:
         found: tuple[list[Any], list[Any]] | None = again.wait(refs, num_returns, timeout)
         if found is not None:
             return found
-    given, refs = refs, list(refs)
+    given, refs = refs, _listed(refs, "wait()")
     if any(isinstance(ref, ObjectRefGenerator) for ref in refs):
         return _wait_with_streams(refs, num_returns, timeout)
     entries = _entries(refs, "wait()")
@@ -291,7 +299,7 @@ def wait(
 def _check_wait(entries: list[Any], num_returns: int) -> None:
     if len({id(entry) for entry in entries}) != len(entries):
         raise ConfigError("wait() needs refs that differ")
-    if not 0 < num_returns <= max(1, len(entries)):
+    if type(num_returns) is not int or not 0 < num_returns <= max(1, len(entries)):
         raise ConfigError(f"num_returns must be from 1 to the number of refs ({len(entries)}), not {num_returns!r}")
 
 
@@ -316,7 +324,8 @@ def as_completed(refs: Iterable[Any], timeout: float | None = None) -> Iterator[
     Raises:
         GetTimeoutError: the next one was not there `timeout` seconds after the first call.
     """
-    refs = list(refs)
+    check_seconds(timeout)
+    refs = _listed(refs, "as_completed()")
     if not refs:
         return
     by_entry: dict[int, list[Any]] = {}
@@ -342,7 +351,7 @@ def cancel(ref: Any, *, force: bool = False, recursive: bool = True) -> None:
     elif isinstance(ref, ObjectRef):
         entry = ref._entry
     else:
-        raise TypeError(f"cancel() takes an ObjectRef or an ObjectRefGenerator, not {type(ref).__name__}")
+        raise ArgumentError(f"cancel() takes an ObjectRef or an ObjectRefGenerator, not {type(ref).__name__}")
     if force and ref._session.actors.is_call(entry):
         raise ConfigError("force=True would kill the actor, with all it has to do: zmesh.kill(actor) if you mean that")
     ref._session.cancel(entry, force=force, recursive=recursive)
@@ -350,6 +359,8 @@ def cancel(ref: Any, *, force: bool = False, recursive: bool = True) -> None:
 
 def explain(ref: "ObjectRef[Any]") -> str:
     """Say what a pending ref waits for, in one line."""
+    if not isinstance(ref, ObjectRef):
+        raise ArgumentError(f"explain() takes an ObjectRef, not {type(ref).__name__}")
     return ref._session.waits_for(ref._entry)
 
 

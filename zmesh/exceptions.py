@@ -1,8 +1,8 @@
 """Every error zmesh raises, in one tree; the text says what happened, to what, and what to do.
 
     MeshError
-      you     ConfigError, NotRunningError, LocalProtocolError, SerializationError, TaskUnschedulableError,
-              PlacementGroupUnschedulableError
+      you     ConfigError > ArgumentError, NotRunningError, LocalProtocolError, SerializationError,
+              TaskUnschedulableError, PlacementGroupUnschedulableError
       they    TaskError (also an instance of the user's own class), TaskCancelledError, TaskTimeoutError,
               WorkerDiedError > OutOfMemoryError, NodeDiedError, GetTimeoutError,
               ObjectLostError > OwnerDiedError, StoreFullError > SpillError, RemoteProtocolError
@@ -48,6 +48,10 @@ def _rebuild(cls: type[MeshError], args: tuple[Any, ...], attributes: dict[str, 
 
 class ConfigError(MeshError, ValueError):
     """A setting, an option or a command line makes no sense; the text names the valid ones."""
+
+
+class ArgumentError(ConfigError, TypeError):
+    """What was given to a function is nothing it takes, such as no ref; a TypeError and a ValueError, as Ray's vary."""
 
 
 class NotRunningError(MeshError, ConnectionError):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zmesh.exceptions import ConfigError
+from zmesh.limits import is_text
 
 _OTHERS = {  # {setting of Ray's: (what asks for nothing, what to do instead)}
     "configure_logging": ((True,), "configure the logger named zmesh yourself"),
@@ -47,15 +48,26 @@ def set_logging_level(level: int | str | None) -> None:
         raise ConfigError(f"logging_level must be a level of the logging module, not {level!r}") from None
 
 
-def check_labels(labels: Any) -> dict[str, str]:
-    """Return the labels of a private node.
+def check_texts(**texts: Any) -> None:
+    """Check settings that are a text or None.
 
     Raises:
-        ConfigError: they are not strings.
+        ConfigError: one is something else.
     """
-    given = {} if labels is None else labels
-    if not isinstance(given, Mapping) or not all(
-        isinstance(one, str) and one for pair in given.items() for one in pair
-    ):
+    for name, text in texts.items():
+        if text is not None and not is_text(text):
+            raise ConfigError(f"{name} must be a text, or None, not {text!r}")
+
+
+def check_offer(resources: Any, labels: Any) -> dict[str, Any]:
+    """Return the custom resources and the labels of a private node, as settings.
+
+    Raises:
+        ConfigError: they are no dicts, or what they hold is no name or no text.
+    """
+    amounts, texts = ({} if given is None else given for given in (resources, labels))
+    if not isinstance(amounts, Mapping) or not all(is_text(name) and name for name in amounts):
+        raise ConfigError(f'resources must be a dict such as {{"disk": 1}}, not {resources!r}')
+    if not isinstance(texts, Mapping) or not all(is_text(one) and one for pair in texts.items() for one in pair):
         raise ConfigError(f'labels must be a dict of strings such as {{"zone": "a"}}, not {labels!r}')
-    return dict(given)
+    return {"resources": dict(amounts), "labels": dict(texts)}

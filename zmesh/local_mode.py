@@ -13,7 +13,7 @@ from typing import Any
 
 from zmesh import runtime_env as envs
 from zmesh.core.records import GROUP_ID_BYTES, Entry, Spec, Task
-from zmesh.exceptions import ConfigError, LocalProtocolError
+from zmesh.exceptions import ArgumentError, ConfigError
 from zmesh.local_actors import LocalActor, LocalActors
 from zmesh.object_ref import ObjectRef
 from zmesh.options import STREAMING
@@ -181,7 +181,7 @@ class LocalSession:
     def put(self, value: Any) -> "ObjectRef[Any]":
         """Keep a value."""
         if isinstance(value, ObjectRef):
-            raise LocalProtocolError("put() of an ObjectRef: wrap it in a list if you want to pass the ref itself")
+            raise ArgumentError("put() of an ObjectRef: wrap it in a list if you want to pass the ref itself")
         entry = Entry(self.next_seq(), 0, INLINE, serialization.to_inline(serialization.pack(value, "value of put()")))
         return ObjectRef(entry, self)  # type: ignore[arg-type]  # the same methods
 

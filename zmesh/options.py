@@ -4,8 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zmesh import label_selectors
 from zmesh import runtime_env as envs
 from zmesh.exceptions import ConfigError
+from zmesh.limits import AMOUNT_MAX, WHOLE_MAX, is_amount, is_text, is_whole
 
 UNIT = 10_000  # resources are counted in units of 1/10,000
 STREAMING = -1
@@ -51,7 +53,8 @@ class TaskOptions:
         name: what logs and errors call it.
         scheduling_strategy: "DEFAULT", "SPREAD", or a strategy of zmesh.util.scheduling_strategies. None: "DEFAULT",
             but in the placement group of the task that submits, if that captures what it submits.
-        label_selector: {label: value} that the node must have, besides what the strategy says.
+        label_selector: {label: "a", "!a", "in(a,b)" or "!in(a,b)"}: what the labels of its node must be, besides what
+            the strategy says.
         timeout: seconds it may run; then its worker is killed and it counts as died.
         priority: higher ones start first; 0 by default.
         generator_backpressure: items a stream may be ahead of its reader; None: without limit.
@@ -109,36 +112,38 @@ def unknown_option(name: str, of: str, valid: Iterable[str]) -> ConfigError:
 
 def _check(options: TaskOptions) -> None:
     returns = options.num_returns
-    if returns is not None and returns != "streaming" and (type(returns) is not int or returns < 0):
+    if returns is not None and returns != "streaming" and not is_whole(returns, 0):
         raise ConfigError(f"num_returns must be a whole number from 0, or 'streaming', not {returns!r}")
     for name in ("num_cpus", "num_gpus", "memory"):
         amount = getattr(options, name)
-        if not isinstance(amount, int | float) or amount != amount or amount < 0 or amount == float("inf"):
-            raise ConfigError(f"{name} must be a number from 0, not {amount!r}")
+        if not is_amount(amount):
+            raise ConfigError(f"{name} must be a number from 0 to {AMOUNT_MAX:.0e}, not {amount!r}")
     if options.num_gpus > 1 and options.num_gpus != int(options.num_gpus):
         raise ConfigError(f"num_gpus above 1 must be a whole number, not {options.num_gpus!r}")
+    if options.resources is not None and not isinstance(options.resources, Mapping):
+        raise ConfigError(f'resources must be a dict such as {{"disk": 1}}, not {options.resources!r}')
     for name, amount in (options.resources or {}).items():
-        if isinstance(name, str) and (name == "spread" or name.startswith(("node:", "label:", "env:"))):
+        if isinstance(name, str) and (name == "spread" or name.startswith(("node:", "label:", "labels:", "env:"))):
             raise ConfigError(f"{name!r} is no resource: use scheduling_strategy=")
         if isinstance(name, str) and "@" in name:
             raise ConfigError(f"the name of a resource must not hold '@', as {name!r} does")
         if name in ("CPU", "GPU", "memory"):
             option = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}[name]
             raise ConfigError(f"resources must not hold {name!r}: use {option}=")
-        if not isinstance(name, str) or not isinstance(amount, int | float) or not 0 <= amount < float("inf"):
+        if not is_text(name) or not is_amount(amount):
             raise ConfigError(f"resources must map names to numbers from 0, not {name!r} to {amount!r}")
-    if type(options.max_retries) is not int or options.max_retries < -1:
+    if not is_whole(options.max_retries, -1):
         raise ConfigError(f"max_retries must be a whole number from -1 (without end), not {options.max_retries!r}")
-    if type(options.oom_retries) is not int or options.oom_retries < -1:
+    if not is_whole(options.oom_retries, -1):
         raise ConfigError(f"oom_retries must be a whole number from -1 (without end), not {options.oom_retries!r}")
-    if type(options.max_calls) is not int or options.max_calls < 0:
+    if not is_whole(options.max_calls, 0):
         raise ConfigError(f"max_calls must be a whole number from 0, not {options.max_calls!r}")
-    if type(options.priority) is not int:
+    if not is_whole(options.priority, -WHOLE_MAX):
         raise ConfigError(f"priority must be a whole number, not {options.priority!r}")
     if options.timeout is not None and not (isinstance(options.timeout, int | float) and options.timeout > 0):
         raise ConfigError(f"timeout must be seconds above 0, or None, not {options.timeout!r}")
     ahead = options.generator_backpressure
-    if ahead is not None and (type(ahead) is not int or (ahead < 1 and ahead != -1)):
+    if ahead is not None and (not is_whole(ahead, 1) and ahead != -1):
         raise ConfigError(f"generator_backpressure must be a whole number from 1, or None, not {ahead!r}")
     _check_types(options)
 
@@ -150,30 +155,22 @@ def _check_types(options: TaskOptions) -> None:
             isinstance(cls, type) and issubclass(cls, BaseException) for cls in classes
         ):
             raise ConfigError(f"retry_exceptions must be True, False or a list of exception classes, not {classes!r}")
-    if not isinstance(options.name, str):
-        raise ConfigError(f"name must be a string, not {options.name!r}")
+    if not is_text(options.name):
+        raise ConfigError(f"name must be a text, not {options.name!r}")
     strategy = options.scheduling_strategy
     if isinstance(strategy, str):
         if strategy not in _STRATEGIES:
             raise ConfigError(f"scheduling_strategy must be one of {', '.join(_STRATEGIES)}, not {strategy!r}")
-    elif strategy is not None and not hasattr(strategy, "hard_marks"):
+    elif strategy is not None and (isinstance(strategy, type) or not hasattr(strategy, "hard_marks")):
         raise ConfigError(f"scheduling_strategy must be a string or a strategy of zmesh.util, not {strategy!r}")
     _check_labels(options)
     placed(options)  # a task that does not fit into its bundle is refused here
 
 
 def _check_labels(options: TaskOptions) -> None:
-    labels = options.label_selector
-    if labels is None:
+    if options.label_selector is None:
         return
-    if not isinstance(labels, Mapping) or not all(isinstance(one, str) for pair in labels.items() for one in pair):
-        raise ConfigError(f'label_selector must be a dict such as {{"zone": "a"}}, not {labels!r}')
-    for key, value in labels.items():
-        if value.startswith(("!", "in(")):
-            raise ConfigError(
-                f"label_selector asks for one value, not for {key}={value!r}: give the nodes you mean a label of their "
-                "own (`zmesh up --label KEY=VALUE`)"
-            )
+    label_selectors.marks(options.label_selector)
     if getattr(options.scheduling_strategy, "group", None) is not None:
         raise ConfigError("label_selector has no effect in a placement group, whose bundles lie where they lie")
 
@@ -203,7 +200,7 @@ def placed(
     strategy = options.scheduling_strategy
     if captured is not None and is_captured(options):
         return in_bundle(plain, captured["id"], captured["bundles"], -1), None
-    plain |= {f"label:{key}={value}": 1 for key, value in (options.label_selector or {}).items()}
+    plain |= dict.fromkeys(label_selectors.marks(options.label_selector), 1)
     if strategy == "SPREAD":
         return plain | {"spread": 1}, None
     if strategy is None or isinstance(strategy, str):

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from zmesh.exceptions import ConfigError
+from zmesh.limits import is_text
 
 KEYS = ("env_vars", "working_dir", "py_modules", "pip")
 PACKAGE_BYTES_MAX = 512 << 20  # of the files in one package. Source: Ray's limit for the same
@@ -73,7 +74,7 @@ def _variables(value: Any) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"runtime_env: env_vars must be a dict of strings, not {value!r}")
     for name, text in value.items():
-        if not isinstance(name, str) or not isinstance(text, str):
+        if not is_text(name) or not is_text(text):
             raise ConfigError(f"runtime_env: env_vars must map strings to strings, not {name!r} to {text!r}")
         if not name or "=" in name or "\0" in name + text:
             raise ConfigError(f"runtime_env: env_vars cannot set {name!r} to {text!r}: no '=' in names, and no zeros")

@@ -6,7 +6,7 @@ from typing import Any
 from zmesh.core.effects import Effect
 from zmesh.core.lending import PARKED_AT_MAX, Lending
 from zmesh.core.resources import Resources
-from zmesh.core.status import labels
+from zmesh.core.status import NAMES_MAX, ending, labels
 from zmesh.wire.messages import UNIT
 
 CPU = {"CPU": UNIT}
@@ -51,6 +51,13 @@ def test_who_has_tasks_for_a_bundle_here_is_told_in_any_case() -> None:
     thief.told()
     thief.lending.backlog(VICTIMS[5], [({"bundle@ab": 1}, 1)], free)
     assert thief.told() == [(VICTIMS[5], free)]
+
+
+def test_what_ends_with_a_node_is_told_by_name_but_not_without_end() -> None:
+    assert ending([], []) == []
+    assert ending([{"name": "a"}, {"name": "b"}], []) == ["2 detached actor(s) end with this node: a, b"]
+    (told,) = ending([], ["g"] * (NAMES_MAX + 1))
+    assert told == f"{NAMES_MAX + 1} detached placement group(s) end with this node: " + "g, " * NAMES_MAX + "..."
 
 
 def test_the_labels_of_a_node_are_read_from_its_marks() -> None:

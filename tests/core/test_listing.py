@@ -58,6 +58,7 @@ def test_a_client_that_does_not_answer_is_not_waited_for_and_what_it_shares_is_l
     host = host_with(DRIVER)
     inner = object_id(DRIVER, 8, 0)
     host.core.receive(DRIVER, m.Promote(1, [(OID, m.STORED, (5, 1000, DRIVER), []), (inner, m.INLINE, b"xx", [])]), 0.0)
+    host.core.receive(DRIVER, m.Promote(2, [(object_id(DRIVER, 9, 1), m.INLINE, b"", [])]), 0.0)  # a handle: not listed
     host.core.receive(DRIVER, s.ListObjects(4), 0.0)
     host.said()
     host.pass_time(ANSWER_S)

@@ -142,6 +142,7 @@ def test_a_detached_actor_outlives_its_program_with_all_it_needs(
     assert list_named_actors() == ["kept"]
     shown = subprocess.run([*ZMESH, "status", "--node", node.name], capture_output=True, text=True, check=True).stdout
     assert "detached   1 actor(s)\n    kept  Counter  alive" in shown
+    assert all(row["size"] for row in list_objects()), "a handle of an actor is no object"
     assert list_objects()[0]["size"] >= 1_600_000, "a keeper tells what it owns, as every client does"
     os.kill(zmesh.get(kept.pid.remote()), signal.SIGKILL)  # it is made anew, with its arguments
     until(lambda add=kept.add: answer(add) == 600001.0)  # type: ignore[misc]
@@ -304,7 +305,13 @@ def test_zmesh_down_ends_what_is_detached_and_leaves_no_process(
     programs.run(node, f"{make()}\nprint(zmesh.get(counter.add.remote()))")
     processes = descendants(node.pid)
     assert len(processes) >= 2, "the forkserver and the actor"
-    lifecycle.stop(node.name)
+    group = 'group = zmesh.util.placement_group([{"CPU": 1}], name="places", lifetime="detached")\ngroup.wait(10)'
+    programs.run(node, f"{group}\nzmesh.util.placement_group([{{'CPU': 1}}], lifetime='detached')")
+    shown = subprocess.run([*ZMESH, "status", "--node", node.name], capture_output=True, text=True, check=True).stdout
+    assert "2 placement group(s)\n    places  PACK  CREATED" in shown
+    actors, groups = lifecycle.stop(node.name).notes
+    assert actors == "1 detached actor(s) end with this node: kept"
+    assert groups.startswith("2 detached placement group(s) end with this node: places, ")
     until(lambda: not [pid for pid in processes if os.path.exists(f"/proc/{pid}")])
 
 

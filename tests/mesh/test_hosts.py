@@ -223,6 +223,8 @@ def test_a_task_goes_to_the_node_or_the_label_it_names(nodes: Nodes) -> None:
         assert zmesh.get(where.options(**on(node)).remote()) == node.id
     labelled = where.options(scheduling_strategy=NodeLabelSchedulingStrategy(hard={"zone": "2"}))
     assert zmesh.get(labelled.remote()) == made[2].id
+    for text, index in (("!in(0,1)", 2), ("in(1,9)", 1)):
+        assert zmesh.get(where.options(label_selector={"zone": text}).remote()) == made[index].id
     wished = where.options(scheduling_strategy=NodeAffinitySchedulingStrategy("00" * 8, soft=True))
     assert zmesh.get(wished.remote()) in [node.id for node in made]
     with pytest.raises(zmesh.exceptions.TaskUnschedulableError, match="node:00"):

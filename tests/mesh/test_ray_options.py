@@ -15,7 +15,13 @@ import zmesh
 from tests.mesh.test_actors import _until
 from zmesh.exceptions import ConfigError, TaskUnschedulableError
 from zmesh.util import deregister_serializer, inspect_serializability, map_unordered, register_serializer
-from zmesh.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from zmesh.util.scheduling_strategies import (
+    DoesNotExist,
+    In,
+    NodeLabelSchedulingStrategy,
+    NotIn,
+    PlacementGroupSchedulingStrategy,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,8 +83,37 @@ def test_a_label_selector_finds_the_node_or_says_that_there_is_none() -> None:
     assert zmesh.nodes()[0]["Labels"] == {"zone": "a"}
 
 
-@pytest.mark.parametrize("selector", [{"zone": "!a"}, {"zone": "in(a,b)"}, {"zone": 1}, ["zone"]])
-def test_other_forms_of_label_selectors_are_refused(selector: Any) -> None:
+@pytest.mark.parametrize("selector", [{"zone": "in(b, a)"}, {"zone": "!b"}, {"zone": "!in(b,c)"}, {"color": "!red"}])
+def test_a_label_selector_takes_what_fits_several_values(selector: Any) -> None:
+    assert zmesh.get(variables_of_task.options(label_selector=selector).remote()) == ("job", "job")
+    assert zmesh.get(Looking.options(label_selector=selector).remote().variables.remote()) == ("job", "job")
+
+
+def test_what_no_label_fits_is_said_at_once_for_all_forms() -> None:
+    refs = [variables_of_task.options(label_selector={"zone": text}).remote() for text in ("in(b,c)", "!a", "!in(a,b)")]
+    refs.append(
+        variables_of_task.options(
+            scheduling_strategy=NodeLabelSchedulingStrategy({"zone": DoesNotExist(), "color": NotIn("red")})
+        ).remote()
+    )
+    for ref, said in zip(refs, ("zone in", "zone not in", "zone not in", "lack of a label zone"), strict=True):
+        with pytest.raises(TaskUnschedulableError, match=said):
+            zmesh.get(ref)
+
+
+def test_a_strategy_compares_a_label_with_several_values() -> None:
+    for hard in ({"zone": In("b", "a")}, {"zone": NotIn("b")}, {"color": DoesNotExist()}):
+        strategy = NodeLabelSchedulingStrategy(hard)
+        assert zmesh.get(variables_of_task.options(scheduling_strategy=strategy).remote()) == ("job", "job")
+    for wrong in ({"zone": 1}, {"zone": In()}, {"zo=ne": "a"}, {"zone": NotIn("a,b")}, ["zone"]):
+        with pytest.raises(ConfigError, match=r"label|hard="):
+            NodeLabelSchedulingStrategy(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "selector", [{"zone": ""}, {"zone": "in()"}, {"zone": "!!a"}, {"zone": "in(a"}, {"zone": 1}, ["z"]]
+)
+def test_what_is_no_label_selector_is_refused(selector: Any) -> None:
     with pytest.raises(ConfigError, match="label_selector"):
         variables_of_task.options(label_selector=selector)
 

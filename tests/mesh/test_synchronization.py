@@ -191,3 +191,12 @@ def test_counts_are_whole_numbers_from_one(count: int) -> None:
         Semaphore(count)
     with pytest.raises(ConfigError):
         Barrier(count)
+
+
+def test_in_one_thread_there_is_neither_a_semaphore_nor_a_barrier() -> None:
+    zmesh.shutdown()
+    with zmesh.init(local=True):
+        for cls in (Semaphore, Barrier):
+            with pytest.raises(LocalProtocolError, match="local=True"):
+                cls(1)
+    zmesh.init("local", num_cpus=2)

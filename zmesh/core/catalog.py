@@ -6,7 +6,7 @@ Where each was made is noted only for these: a small result costs nothing here.
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from zmesh.core.records import Entry, Spec
+from zmesh.core.records import Entry, Handle, Spec
 from zmesh.wire.ids import ObjectID
 from zmesh.wire.messages import INLINE, STORED
 
@@ -37,7 +37,8 @@ class Catalog:
         """Return what Objects carries, see messages.Objects; `lent` are own entries that others may name."""
         found = dict(self._stored)
         for entry in lent:
-            if entry.share is not None and entry.share.promoted:
+            # A handle of an actor is counted as an object is, but there are no bytes behind it.
+            if entry.share is not None and entry.share.promoted and not isinstance(entry, Handle):
                 found.setdefault((entry.seq, entry.index), (entry, getattr(entry, "spec", None)))
         rows = [_row(entry, spec, oid(entry)) for entry, spec in found.values()]
         return sorted(rows, key=lambda row: -row[2])[:ROWS_MAX]

@@ -92,7 +92,8 @@ class Listing:
                 "holders": holders.get(oid, 0),
             }
         for oid, status, value, count in self._shared():
-            if oid not in found:  # its owner is dead, or busy
+            handle = status == INLINE and not value  # of an actor: counted as an object is, with no bytes behind it
+            if oid not in found and not handle:  # its owner is dead, or busy
                 nbytes = value[1] if status == STORED else len(value) if status == INLINE else 0
                 found[oid] = self._row(oid, status, nbytes, value[0] if status == STORED else 0) | {
                     "owner_pid": pids.get(oid[:PEER_ID_BYTES], 0),

@@ -509,15 +509,13 @@ class Matchmaking:
         return True
 
     def _fits_with(self, shape: Shape, coming: Shape) -> bool:
-        available = self._resources.available
-        return all(amount <= available.get(name, 0) + coming.get(name, 0) for name, amount in shape.items())
+        free = self._resources.free
+        return all(amount <= free(name) + coming.get(name, 0) for name, amount in shape.items())
 
     def _gives(self, worker: Worker, shape: Shape, coming: Shape) -> bool:
         """Whether a worker has booked something of what a shape still lacks."""
-        available, booked = self._resources.available, worker.booking.shape
-        return any(
-            booked.get(name) and amount > available.get(name, 0) + coming.get(name, 0) for name, amount in shape.items()
-        )
+        free, booked = self._resources.free, worker.booking.shape
+        return any(booked.get(name) and amount > free(name) + coming.get(name, 0) for name, amount in shape.items())
 
     def _detachable(self, demand: Demanded) -> list[Worker]:
         """Return the workers whose taking would give the demand something."""

@@ -8,6 +8,7 @@ business.
 from typing import Any
 
 from zmesh.core.effects import Effect, Send
+from zmesh.core.labels import amount_of
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
 from zmesh.wire.messages import PeersGone, Shape, Watch
 
@@ -102,4 +103,4 @@ class Neighbours:
 
 
 def _gives(total: Shape, shape: Shape) -> bool:
-    return all(total.get(name, 0) >= amount for name, amount in shape.items())
+    return all(amount_of(name, total) >= amount for name, amount in shape.items())

@@ -29,7 +29,7 @@ from zmesh.core.records import MARK_PLENTY, SPREAD, Client, Executing, Limits
 from zmesh.core.replicas import Replicas
 from zmesh.core.resources import Resources
 from zmesh.core.shortcuts import Openings
-from zmesh.core.status import load, status
+from zmesh.core.status import ending, load, status
 from zmesh.core.tallies import Tallies
 from zmesh.core.timers import Timers
 from zmesh.wire.counting_messages import Held, Recount, Uncounted, WhoHolds
@@ -571,6 +571,10 @@ class NodeCore(MemberInputs):
             "members": self._members(),
             "tables": self._tables(),
         }
+
+    def ending(self) -> list[str]:
+        """Return sentences about what outlives its program and ends with this node."""
+        return ending(self.keepers.describe(), self.groups.placement.detached())
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""

@@ -367,6 +367,12 @@ class Placement:
     def _state_of(group: Group) -> GroupState:
         return GroupState(group.id, group.state, group.text, [dict(shape) for shape in group.bundles])
 
+    def detached(self) -> list[str]:
+        """Return the names, else the IDs, of the groups that outlive their programs."""
+        return [
+            group.name or group.id.hex() for group in self._groups.values() if not group.job and group.state != REMOVED
+        ]
+
     def describe(self) -> dict[str, Any]:
         """Return {ID: what the table tells}, in natural units."""
         return {

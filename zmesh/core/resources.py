@@ -10,6 +10,7 @@ and what is free of a group is always the sum of what is free of its bundles.
 
 from dataclasses import dataclass, field
 
+from zmesh.core.labels import amount_of, is_selection, said
 from zmesh.core.records import BUNDLE, BUNDLE_TASKS_MAX, bundle_names, in_group
 from zmesh.wire.messages import UNIT, Shape
 
@@ -81,7 +82,9 @@ class Resources:
     def missing(self, shape: Shape) -> str:
         """Say which resource this node can never give, or return "". What a group has is not for us to say."""
         for name, amount in shape.items():
-            if amount > self.total.get(name, 0) and not in_group(name):
+            if amount > amount_of(name, self.total) and not in_group(name):
+                if label := said(name):
+                    return f"it needs a node with {label}, and the node has none such: `zmesh up --label KEY=VALUE`"
                 has = self.total.get(name, 0) / UNIT
                 return f"it needs {name} {amount / UNIT:g}, and the node has {has:g} in all: start it with more"
         return ""
@@ -89,13 +92,17 @@ class Resources:
     @staticmethod
     def count(shape: Shape, free: Shape) -> int:
         """Return how many bookings of a shape fit into what is free."""
-        return min((free.get(name, 0) // amount for name, amount in shape.items() if amount), default=1)
+        return min((amount_of(name, free) // amount for name, amount in shape.items() if amount), default=1)
+
+    def free(self, name: str) -> int:
+        """Return how much of one resource is free."""
+        return amount_of(name, self.available)
 
     def fits(self, shape: Shape, reserved: Shape | None = None) -> bool:
         """Whether the shape can be booked now, with `reserved` set aside for others."""
         aside = reserved or {}
         for name, amount in shape.items():
-            if amount and amount > self.available.get(name, 0) - aside.get(name, 0):
+            if amount and amount > self.free(name) - aside.get(name, 0):
                 return False
         return self._choose(shape) is not None
 
@@ -132,7 +139,7 @@ class Resources:
         chosen = self._choose(shape)
         assert chosen is not None
         bundle, gpus = chosen
-        charged = dict(shape)
+        charged = {name: amount for name, amount in shape.items() if not is_selection(name)}
         if bundle is not None:
             bundle.users += 1
             charged = {name: amount for name, amount in shape.items() if not in_group(name)}

@@ -6,6 +6,7 @@ from zmesh.core.records import BUNDLE, group_of, in_group, is_mark, outside_grou
 from zmesh.wire.messages import UNIT, Shape
 
 BACKLOG_SHAPES_MAX = 16  # told by gossip
+NAMES_MAX = 8  # told of what ends with a node
 
 
 def load(resources: Any, matchmaking: Any, store: tuple[int, int], objects: int) -> dict[str, Any]:
@@ -66,6 +67,16 @@ def _demand(demand: Any) -> dict[str, Any]:
         "priority": demand.priority,
         "waits_for": demand.waits_for if demand.lacks > 0 or not demand.workers else "",
     }
+
+
+def ending(actors: list[dict[str, Any]], groups: list[str]) -> list[str]:
+    """Return sentences about what outlives its program and ends with this node: detached actors, and groups by name."""
+    told = []
+    for kind, names in (("actor(s)", [one["name"] for one in actors]), ("placement group(s)", groups)):
+        if names:
+            some = ", ".join(names[:NAMES_MAX]) + (", ..." if len(names) > NAMES_MAX else "")
+            told.append(f"{len(names)} detached {kind} end with this node: {some}")
+    return told
 
 
 def natural(shape: Shape) -> dict[str, float]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Effect, Send
+from zmesh.core.labels import amount_of
 from zmesh.core.records import (
     LEASED,
     QUEUED,
@@ -314,7 +315,7 @@ class Victim:
         if not self.totals or not needs:
             return 64
         totals = [*self.totals, *self.groups.values()]
-        return max(1, sum(min(total.get(name, 0) // amount for name, amount in needs.items()) for total in totals))
+        return max(1, sum(min(amount_of(name, total) // amount for name, amount in needs.items()) for total in totals))
 
     def _tell(self, queue: Queue, workers: int) -> None:
         queue.told = workers

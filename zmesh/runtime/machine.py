@@ -10,6 +10,7 @@ from typing import Any
 
 from zmesh.core.pressure import KILL_AT, STEADY_AT
 from zmesh.exceptions import ConfigError
+from zmesh.limits import AMOUNT_MAX, is_amount, is_text
 
 UNIT = 10_000
 DEFAULT_PORT = 27700  # P; P + 1 and P + 2 are used too. Source: below ip_local_port_range, so no dial takes it
@@ -89,14 +90,18 @@ def total_resources(settings: dict[str, Any]) -> dict[str, int]:
     for name in settings.get("resources") or {}:
         if name in given:
             raise ConfigError(f"resources must not hold {name!r}: it has an option of its own")
-        if name == "spread" or name.startswith(("node:", "label:", "env:")):
+        if name == "spread" or name.startswith(("node:", "label:", "labels:", "env:")):
             raise ConfigError(f"{name!r} is no resource: use --label KEY=VALUE")
         if "@" in name:
             raise ConfigError(f"the name of a resource must not hold '@', as {name!r} does")
+        if not is_text(name):
+            raise ConfigError(f"the name of a resource must be a text that can be encoded, not {name!r}")
     given.update(settings.get("resources") or {})
+    if isinstance(given["GPU"], float) and given["GPU"] != int(given["GPU"]):
+        raise ConfigError(f"num_gpus of a node must be a whole number, not {given['GPU']!r}")
     for name, amount in given.items():
-        if not isinstance(amount, int | float) or amount is True or not 0 <= amount < float("inf"):
-            raise ConfigError(f"{name} must be a number from 0, not {amount!r}")
+        if not is_amount(amount):
+            raise ConfigError(f"{name} must be a number from 0 to {AMOUNT_MAX:.0e}, not {amount!r}")
     return {name: round(amount * UNIT) for name, amount in given.items() if amount} | _marks(settings)
 
 

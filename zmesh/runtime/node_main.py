@@ -255,7 +255,10 @@ class Node:
 
     def _leave(self) -> None:
         """Finish what runs for other hosts, have what lies only here copied, say goodbye; a second signal ends it."""
+        ending = self.core.ending()
         if self._mesh is None or not self.core.neighbours.totals:
+            if ending:
+                self._run_dir.say_farewell({"notes": ending})
             return
         self._running = True
         self.core.drain(monotonic())
@@ -265,7 +268,7 @@ class Node:
         farewell = self.core.evacuation.farewell(len(self.core.directory.held_elsewhere()))
         for note in farewell.notes:
             print(f"zmesh node: {note}", file=sys.stderr, flush=True)
-        self._run_dir.say_farewell({"moved": farewell.moved, "lost": farewell.lost, "notes": farewell.notes})
+        self._run_dir.say_farewell({"moved": farewell.moved, "lost": farewell.lost, "notes": ending + farewell.notes})
         self._mesh.leave(monotonic())
         self._serve_until(lambda: False, GOODBYE_S)
 

@@ -16,7 +16,7 @@ from typing import Any
 from zmesh.core import effects as fx
 from zmesh.core.client import ClientCore
 from zmesh.core.records import Entry, Inputs, Spec, Task
-from zmesh.exceptions import GetTimeoutError, LocalProtocolError, NotRunningError, SerializationError
+from zmesh.exceptions import ArgumentError, GetTimeoutError, LocalProtocolError, NotRunningError, SerializationError
 from zmesh.object_ref import ObjectRef
 from zmesh.runtime import calls, serialization
 from zmesh.runtime.actor_session import ActorSession
@@ -178,11 +178,11 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCall
         """Own a value; returns its ref.
 
         Raises:
-            LocalProtocolError: the value is itself a ref.
+            ArgumentError: the value is itself a ref.
             SerializationError, StoreFullError: it cannot be kept.
         """
         if isinstance(value, ObjectRef):
-            raise LocalProtocolError("put() of an ObjectRef: wrap it in a list if you want to pass the ref itself")
+            raise ArgumentError("put() of an ObjectRef: wrap it in a list if you want to pass the ref itself")
         self.reactor.check_usable()
         status, packed, inside, _ = self.pack_value(value, "value of put()")
         site = calls.call_site() if status == STORED else ""

@@ -9,6 +9,7 @@ from zmesh.exceptions import (
     PlacementGroupUnschedulableError,
     TaskPlacementGroupRemovedError,
 )
+from zmesh.limits import is_amount, is_text
 from zmesh.options import UNIT
 
 STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
@@ -91,8 +92,8 @@ def placement_group(
     """
     if strategy not in STRATEGIES:
         raise ConfigError(f"strategy must be one of {', '.join(STRATEGIES)}, not {strategy!r}")
-    if not isinstance(name, str):
-        raise ConfigError(f"name must be a string, not {name!r}")
+    if not is_text(name):
+        raise ConfigError(f"name must be a text, not {name!r}")
     if lifetime not in (None, "detached"):
         raise ConfigError(f"lifetime must be None or 'detached', not {lifetime!r}")
     if not isinstance(bundles, list | tuple) or not 0 < len(bundles) <= BUNDLES_MAX:
@@ -108,9 +109,9 @@ def _bundle(index: int, bundle: Any) -> dict[str, float]:
     if not isinstance(bundle, dict) or not bundle:
         raise ConfigError(f'bundle {index} must be a dict such as {{"CPU": 1}}, not {bundle!r}')
     for name, amount in bundle.items():
-        if not isinstance(name, str) or not isinstance(amount, int | float) or not 0 <= amount < float("inf"):
+        if not is_text(name) or not is_amount(amount):
             raise ConfigError(f"bundle {index} must map names to numbers from 0, not {name!r} to {amount!r}")
-        if "@" in name or name in ("spread", "bundle") or name.startswith(("node:", "label:")):
+        if "@" in name or name in ("spread", "bundle") or name.startswith(("node:", "label:", "labels:", "env:")):
             raise ConfigError(f"{name!r} in bundle {index} is no resource")
         if name == "GPU" and amount > 1 and amount != int(amount):
             raise ConfigError(f"GPU above 1 must be a whole number, not {amount!r} as in bundle {index}")
@@ -137,8 +138,8 @@ def get_placement_group(placement_group_name: str) -> PlacementGroup:
     Raises:
         ConfigError: there is none.
     """
-    if not isinstance(placement_group_name, str) or not placement_group_name:
-        raise ConfigError(f"the name of a placement group is a string, not {placement_group_name!r}")
+    if not is_text(placement_group_name) or not placement_group_name:
+        raise ConfigError(f"the name of a placement group is a text, not {placement_group_name!r}")
     found = api.auto_init().find_group(placement_group_name)
     if found is None:
         raise ConfigError(f"no placement group is named {placement_group_name!r}: it was not made yet, or was removed")

@@ -95,6 +95,8 @@ class Queue:
     """
 
     def __init__(self, maxsize: int = 0, actor_options: dict[str, Any] | None = None) -> None:
+        if type(maxsize) is not int:
+            raise ConfigError(f"maxsize must be a whole number, 0 for no limit, not {maxsize!r}")
         self.maxsize = maxsize
         make: Any = remote(_Items)
         self.actor: ActorHandle = make.options(**({"num_cpus": 0} | (actor_options or {}))).remote(maxsize)

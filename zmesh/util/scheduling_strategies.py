@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zmesh import options
+from zmesh import label_selectors, options
 from zmesh.exceptions import ConfigError
 from zmesh.util.placement_group import PlacementGroup
 
@@ -33,18 +33,28 @@ class NodeAffinitySchedulingStrategy:
         return (f"node:{self.node_id}",) if self.soft else ()
 
 
-@dataclass(frozen=True)
 class In:
-    """The label has this value."""
+    """The label has one of these values."""
 
-    value: str
+    def __init__(self, *values: str) -> None:
+        self.values = values
 
     def mark(self, key: str) -> str:
         """Return what such a node has."""
-        return f"label:{key}={self.value}"
+        return label_selectors.any_of(key, self.values)
 
 
-@dataclass(frozen=True)
+class NotIn:
+    """The label has none of these values, or the node lacks it."""
+
+    def __init__(self, *values: str) -> None:
+        self.values = values
+
+    def mark(self, key: str) -> str:
+        """Return what such a node has."""
+        return label_selectors.none_of(key, self.values)
+
+
 class Exists:
     """The node has the label, whatever its value."""
 
@@ -53,15 +63,35 @@ class Exists:
         return f"label:{key}"
 
 
+class DoesNotExist:
+    """The node lacks the label."""
+
+    def mark(self, key: str) -> str:
+        """Return what such a node has."""
+        return label_selectors.absent(key)
+
+
+_Condition = In | NotIn | Exists | DoesNotExist | str
+
+
 @dataclass(frozen=True)
 class NodeLabelSchedulingStrategy:
     """Run on a node whose labels (`zmesh up --label KEY=VALUE`) meet all of `hard`, and all of `soft` if there is one.
 
-    Both map a label's key to In(value), Exists() or a plain value.
+    Both map a label's key to In(*values), NotIn(*values), Exists(), DoesNotExist() or a plain value.
+
+    Raises:
+        ConfigError: one of them is something else.
     """
 
-    hard: Mapping[str, In | Exists | str] = field(default_factory=dict)
-    soft: Mapping[str, In | Exists | str] = field(default_factory=dict)
+    hard: Mapping[str, _Condition] = field(default_factory=dict)
+    soft: Mapping[str, _Condition] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for wanted in (self.hard, self.soft):
+            if not isinstance(wanted, Mapping) or not all(isinstance(one, _Condition) for one in wanted.values()):
+                raise ConfigError(f'hard= and soft= must be dicts such as {{"zone": In("a", "b")}}, not {wanted!r}')
+            _marks(wanted)
 
     def __hash__(self) -> int:
         return hash((tuple(sorted(self.hard_marks())), tuple(sorted(self.soft_marks()))))
@@ -131,5 +161,5 @@ class PlacementGroupSchedulingStrategy:
         return ()
 
 
-def _marks(wanted: Mapping[str, In | Exists | str]) -> tuple[str, ...]:
-    return tuple(f"label:{key}={one}" if isinstance(one, str) else one.mark(key) for key, one in wanted.items())
+def _marks(wanted: Mapping[str, _Condition]) -> tuple[str, ...]:
+    return tuple((In(one) if isinstance(one, str) else one).mark(key) for key, one in wanted.items())
