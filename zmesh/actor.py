@@ -1,5 +1,6 @@
 """`@zmesh.remote` on a class: `.remote()` makes an actor, a worker with state; its methods run there, one by one."""
 
+import functools
 import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -83,7 +84,9 @@ class ActorClass:
         [1, 3]
     """
 
-    def __init__(self, cls: type[Any], options: ActorOptions) -> None:
+    def __init__(
+        self, cls: type[Any], options: ActorOptions, described: "tuple[bool, Description] | None" = None
+    ) -> None:
         self.__name__ = cls.__name__
         self.__qualname__ = cls.__qualname__
         self.__module__ = cls.__module__
@@ -94,8 +97,8 @@ class ActorClass:
         self._spec: Any = None
         self._captured: list[Any] = []  # refs that the class captured: held as long as actors can be made of it
         self._group: Any = None  # the placement group _spec was captured by
-        self._signature = _signature_of(cls)
-        self._is_async, self._description = _describe(cls, options)
+        # One that arrives inside its own class, whose methods name it, comes before that has any: it must be told.
+        self._is_async, self._description = _describe(cls, options) if described is None else described
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse: the instances of this class are actors."""
@@ -134,9 +137,10 @@ class ActorClass:
             SerializationError: the class or an argument cannot be pickled.
             TypeError: `__init__` takes no such arguments.
         """
-        if self._signature is not None:
+        signature = self._signature
+        if signature is not None:
             try:
-                self._signature.bind(*args, **kwargs)
+                signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{self.__name__}.remote(): {error}") from None
         session = self._session
@@ -164,6 +168,14 @@ class ActorClass:
                 "get_if_exists=True uses it"
             )
         return handle
+
+    @functools.cached_property
+    def _signature(self) -> inspect.Signature | None:
+        """What arguments an instance is made of; None if nobody can say."""
+        try:
+            return inspect.signature(self._cls, follow_wrapped=False)  # a decorator of __init__ may give it more
+        except (TypeError, ValueError):
+            return None
 
     def _register(self, session: "Session") -> None:
         options = self._options
@@ -220,18 +232,10 @@ class ActorClass:
             from zmesh import api
 
             options = replace(options, runtime_env=api.auto_init().packed_environment(options.runtime_env))
-        return ActorClass, (self._cls, options)
+        return ActorClass, (self._cls, options, (self._is_async, self._description))
 
     def __repr__(self) -> str:
         return f"ActorClass({self._cls.__qualname__})"
-
-
-def _signature_of(cls: type[Any]) -> inspect.Signature | None:
-    """Return what arguments an instance is made of; None if nobody can say."""
-    try:
-        return inspect.signature(cls, follow_wrapped=False)  # a decorator of __init__ may give it more arguments
-    except (TypeError, ValueError):
-        return None
 
 
 def _describe(cls: type[Any], options: ActorOptions) -> tuple[bool, Description]:
@@ -353,6 +357,7 @@ class ActorMethod:
             An ObjectRef; a list of them for num_returns=n; None for 0; an ObjectRefGenerator for a stream.
 
         Raises:
+            MeshError: zmesh was shut down, or this is a fork of the process that has the handle.
             PendingCallsLimitExceededError: max_pending_calls calls have no result yet.
             SerializationError: an argument cannot be pickled.
         """

@@ -6,10 +6,11 @@ import pytest
 
 from zmesh.core.actor_calls import BURST_S, RETIRE_S, SENT_MAX, SENT_SINGLY_MAX
 from zmesh.core.actor_places import ActorPlaces
-from zmesh.core.actor_server import STALL_S, ActorServer
+from zmesh.core.actor_server import GONE_MAX, STALL_S, ActorServer
 from zmesh.core.client import DRAIN_S, ClientCore
 from zmesh.core.effects import Connect, Disconnect, Effect, Interrupt, Send
 from zmesh.core.records import Entry, Handle, Inputs, Task
+from zmesh.core.tables import table_sizes
 from zmesh.core.timers import Timers
 from zmesh.wire import actor_messages as a
 from zmesh.wire import messages as m
@@ -334,6 +335,21 @@ def test_a_call_holds_the_handle(driver: Driver) -> None:
     assert driver.said(a.Retire, W)
 
 
+def test_a_process_that_is_over_dismisses_actors_that_only_it_has(driver: Driver) -> None:
+    """Once they have no call any more; what others have, or made, stays."""
+    own, shared, theirs = driver.actor(), driver.create(), driver.borrow()
+    driver.core.references.promote([shared])
+    driver.core.actors.find(theirs, "A", ordered=True)
+    call = driver.call(own)
+    driver.core.actors.dismiss(driver.now)
+    assert driver.said(a.Retire) == []
+    driver.answer(call)
+    driver.core.actors.dismiss(driver.now)
+    driver.core.actors.dismiss(driver.now)
+    assert len(driver.said(a.Retire, W)) == 1
+    assert [actor.retiring for actor in driver.core.actors.known.values()] == [True, False, False]
+
+
 def test_an_actor_that_was_not_started_is_abandoned(driver: Driver) -> None:
     spec = driver.core.new_spec(D, "A", CPU, num_returns=-1)
     big = driver.core.put(m.STORED, (1, 100_000, D), [])
@@ -624,6 +640,13 @@ def test_a_dead_caller_is_dropped_with_its_calls_and_its_results() -> None:
     server.called(9)
     assert server.next().seq == 3
     assert server.done() == []
+
+
+def test_an_actor_that_lives_long_remembers_only_the_last_dead_callers() -> None:
+    server = Server()
+    for number in range(GONE_MAX + 10):
+        server.core.caller_gone(number.to_bytes(len(D), "big"))
+    assert table_sizes(server.core)["_gone"] == GONE_MAX
 
 
 def test_cancel_drops_a_queued_call_and_interrupts_one_that_runs() -> None:

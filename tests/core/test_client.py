@@ -600,6 +600,14 @@ def test_neighbours_of_a_long_task_are_given_back(worker: Worker) -> None:
     assert worker.said() == []
     worker.core.thief.stalled(worker.now + 1.0)
     assert worker.said() == [m.GiveBack([(3, 0), (2, 0)])]
+    worker.work(1, first=5)
+    assert worker.said() == [m.GiveBack([(5, 0)])], "it was on its way before the owner heard"
+    worker.core.finished(m.INLINE, b"", [], 0, worker.now + 1.0)
+    assert worker.core.next(worker.now + 1.0) is None
+    worker.said()
+    worker.work(1, first=6)
+    assert worker.said() == [], "that one was the last of its kind"
+    assert worker.core.next(worker.now + 1.0) is not None
 
 
 def test_a_blocked_task_gives_back_work_and_cpu_and_takes_up_again(worker: Worker) -> None:
@@ -703,6 +711,19 @@ def test_max_calls_does_not_end_a_worker_whose_children_still_run(worker: Worker
     worker.core.cancel(child, 1.0)
     worker.hear(NODE, m.Ack(99))
     assert worker.did(Exit) == [Exit()]
+
+
+def test_an_actor_that_ended_leaves_with_the_actors_it_made(worker: Worker) -> None:
+    """Also if a thread of it, or a global variable, still has their handles."""
+    worker.work(1, options={"max_calls": 1})
+    worker.core.next(0.0)
+    worker.core.serve({"": 1}, {}, b"", 0.0)
+    spec = worker.core.new_spec(D, "child", CPU, num_returns=-1)
+    child = worker.core.new_actor(spec, b"", None, 1, name="child", ordered=True)
+    worker.core.start_actor(child, 0.0)
+    worker.core.finished(m.END, 1, [], 0, 1.0)
+    assert worker.did(Exit) == [Exit()]
+    assert child.refs == 1
 
 
 def test_stop_is_refused_by_a_worker_that_owns_something(worker: Worker) -> None:

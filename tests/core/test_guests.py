@@ -231,6 +231,27 @@ def test_what_others_counted_is_lost_and_shared_anew() -> None:
     guest.core.check()
 
 
+def test_what_it_borrowed_is_counted_under_its_new_name_before_the_old_one_ends() -> None:
+    guest = Guest()
+    guest.attach()
+    mine, twice = (guest.core.references.borrow(object_id(FAR, seq), counted=True) for seq in (1, 2))
+    guest.core.references.borrow(object_id(FAR, 2), counted=True)
+    guest.core.detached("a cable", guest.now)
+    guest.attach(A)
+    guest.core.detached("a cable", guest.now)
+    guest.open(B)
+    guest.carry_out()
+    guest.core.restored(guest.now)
+    holders = [(object_id(FAR, seq), guest.core.me) for seq in (1, 2)]
+    hello, hold = guest.carry_out()
+    assert type(hello[1]) is m.Hello
+    assert hold == (node_peer(B), m.Hold(0, holders))
+    guest.core.references.drop(mine)
+    guest.core.references.drop(twice)
+    guest.core.references.drop(twice)
+    assert [word.objects for _, word in guest.carry_out()] == [[(object_id(FAR, seq), 1, True)] for seq in (1, 2)]
+
+
 def test_words_of_a_link_count_only_while_there_is_a_node() -> None:
     guest = Guest()
     guest.core.parcel(0, 1, 0, False, node_peer(A), bytes(16), b"early", 0.0)

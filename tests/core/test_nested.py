@@ -2,10 +2,11 @@
 
 import pytest
 
-from tests.core.test_client import NODE, D, Driver, N, W
+from tests.core.test_client import NODE, D, Driver, N, W, Worker
 from zmesh.core.holdings import LOOK_S
 from zmesh.core.records import Entry, Inputs
 from zmesh.wire import messages as m
+from zmesh.wire.actor_messages import CallerGone
 from zmesh.wire.counting_messages import Held, Holdings, Recount, Tally, Uncounted, WhoHolds
 from zmesh.wire.ids import node_peer, object_id
 
@@ -141,3 +142,92 @@ def test_a_keeper_of_a_replica_hears_what_was_held_since_it_asked_last(driver: D
             driver.core.references.drop(entry)
     driver.hear(NODE, m.NodeGone(warden, "it is gone"))
     assert not driver.core.sightings._since
+
+
+def test_arguments_are_held_until_what_a_thief_took_out_of_them_is_counted_for_it(driver: Driver) -> None:
+    references = driver.core.references
+    box, known = borrowed(driver), borrowed(driver, object_id(FAR + b"driver..", 3))
+    box.status, box.value = m.INLINE, b"box"
+    task = driver.submit(inputs=Inputs([box], [known]))
+    driver.steal()
+    references.drop(box)
+    references.drop(known)
+    driver.said()
+    driver.hear(W, m.Done([(task.seq, 0, m.INLINE, b"r")], [], [references.oid(known), INNER]))
+    sure, hold = driver.said(HOME)
+    assert sure == m.Hold(0, [(references.oid(known), W)])
+    assert hold.holders == [(INNER, W)]
+    assert not references.idle
+    driver.hear(HOME, m.Ack(hold.request))
+    assert [one for word in driver.said(HOME) for one in word.objects] == [
+        (BOX, 1, True),
+        (references.oid(known), 1, True),
+    ]
+
+
+def test_arguments_are_let_go_of_when_the_home_of_what_they_contained_is_gone(driver: Driver) -> None:
+    box = borrowed(driver)
+    box.status, box.value = m.INLINE, b"box"
+    task = driver.submit(inputs=Inputs([box]))
+    driver.steal()
+    driver.hear(W, m.Done([(task.seq, 0, m.INLINE, b"r")], [], [INNER]))
+    assert box.refs == 2
+    driver.hear(NODE, m.NodeGone(FAR, "it is gone"))
+    assert box.refs == 1
+
+
+def test_a_dead_worker_is_buried_when_all_homes_count_what_it_gave(driver: Driver) -> None:
+    """What it held goes then, at homes that its node reaches faster than we do."""
+    tasks = [driver.submit(), driver.submit()]
+    driver.steal()
+    driver.hear(W, m.Done([(tasks[0].seq, 0, m.INLINE, b"r", [INNER])], [], []))
+    claim = driver.said(HOME)[-1]
+    driver.hear(NODE, m.WorkerDied(W, 1, 9, D, tasks[1].seq, 0, "", ""))
+    driver.pass_time(1.0)
+    assert m.Buried(W) not in driver.said(NODE)
+    driver.hear(HOME, m.Ack(claim.request))
+    assert m.Buried(W) in driver.said(NODE)
+
+
+def test_a_dead_worker_is_buried_though_the_home_of_what_it_gave_is_gone(driver: Driver) -> None:
+    task = driver.submit()
+    driver.steal()
+    driver.done(task, inside=[INNER])
+    driver.hear(NODE, m.WorkerDied(W, 1, 9, b"", 0, 0, "", ""))
+    driver.pass_time(1.0)
+    driver.said()
+    driver.hear(NODE, m.NodeGone(FAR, "it is gone"))
+    assert m.Buried(W) in driver.said(NODE)
+
+
+def test_what_came_with_calls_is_claimed_when_all_who_brought_it_are_dead() -> None:
+    """Else nobody would say that the actor keeps it, and it would be freed under its eyes."""
+    actor, other = Worker(), FAR + b"other..."
+    entry = actor.core.references.borrow(INNER, caller=D)
+    actor.core.references.borrow(INNER, caller=other)
+    actor.hear(NODE, CallerGone(D))
+    assert actor.said() == []
+    actor.hear(NODE, CallerGone(other))
+    assert actor.said() == [m.Hold(0, [(INNER, W)])]
+    actor.core.references.drop(entry)
+    actor.core.references.drop(entry)
+    assert actor.said() == [m.Release([(INNER, 1, True)])]
+
+
+def test_the_first_call_that_ends_tells_what_others_brought_too() -> None:
+    actor, other = Worker(), FAR + b"other..."
+    actor.core.references.borrow(INNER, caller=D)
+    actor.core.references.borrow(INNER, caller=other)
+    assert actor.core.references.keeps(other) == [INNER]
+    assert actor.core.references.keeps(D) == []
+
+
+def test_what_came_with_the_task_of_a_dead_victim_is_claimed() -> None:
+    worker = Worker()
+    worker.attach()
+    worker.said()
+    worker.core.references.borrow(INNER)
+    worker.hear(NODE, m.Detach(FAR + b"earlier.", 0, dead=True))
+    assert worker.said() == []
+    worker.hear(NODE, m.Detach(D, 1, dead=True))
+    assert worker.said(HOME) == [m.Hold(0, [(INNER, W)])]

@@ -432,3 +432,15 @@ def test_actors_made_now_and_then_have_no_worker_forked_ahead(host: Host) -> Non
         host.core.receive(worker, Settle(CPU), host.now)
         assert spawned(host) == 0
         host.pass_time(AHEAD_S)
+
+
+def test_a_worker_hears_of_the_end_of_a_client_it_served_before(host: Host) -> None:
+    """What it gave in its last result it holds until that client says Taken, or is dead."""
+    (worker,) = attached(host)
+    host.demand(0)
+    host.pass_time(3.0)
+    (detach,) = host.said(worker)
+    host.core.receive(worker, m.Free(detach.epoch), host.now)
+    host.said()
+    host.core.client_ended(DRIVER, host.now)
+    assert m.Detach(DRIVER, 0, dead=True) in host.said(worker)

@@ -109,6 +109,38 @@ def test_a_round_waits_for_all_that_live_and_for_nobody_else(desk: Desk) -> None
     assert desk.kept == []
 
 
+def test_nothing_goes_in_a_round_in_which_somebody_dies_unasked(desk: Desk) -> None:
+    """It may have passed on a reference to somebody who had answered already."""
+    desk.orphans.wake(desk.now)
+    desk.tick()
+    desk.answer(1, [], [])
+    assert desk.kept == [X, Y]
+    desk.tick()
+    desk.orphans.answered(M1, Held(US, 2, []), desk.now)
+    desk.orphans.answered(M2, Held(US, 2, []), desk.now)
+    desk.orphans.client_gone(D, desk.now)
+    assert desk.kept == [X, Y]
+    assert len(desk.tick(2 * ROUND_S)) == 3
+    desk.orphans.told(D, Held(US, 3, []), desk.now)
+    desk.orphans.answered(M1, Held(US, 3, []), desk.now)
+    del desk.members[M2]
+    desk.orphans.node_gone(M2, desk.now)
+    assert desk.kept == [X, Y]
+    desk.tick()
+    desk.orphans.told(D, Held(US, 4, []), desk.now)
+    desk.orphans.answered(M1, Held(US, 4, []), desk.now)
+    assert desk.kept == []
+
+
+def test_guests_of_a_member_that_is_gone_have_time_to_find_another(desk: Desk) -> None:
+    desk.orphans.wake(desk.now)
+    desk.tick(ROUND_S - 1)
+    del desk.members[M2]
+    desk.orphans.node_gone(M2, desk.now)
+    assert desk.tick(ROUND_S - 1) == []
+    assert len(desk.tick(1)) == 2
+
+
 def test_a_member_answers_when_all_its_clients_have(desk: Desk) -> None:
     desk.kept.clear()
     desk.clients[E] = True

@@ -23,7 +23,9 @@ from zmesh.exceptions import (
     ActorUnavailableError,
     ConfigError,
     LocalProtocolError,
+    MeshError,
     NodeDiedError,
+    NotRunningError,
     PendingCallsLimitExceededError,
     TaskCancelledError,
     TaskError,
@@ -183,6 +185,46 @@ def test_an_exception_in_init_comes_with_each_call_and_carries_the_traceback(mes
             zmesh.get(ref)
         assert caught.value.actor_init_failed
     assert caught.value.class_name.endswith("Broken")
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_whatever_init_raises_the_actor_is_dead(mesh: None, kind: type[BaseException], is_async: bool) -> None:
+    class Plain:
+        def __init__(self) -> None:
+            raise kind("not today")
+
+        def use(self) -> None:
+            pass
+
+    class Async(Plain):
+        async def wait(self) -> None:
+            pass
+
+    broken = zmesh.remote(Async if is_async else Plain).remote()
+    with pytest.raises(ActorDiedError, match=f"__init__ raised {kind.__name__}: not today") as caught:
+        zmesh.get(broken.use.remote())
+    assert caught.value.actor_init_failed
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_actor_makes_others_of_its_own_class(mesh: None, is_async: bool) -> None:
+    """The class travels by value, with methods that name the actor class: that arrives before the class is whole."""
+
+    @zmesh.remote(num_cpus=0)
+    class Plain:
+        def make(self, more: int) -> int:
+            return 1 + zmesh.get(Plain.remote().make.remote(more - 1)) if more else 0
+
+    @zmesh.remote(num_cpus=0)
+    class Async:
+        def __init__(self, more: int = 2) -> None:
+            self.more = more
+
+        async def make(self, more: int) -> int:
+            return 1 + await Async.remote(self.more - 1).make.remote(more - 1) if more else 0
+
+    assert zmesh.get((Async if is_async else Plain).remote().make.remote(2), timeout=20) == 2
 
 
 @pytest.mark.parametrize("how", ["os._exit", "SIGKILL", "SIGSEGV"])
@@ -396,6 +438,41 @@ def test_an_actor_lets_go_of_a_caller_that_died(mesh: None) -> None:
     with pytest.raises(zmesh.exceptions.WorkerDiedError):
         zmesh.get(call_and_die.remote(counter, [zmesh.put(1)]))
     assert _until(lambda: zmesh.get(counter.add.remote(0)) in (0, 1), 5.0)
+
+
+@pytest.mark.parametrize("how", ["exit_actor", "its handle goes"])
+@pytest.mark.parametrize("places", [1, 2])
+def test_the_actors_of_an_actor_that_ends_end_with_it(mesh: None, how: str, places: int) -> None:
+    """It has their handles in its variables, which nobody else can use."""
+
+    @zmesh.remote
+    class Parent:
+        def __init__(self) -> None:
+            self.child = Counter.remote()
+            self.me = self
+
+        def pids(self) -> list[int]:
+            return [os.getpid(), zmesh.get(self.child.pid.remote())]
+
+        def share(self) -> Any:
+            return self.child
+
+        def end(self) -> None:
+            zmesh.actor.exit_actor()
+
+    parent = Parent.options(max_concurrency=places).remote()
+    pids = zmesh.get(parent.pids.remote())
+    child = zmesh.get(parent.share.remote()) if places == 1 else None
+    if how == "exit_actor":
+        with pytest.raises(ActorDiedError):
+            zmesh.get(parent.end.remote())
+    del parent
+    gc.collect()
+    if child is not None:
+        assert zmesh.get(child.add.remote()) == 1, "we have its handle, so both stay"
+        del child
+        gc.collect()
+    assert _until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 10.0)
 
 
 def test_an_actor_dies_with_the_worker_that_made_it(mesh: None) -> None:
@@ -634,6 +711,26 @@ def test_of_many_who_want_a_name_one_gets_it(mesh: None) -> None:
     assert sorted(zmesh.get([handle.add.remote() for handle in handles])) == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_handle_is_of_no_use_in_a_forked_child(mesh: None) -> None:
+    """The sockets are its parent's: a call through them waited for ever. What the child makes itself works."""
+    counter = Counter.remote()
+    zmesh.get(counter.add.remote())
+    child = os.fork()
+    if not child:
+        refused = 0
+        signal.alarm(10)
+        try:
+            for use in (counter.add.remote, lambda: zmesh.kill(counter)):
+                try:
+                    use()
+                except MeshError:
+                    refused += 1
+        finally:
+            os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    assert zmesh.get(counter.add.remote()) == 2
+
+
 def test_actors_end_with_their_program_whoever_holds_them() -> None:
     code = """
 import os, time, zmesh
@@ -651,6 +748,17 @@ os.kill(os.getpid(), 9)
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 3, done.stderr
     assert _until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 10.0)
+
+
+def test_a_handle_of_a_session_that_is_over_says_so() -> None:
+    zmesh.shutdown()
+    zmesh.init("local", num_cpus=1)
+    counter = Counter.remote()
+    ref = counter.add.remote()
+    zmesh.shutdown()
+    for use in (counter.add.remote, lambda: zmesh.kill(counter), lambda: zmesh.cancel(ref)):
+        with pytest.raises(NotRunningError, match=r"zmesh\.init\(\)"):
+            use()
 
 
 def test_local_mode_runs_actors_inline() -> None:

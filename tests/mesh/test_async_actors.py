@@ -1,6 +1,8 @@
 """The event loop of an actor: one thread for the mesh and for what the actor's own coroutines wait for."""
 
 import asyncio
+import contextlib
+import io
 import os
 import sys
 import threading
@@ -11,7 +13,8 @@ from typing import Any
 import pytest
 
 import zmesh
-from zmesh.exceptions import ActorDiedError, TaskCancelledError
+from zmesh.exceptions import ActorDiedError, TaskCancelledError, TaskError
+from zmesh.runtime import session
 
 GET_S = 20.0
 
@@ -21,6 +24,11 @@ def mesh() -> Iterator[None]:
     zmesh.init("local", num_cpus=2)
     yield
     zmesh.shutdown()
+
+
+@zmesh.remote
+def same(value: int) -> int:
+    return value
 
 
 @zmesh.remote
@@ -76,12 +84,58 @@ class Loop:
             rounds += 1
         return rounds
 
+    async def block_beside_a_waiting_thread(self, seconds: float) -> tuple[int, int]:
+        def slow() -> int:
+            time.sleep(3 * seconds)
+            return 7
+
+        ref = zmesh.remote(slow).remote()
+        waiting = asyncio.create_task(asyncio.to_thread(zmesh.get, ref))
+        await asyncio.sleep(seconds)
+        reactor = session.current().reactor
+        before = reactor.pumps
+        self.loop.call_soon_threadsafe(int)
+        time.sleep(seconds)
+        return reactor.pumps - before, await waiting
+
+    async def gather_in_threads(self, count: int) -> list[int]:
+        return await asyncio.gather(*[asyncio.to_thread(zmesh.get, same.remote(i)) for i in range(count)])
+
+    async def warned_of(self, refs: list[Any]) -> int:
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            for ref in refs or [zmesh.put(1)]:
+                zmesh.get(ref)
+        return told.getvalue().count("`await` the ref")
+
     async def await_ref(self, refs: list[Any]) -> Any:
         return await refs[0]
 
     async def count(self, items: int) -> AsyncIterator[int]:
         for number in range(items):
             yield number
+
+    async def cancel_all(self) -> None:
+        for task in asyncio.all_tasks():
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    async def interrupted(self) -> None:
+        raise KeyboardInterrupt
+
+    async def interrupt_in(self, what: str) -> None:
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        if what == "a callback":
+            self.loop.call_soon(interrupt)
+            await asyncio.sleep(0.01)
+        else:
+            await asyncio.gather(self.interrupted())
+
+    async def stop_the_loop(self) -> str:
+        self.loop.stop()
+        await asyncio.sleep(0.01)
+        return "stopped"
 
     async def leave(self) -> None:
         zmesh.actor.exit_actor()
@@ -152,6 +206,51 @@ def test_a_call_is_cancelled_and_the_others_run_on(actor: Any) -> None:
         get(waiting[1])
     get(actor.let_in.remote())
     assert get([waiting[0], waiting[2]]) == ["in", "in"]
+
+
+def test_a_call_whose_task_the_user_cancels_before_it_began_is_answered(actor: Any) -> None:
+    """All come while the loop is blocked, so none has made its first step when the first of them cancels the others.
+    One that comes later on a busy machine is not cancelled, and answered too."""
+    calls = [actor.block.remote(0.1), actor.cancel_all.remote(), *[actor.nap.remote(0.2) for _ in range(3)]]
+    ready, waiting = zmesh.wait(calls, num_returns=len(calls), timeout=GET_S)
+    assert (len(ready), waiting) == (5, [])
+
+
+def test_a_get_that_holds_up_the_loop_is_warned_of_once(actor: Any) -> None:
+    """A ref that has its value holds up nothing, nor does a get() in a thread."""
+    assert get(actor.warned_of.remote([])) == 0
+    assert get(actor.in_a_thread.remote()) == 7
+    slow = zmesh.remote(lambda: time.sleep(0.05))
+    assert get(actor.warned_of.remote([slow.remote(), slow.remote()])) == 1
+
+
+def test_threads_that_end_at_once_always_wake_the_loop(actor: Any) -> None:
+    """One was woken to lead, had what it waited for, and left: nobody slept on what the loop waits for."""
+    for _ in range(10):
+        assert get([actor.gather_in_threads.remote(40) for _ in range(3)]) == [list(range(40))] * 3
+
+
+def test_a_thread_that_waits_sleeps_while_the_loop_is_blocked(actor: Any) -> None:
+    """It leads, and so is woken for what the loop should look at; once, and not for as long as the loop does not."""
+    looks, value = get(actor.block_beside_a_waiting_thread.remote(0.2))
+    assert value == 7
+    assert looks < 1000
+
+
+@pytest.mark.parametrize("how", ["a task", "a callback"])
+def test_a_keyboard_interrupt_of_the_users_own_ends_no_actor(actor: Any, how: str) -> None:
+    ref = actor.interrupt_in.remote(how)
+    if how == "a task":
+        with pytest.raises(TaskError, match="KeyboardInterrupt"):
+            get(ref)
+    else:
+        assert get(ref) is None
+    assert get(actor.nap.remote(0)) == 0
+
+
+def test_an_actor_goes_on_when_a_method_stops_the_loop(actor: Any) -> None:
+    assert get(actor.stop_the_loop.remote()) == "stopped"
+    assert get(actor.nap.remote(0)) == 0
 
 
 @pytest.mark.parametrize("how", ["leave", "leave_by_callback"])

@@ -106,6 +106,15 @@ def test_a_worker_that_closes_its_descriptors_dies_and_harms_nobody(mesh: Any) -
     assert zmesh.get(same.remote(1)) == 1
 
 
+def test_what_a_task_starts_inherits_none_of_our_descriptors(mesh: Any) -> None:
+    @zmesh.remote
+    def inherited() -> list[str]:
+        listing = subprocess.run(["ls", "/proc/self/fd"], capture_output=True, text=True, close_fds=False, check=True)
+        return listing.stdout.split()
+
+    assert zmesh.get(inherited.remote()) == ["0", "1", "2", "3"], "the fourth is the directory it lists"
+
+
 def test_a_task_that_forks_gives_one_result_and_leaves_nobody(mesh: Any) -> None:
     @zmesh.remote
     def fork() -> int:

@@ -57,10 +57,12 @@ class Life:
 
     Args:
         drivers: who acts; they may be killed meanwhile.
+        hasty: whether they let go of most of what they put into values, or gave to others, as soon as that is done.
     """
 
-    def __init__(self, sim: Simulation, drivers: list[Process]) -> None:
+    def __init__(self, sim: Simulation, drivers: list[Process], *, hasty: bool = False) -> None:
         self.sim = sim
+        self.hasty = hasty
         self.rng = sim.rng
         self.drivers = drivers
         self.held: list[tuple[Process, Entry]] = []
@@ -92,6 +94,8 @@ class Life:
                 references = getattr(process.core, "references", None)
                 if not process.alive or references is None or self._orphan(process):
                     continue
+                if oid in references._finding.values():
+                    continue  # it hears that the object is gone: whoever told it of that may be dead
                 entry = references._borrowed.get(oid)
                 if entry is not None and (entry.refs or entry.share.pins):
                     self.early.append(f"{oid.hex()} was freed, and {process.name} holds it")
@@ -116,8 +120,9 @@ class Life:
         acts = [self._put, self._put, self._make, self._make, self._give]
         if mine:
             acts += [self._wrap, self._wrap, self._pass, self._pass, self._share, self._need]
+            acts += [self._wrap, self._share] * (4 if self.hasty else 0)
         if any(process is driver for process, _ in self.boxes):
-            acts += [self._open] * 4
+            acts += [self._hand_on] * 8 if self.hasty else [self._open] * 4 + [self._hand_on] * 2
         if self.actors:
             acts += [self._call, self._call]
         elif self.rng.random() < 0.2:
@@ -125,6 +130,19 @@ class Life:
         self.rng.choice(acts)(driver, mine)
         while len(self.held) > 40:
             self.drop(self.rng.randrange(len(self.held)))
+
+    def _of_others(self, entries: list[Entry]) -> list[Entry]:
+        """Return those of these that others own, if a hasty life has such: they go round among hosts."""
+        theirs = [entry for entry in entries if entry.share is not None and entry.share.oid is not None]
+        return theirs if self.hasty and theirs else entries
+
+    def _used(self, process: Process, entries: list[Entry]) -> None:
+        """A process has done something with these; if it is hasty, it lets go of them."""
+        if self.hasty and self.rng.random() < 0.8:
+            used = {id(entry): True for entry in entries}
+            for index in reversed(range(len(self.held))):
+                if self.held[index][0] is process and id(self.held[index][1]) in used:
+                    self.drop(index)
 
     def drop(self, index: int) -> None:
         """Let go of one."""
@@ -177,7 +195,7 @@ class Life:
 
     def _wrap(self, driver: Process, mine: list[Entry]) -> None:
         """Put a value that contains some."""
-        some = self._promoted(driver, mine)
+        some = self._promoted(driver, self._of_others(mine))
 
         def wrap() -> None:
             oids = [driver.core.references.oid(entry) for entry in some]
@@ -186,6 +204,7 @@ class Life:
             self.boxes.append((driver, box))
             for entry in some:
                 driver.core.references.drop(entry)
+            self._used(driver, some)
 
         self._promote(driver, some, wrap)
 
@@ -228,7 +247,8 @@ class Life:
 
     def _share(self, driver: Process, mine: list[Entry]) -> None:
         """Another driver hears of one, and has itself counted."""
-        entry = self.rng.choice(mine)
+        boxes = [box for _, box in self.boxes]
+        entry = self.rng.choice(([entry for entry in mine if entry in boxes] if self.hasty else []) or mine)
         entry.refs += 1
         others = [other for other in self.drivers if other.alive and other is not driver]
         oid = driver.core.references.oid(entry)
@@ -256,6 +276,7 @@ class Life:
             self._hold(other, theirs)
             if contains:
                 self.boxes.append((other, theirs))
+            self._used(driver, [entry])
 
         self._after(other, [ticket], claimed)
         self._after(driver, [ticket], lambda: driver.core.references.drop(entry), other)
@@ -283,6 +304,13 @@ class Life:
         if found:
             references.claim_inside(box, found)
         references.drop(box)
+
+    def _hand_on(self, driver: Process, mine: list[Entry]) -> None:
+        """A task gets a value that contains references, takes them out, and may keep them for a while."""
+        box = self.rng.choice(self._of_others([entry for process, entry in self.boxes if process is driver]))
+        driver.core.fetch(box)
+        self._hold(driver, self.sim.submit(driver, self._spec(driver), program("unpack"), Inputs([box])))
+        self._used(driver, [box])
 
     def _actor(self, driver: Process, mine: list[Entry]) -> None:
         handle = self.sim.create(driver, program("actor"), restarts=1, cpus=0)

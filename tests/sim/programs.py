@@ -18,8 +18,9 @@ def program(kind: str, **fields: Any) -> bytes:
 
     Kinds: "work" (seconds, value), "die" (seconds, times: attempts that kill the worker), "raise", "retry" (times),
     "big" (value: stored), "nest" (children: programs it submits, waits for and returns the values of),
-    "stream" (items, stored), "many" (values), "parts" (count: all but the last are stored), "hang"; "actor" and "use":
-    see actors.py.
+    "stream" (items, stored), "many" (values), "parts" (count: all but the last are stored), "borrow" (oids), "unpack",
+    (`keeps` them for a while, if not by chance), "hand_back" (oid), "give" (count, stored), "hang"; "actor" and
+    "use": see actors.py.
     """
     packed: bytes = msgpack.packb({"kind": kind, **fields})
     return packed
@@ -127,6 +128,10 @@ class UserCode(ActorCode):
             self._stream(process, running, code, end)
         elif kind == "borrow":
             self._borrow(process, code["oids"], seconds, still, end)
+        elif kind == "unpack":
+            self._unpack(process, running, code, still, end)
+        elif kind == "hand_back":
+            self._hand_back(process, running, code["oid"], end)
         elif kind == "give":
             self._give(process, running, code, still, end)
         elif kind == "actor":
@@ -197,7 +202,14 @@ class UserCode(ActorCode):
                 self.settle(process)
 
     def _borrow(
-        self, process: Any, oids: list[bytes], seconds: float, still: Callable[[], bool], end: Callable[..., None]
+        self,
+        process: Any,
+        oids: list[bytes],
+        seconds: float,
+        still: Callable[[], bool],
+        end: Callable[..., None],
+        *,
+        keeps: bool = False,
     ) -> None:
         """Take refs out of the arguments, read what they name, and let go of them at the end or some time after."""
         references = process.core.references
@@ -213,13 +225,13 @@ class UserCode(ActorCode):
 
         def done() -> None:
             process.core.wait_ends(self.now)
-            keep = self.rng.random() < 0.5
+            keep = self.rng.random() < 0.5 or keeps
             values = [entry.status in (m.INLINE, m.STORED) for entry in entries]
             if not keep:
                 drop()
             end(m.INLINE, msgpack.packb(values), [])
             if keep:
-                self.at(self.rng.uniform(0.0, 0.3), drop)
+                self.at(self.rng.uniform(0.2 if keeps else 0.0, 0.3), drop)
 
         def wait() -> None:
             if still():
@@ -228,6 +240,21 @@ class UserCode(ActorCode):
                 self.when(process, entries, done, still)
 
         self.at(seconds, wait)
+
+    def _unpack(
+        self, process: Any, running: Any, code: dict[str, Any], still: Callable[[], bool], end: Callable[..., None]
+    ) -> None:
+        """Take refs out of values that came as arguments, and do with them as `_borrow`."""
+        values = [msgpack.unpackb(value) for status, value, _ in running.deps if status == m.INLINE]
+        oids = [oid for value in values for oid in value]
+        self._borrow(process, oids, code.get("seconds", 0.001), still, end, keeps=code.get("keeps", False))
+
+    def _hand_back(self, process: Any, running: Any, oid: bytes, end: Callable[..., None]) -> None:
+        """Return a ref that this process kept from a task before."""
+        references = process.core.references
+        entry = references._borrowed[oid]
+        process.core.give(running, [entry])
+        end(m.INLINE, msgpack.packb([oid]), [oid])
 
     def _give(
         self, process: Any, running: Any, code: dict[str, Any], still: Callable[[], bool], end: Callable[..., None]

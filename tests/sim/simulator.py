@@ -106,6 +106,7 @@ class Simulation(UserCode, Network):
         self.warnings: list[str] | None = None  # a list: warnings are noted there; None: they are faults
         self.cuts = 0.0  # which part of what nodes send each other is lost
         self.apart: dict[tuple[bytes, bytes], bool] = {}  # {(node, node): True} between which nothing passes
+        self.lags: dict[tuple[bytes, bytes], float] = {}  # {(from node, to node): what passes takes up to so much more}
         self.hosts: dict[bytes, Host] = {}
         for index in range(hosts):
             host = self._host(NODE[:7] + bytes([NODE[7] + index]), index, cpus, limits or Limits())
@@ -412,7 +413,8 @@ class Simulation(UserCode, Network):
     def _carry(self, process: Process, target: Process, receive: Callable[[], None], late: Any = None) -> None:
         """Do something at `target` after a while; what one process sends another stays in order."""
         link = (process.peer, target.peer)
-        arrival = max(self._last.get(link, 0.0), self.now + self.rng.uniform(0.00002, 0.0003))
+        longest = 0.0003 + self.lags.get((process.peer[:8], target.peer[:8]), 0.0)
+        arrival = max(self._last.get(link, 0.0), self.now + self.rng.uniform(0.00002, longest))
         self._last[link] = arrival
         delivery: list[Any] = []
         process.sent.append(delivery)

@@ -1,11 +1,12 @@
 """Objects that programs nest, pass and drop at random: none goes too early, none stays, whatever dies or is cut off."""
 
+import msgpack
 import pytest
 
 from tests.sim.life import Life
 from tests.sim.programs import program
-from tests.sim.simulator import NODE, Simulation
-from zmesh.core.records import Inputs
+from tests.sim.simulator import NODE, Process, Simulation, value_of
+from zmesh.core.records import Entry, Inputs
 from zmesh.wire import messages as m
 
 
@@ -36,6 +37,17 @@ def test_across_hosts_nothing_goes_early_and_nothing_stays(seed: int, cuts: floa
     sim.cuts = cuts
     life = Life(sim, [sim.driver("d"), sim.driver("e", other(1)), sim.driver("f", other(2))])
     live(sim, life, 120)
+    life.ends()
+    life.rest()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 12, 22, 23, 34])
+def test_however_slow_a_link_is_nothing_goes_early(seed: int) -> None:
+    """A word by way of a third host overtakes one that went straight."""
+    sim = Simulation(seed, hosts=3)
+    life = Life(sim, [sim.driver("d"), sim.driver("e", other(1)), sim.driver("f", other(2))], hasty=True)
+    sim.lags = {(one, two): sim.rng.choice([0.0, 0.005, 0.05]) for one in sim.hosts for two in sim.hosts if one != two}
+    live(sim, life, 200)
     life.ends()
     life.rest()
 
@@ -111,3 +123,82 @@ def test_readers_of_what_a_partition_took_away_get_it_made_again_or_hear_why(see
     life.held += held
     life.ends(LOSSES)
     life.rest(looks=5)
+
+
+def claimed(sim: Simulation, process: Process, oid: bytes) -> Entry:
+    """Have a process counted for an object; returns its entry."""
+    entry, ticket = process.core.references.claim_found(oid)
+    sim.settle(process)
+    sim.run_until(lambda: ticket.status == m.INLINE, 5.0)
+    return entry
+
+
+def boxed(sim: Simulation, process: Process, inner: Entry) -> tuple[Entry, bytes]:
+    """Put and promote a value that contains a reference; returns its entry and name."""
+    box = process.core.put(m.INLINE, msgpack.packb([process.core.references.oid(inner)]), [inner])
+    ticket = process.core.references.promote([box])
+    sim.settle(process)
+    sim.run_until(lambda: ticket.status == m.INLINE, 5.0)
+    return box, process.core.references.oid(box)
+
+
+def three_hosts(seed: int) -> tuple[Simulation, Life, Process, Entry]:
+    """Return a driver of the third host with a borrowed value of the second, all that holds an object of the first."""
+    sim = Simulation(seed, hosts=3, cpus=1)
+    first, second, third = sim.driver("d"), sim.driver("e", other(1)), sim.driver("f", other(2))
+    life = Life(sim, [first, second, third])
+    made = first.core.put(m.INLINE, msgpack.packb(None), [])
+    ticket = first.core.references.promote([made])
+    sim.settle(first)
+    sim.run_until(lambda: ticket.status == m.INLINE, 5.0)
+    oid = first.core.references.oid(made)
+    inner = claimed(sim, second, oid)
+    box, name = boxed(sim, second, inner)
+    theirs = claimed(sim, third, name)
+    for process, entry in ((first, made), (second, inner), (second, box)):
+        sim.drop(process, entry)
+    third.core.fetch(theirs)
+    sim.settle(third)
+    sim.run_until(lambda: theirs.status == m.INLINE, 5.0)
+    return sim, life, third, theirs
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_task_takes_out_of_a_borrowed_argument_is_held_until_its_home_knows(seed: int) -> None:
+    """The caller lets go of the argument at a second host, which lets go of what it contains at a third."""
+    sim, life, driver, box = three_hosts(seed)
+    sim.lags = {(other(2), NODE): 0.1}
+    task = sim.submit(driver, life._spec(driver), program("unpack", keeps=True), Inputs([box]))
+    sim.drop(driver, box)
+    sim.run_until(lambda: task.status != m.PENDING, 5.0)
+    assert value_of(task) == [True]
+    life.held.append((driver, task))
+    life.ends()
+    life.rest()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_worker_gives_before_it_dies_is_held_by_whoever_got_it(seed: int) -> None:
+    """The home hears of the death from the worker's node, long before it hears from whom the worker served."""
+    sim, life, driver, box = three_hosts(seed)
+    (oid,) = msgpack.unpackb(box.value)
+    there = driver.core.new_spec(driver.peer, "f", {"CPU": m.UNIT, f"node:{other(1).hex()}": 1})
+    first = sim.submit(driver, there, program("unpack", keeps=True), Inputs([box]))
+    sim.drop(driver, box)
+    sim.run_until(lambda: first.status != m.PENDING, 5.0)
+    sim.run(sim.now + 0.02)  # nobody but the worker holds it now
+    sim.lags = {(other(2), NODE): 5.0}
+    second = sim.submit(driver, there, program("hand_back", oid=oid))
+    sim.run_until(lambda: second.status != m.PENDING, 5.0)
+    (worker,) = [process for process in sim.ready_workers() if process.peer[:8] == other(1)]
+    sim.kill(worker)
+    sim.run(sim.now + 10.0)
+    assert second.share is not None
+    (found,) = second.share.inside
+    driver.core.fetch(found)
+    sim.settle(driver)
+    sim.run_until(lambda: found.status != m.PENDING, 5.0 + 5.0)
+    assert found.status == m.INLINE
+    life.held += [(driver, first), (driver, second)]
+    life.ends()
+    life.rest()

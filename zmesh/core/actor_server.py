@@ -18,6 +18,7 @@ from zmesh.wire.messages import CANCELLED, ERROR, ITEM, LOST, Cancel, Done
 FLUSH_AGE_S = 0.002  # results wait no longer than this for company
 FLUSH_RESULTS_MAX = 128
 FLUSH_BYTES_MAX = 256 * 1024
+GONE_MAX = 1024  # dead callers of which calls may still be on their way
 STALL_S = 0.02  # a call that has run for so long holds up no results
 
 
@@ -60,7 +61,7 @@ class ActorServer:
         self.retired = False  # nobody has a handle: it ends when nothing is left to do
         self.failure: Any = None  # (status, value) of every call, once the actor has ended
         self._callers: dict[PeerID, Caller] = {}
-        self._gone: dict[PeerID, bool] = {}  # {dead caller: True}
+        self._gone: dict[PeerID, bool] = {}  # {dead caller: True}, the oldest first
         self._due: dict[PeerID, Caller] = {}  # those with results to send
         self._oldest_s = 0.0
         self._count = 0
@@ -147,6 +148,8 @@ class ActorServer:
     def caller_gone(self, peer: PeerID) -> None:
         """A caller is dead: what it called and did not start is dropped, a stream ends, and no result is sent."""
         self._gone[peer] = True
+        if len(self._gone) > GONE_MAX:
+            del self._gone[next(iter(self._gone))]
         self._callers.pop(peer, None)
         self._due.pop(peer, None)
         for running in self.running.values():

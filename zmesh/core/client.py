@@ -51,7 +51,6 @@ from zmesh.wire.messages import (
     MANY,
     STORED,
     Ack,
-    Buried,
     Done,
     Fetched,
     GiveBack,
@@ -389,7 +388,7 @@ class ClientCore(ActorInputs, LineageInputs):
     def _done(self, peer: PeerID, message: Done, now: float) -> None:
         """Results of a thief: the hot path."""
         if message.kept:
-            self.references.kept(peer, message.kept)
+            self.references.kept(peer, message.kept, self._needed_by(peer))
         if peer in self.actors.serving and self.actors.done(peer, message.results, now):
             return
         thief = self.victim.thieves.get(peer)
@@ -492,8 +491,7 @@ class ClientCore(ActorInputs, LineageInputs):
     def _bury(self, message: WorkerDied, now: float) -> None:
         self.references.reader_died(message.worker)
         self.references.victim_died(message.worker)
-        # All it sent lies before this on our link to the node, and so does every Hold that came of it.
-        self.effects.append(Send(node_peer(message.worker[:NODE_ID_BYTES]), Buried(message.worker)))
+        self.references.bury(message.worker)
         thief = self.victim.thieves.get(message.worker)
         if thief is None:
             self.actors.lost(message.worker)

@@ -6,12 +6,15 @@ A base of ClientCore (core/client.py), which makes what is used here.
 from collections.abc import Callable
 from typing import Any
 
+from zmesh.core.actor_calls import ActorCalls
 from zmesh.core.effects import Effect, Send
 from zmesh.core.holdings import Holder
+from zmesh.core.records import Entry, Task
 from zmesh.core.references import References
 from zmesh.core.sightings import Sightings
 from zmesh.core.tasks import Tasks
 from zmesh.core.timers import Timers
+from zmesh.core.victim import Victim
 from zmesh.wire.counting_messages import Held, Recount, Uncounted, WhoHolds
 from zmesh.wire.ids import NodeID, PeerID
 
@@ -19,12 +22,14 @@ from zmesh.wire.ids import NodeID, PeerID
 class CountingInputs:
     """What a client tells and hears of the counts that others keep for it."""
 
+    actors: ActorCalls
     effects: list[Effect]
     holder: Holder
     references: References
     sightings: Sightings
     tasks: Tasks
     timers: Timers
+    victim: Victim
     _flush: Any
 
     def _counting(self) -> dict[type[Any], Callable[[PeerID, Any, float], None]]:
@@ -37,6 +42,14 @@ class CountingInputs:
             Recount: lambda peer, _, now: self.holder.recount(peer),
             Uncounted: self._uncounted,
         }
+
+    def _needed_by(self, peer: PeerID) -> list[Entry]:
+        """Return what the tasks or calls of ours that a process has need."""
+        thief, actor = self.victim.thieves.get(peer), self.actors.serving.get(peer)
+        under_way: list[Task] = [*thief.leased.values()] if thief is not None else []
+        under_way += actor.sent.values() if actor is not None else ()
+        inputs = [task.inputs for task in under_way if task.inputs is not None]
+        return [entry for one in inputs for entry in (*one.deps, *one.held)]
 
     def _home_gone(self, node: NodeID) -> None:
         self.holder.home_gone(node)

@@ -131,6 +131,7 @@ class GuestCore(ClientCore):
         if self.state == RESTORING:
             self.state = ATTACHED
             self.effects.append(Send(self.node, self._hello))
+            self.references.hold_again()
 
     def _ping(self, now: float) -> None:
         if now - self._heard_s > SILENCE_S:

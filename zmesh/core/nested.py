@@ -2,7 +2,8 @@
 
 A value that is counted holds what it contains. If both have one home, that is the home's own business; if not, the
 home of the value is told to be counted by the other (`_hold_for_home`). Who takes a reference out of a value that it
-only borrowed is counted for it before it lets go of the value. The part of References for that.
+only borrowed is counted for it before it lets go of the value. So is whoever kept one that came with a task, before
+the caller lets go of the arguments. The part of References for that.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 from zmesh.core.effects import Effect, Send
 from zmesh.core.records import Entry, View
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer, split_object_id
-from zmesh.wire.messages import ERROR, PENDING, Hold
+from zmesh.wire.messages import ERROR, PENDING, Buried, Hold
 
 
 class Nested:
@@ -38,6 +39,8 @@ class Nested:
     own: Callable[[int, int], Entry | None]
     _hold: Callable[[int, list[Any]], dict[PeerID, bool]]
     _set: Callable[[Entry, int, Any], None]
+    _claims: dict[int, tuple[PeerID, int, dict[PeerID, bool]]]
+    _uncounted: dict[ObjectID, tuple[Entry, dict[PeerID, bool]]]
 
     def __init__(self) -> None:
         self.wake: Callable[[], None] = lambda: None
@@ -45,8 +48,9 @@ class Nested:
         self.let_go: Callable[[ObjectID], None] = lambda oid: None
         self._promoting: dict[int, list[Entry]] = {}  # {request: entries that the node has not said it counts}
         self._finding: dict[int, ObjectID] = {}  # {request: object} that this process wants to be counted for
-        # {request: (borrowed value, homes that have not answered yet)} of which what it contained is being claimed
-        self._opened: dict[int, tuple[Entry, dict[PeerID, bool]]] = {}
+        # {request: (values that hold what is being claimed, homes that have not answered yet)}
+        self._opened: dict[int, tuple[list[Entry], dict[PeerID, bool]]] = {}
+        self._dying: dict[PeerID, bool] = {}  # {dead worker: True} that gave us what not all homes count us for yet
 
     def borrow_inside(self, oid: ObjectID) -> tuple[Entry, bool]:
         """Return the entry of a reference found inside a borrowed value, with one reference more.
@@ -59,18 +63,53 @@ class Nested:
 
     def claim_inside(self, value: Entry, found: list[Entry]) -> None:
         """Have the homes count what was found inside a borrowed value, which is held until they do."""
-        value.refs += 1
+        self._hold_until_counted([value], [(self.oid(entry), self._me) for entry in found])
+
+    def _hold_until_counted(self, values: list[Entry], holders: list[Any]) -> None:
+        """Have further holders counted of what these values contain, and hold them until all are."""
+        for value in values:
+            value.refs += 1
         self._requests += 1
-        homes = self._hold(self._requests, [(self.oid(entry), self._me) for entry in found])
-        self._opened[self._requests] = (value, homes)
+        self._opened[self._requests] = (values, self._hold(self._requests, holders))
+
+    def _counts_us(self, oid: ObjectID) -> bool:
+        """Whether a home counts this process, or will before it hears anything that we say now."""
+        entry = self._borrowed.get(oid) or self._own(oid)
+        return entry is not None and entry.share is not None and entry.share.holds > 0
 
     def _claimed(self, request: int, home: PeerID) -> None:
         """A home answered, or will never. If it says that something is gone, whoever wants that will hear it."""
-        value, homes = self._opened[request]
+        values, homes = self._opened[request]
         homes.pop(home, None)
         if not homes:
             del self._opened[request]
-            self.drop(value)
+            for value in values:
+                self.drop(value)
+
+    def _vouch(self, caller: PeerID) -> None:
+        """A caller is dead and says no more that we keep what came with its calls: we say so ourselves."""
+        for oid, (entry, callers) in list(self._uncounted.items()):
+            if callers.pop(caller, False) and not callers:
+                del self._uncounted[oid]
+                assert entry.share is not None
+                entry.share.holds += 1
+                self._hold(0, [(oid, self._me)])
+
+    def hold_again(self) -> None:
+        """Have homes count what this process borrowed under its name of now: they will hear of the end of the other."""
+        shares = [(oid, entry.share) for oid, entry in self._borrowed.items() if entry.share is not None]
+        held = [(oid, share) for oid, share in shares if share.holds]
+        for _, share in held:
+            share.holds = 1
+        self._hold(0, [(oid, self._me) for oid, _ in held])
+
+    def bury(self, worker: PeerID) -> None:
+        """All that a dead worker sent is taken in: what it held may go, once we are counted for what it gave us."""
+        if any(thief == worker for thief, _, _ in self._claims.values()):
+            self._dying[worker] = True
+            return
+        self._dying.pop(worker, None)
+        self._effects.append(Send(node_peer(worker[:NODE_ID_BYTES]), Buried(worker)))
 
     def _forget_claims(self, node: NodeID | None = None) -> None:
         """That node, or any, will not answer."""

@@ -39,6 +39,7 @@ from zmesh.wire.messages import (
     Blocked,
     Buried,
     Demand,
+    Detach,
     Evacuated,
     Fetch,
     Free,
@@ -504,6 +505,10 @@ class NodeCore(MemberInputs):
                 self._effects.append(KillProcess(worker.peer))
             if worker.state in (ATTACHED, DETACHING):
                 self.matchmaking.leave(worker)
+        for worker in self.matchmaking.workers.values():
+            if worker.state != SERVING and worker.victim != peer and worker.victims.pop(peer, False):
+                # It served that client before, and may hold what it gave it until that says Taken.
+                self._effects.append(Send(worker.peer, Detach(peer, 0, dead=True)))
         self.directory.owner_died(peer)
         self.actors.client_gone(peer)
         if mourners:

@@ -5,7 +5,8 @@
 
 A round is over when every member has answered, and a member answers when all of its living clients have. What nobody
 held since the round before goes. A stopped process holds up the round, as it may hold a reference; it ends with its
-death at the latest. Rounds become rare while references live.
+death at the latest. Who dies before it answers may have passed on what it held, to somebody who had answered: then
+nothing goes in that round. Rounds become rare while references live.
 
 Source: counting with two waves, Mattern 1987: what is under way in one wave is seen by the next.
 """
@@ -31,6 +32,13 @@ class Round:
     waiting: dict[bytes, bool]  # {member, or client: True} that has not answered
     objects: list[ObjectID]
     held: dict[ObjectID, bool] = field(default_factory=dict)
+
+    def died(self, who: bytes) -> bool:
+        """Wait no more for somebody, if it did not answer: it may have held anything, and passed it on."""
+        waited = self.waiting.pop(who, False)
+        if waited:
+            self.held |= dict.fromkeys(self.objects, True)
+        return waited
 
 
 class Orphans:
@@ -140,18 +148,21 @@ class Orphans:
             self._effects.append(Send(node_peer(warden), word))
 
     def client_gone(self, peer: PeerID, now: float) -> None:
-        """The dead hold nothing."""
+        """A client is dead."""
         for warden, one in list(self._passed_on.items()):
-            if one.waiting.pop(peer, False):
+            if one.died(peer):
                 self._pass_back(warden, one, now)
 
     def node_gone(self, node: NodeID, now: float) -> None:
-        """A member is gone, in whatever role."""
+        """A member is gone, in whatever role. No round begins before its guests had time to find another."""
         self.sightings.warden_gone(node)
         self._passed_on.pop(node, None)
         one = self._round
-        if one is not None and one.waiting.pop(node, False):
+        if one is not None and one.died(node):
             self._end(one, now)
+        if self._timer:
+            self._timers.cancel(self._timer)
+            self._timer = 0
         self.wake(now)
 
     def check(self) -> None:

@@ -72,8 +72,8 @@ class References(Restored, Nested):
         self._tickets: dict[int, Entry] = {}  # {request: entry that resolves when the node answers}
         self._lent: dict[tuple[int, int], Entry] = {}  # {(seq, index): own entry somebody else may name}
         self._borrowed: dict[ObjectID, Entry] = {}
-        # {object: (entry, caller)} borrowed for a running task, or for that caller's call, who hold them meanwhile
-        self._uncounted: dict[ObjectID, tuple[Entry, PeerID]] = {}
+        # {object: (entry, {caller: True})} borrowed for a running task, or for calls of those, who hold them meanwhile
+        self._uncounted: dict[ObjectID, tuple[Entry, dict[PeerID, bool]]] = {}
         self._views: dict[Key, View] = {}
         self._away: dict[tuple[int, int], Entry] = {}  # {(seq, index): own entry whose bytes lie on another host}
         self._leavers: dict[NodeID, bool] = {}  # {member that is about to leave: True}
@@ -189,17 +189,24 @@ class References(Restored, Nested):
         self._lent[entry.seq, entry.index] = entry
         return (entry.seq, entry.index)
 
-    def kept(self, peer: PeerID, keys: list[Any]) -> None:
-        """A thief's Done listed these: it goes on holding them. Called before its tasks let go of them."""
-        holders = []
+    def kept(self, peer: PeerID, keys: list[Any], needed: list[Entry]) -> None:
+        """A thief's Done listed these: it goes on holding them. Called before its tasks let go of them.
+
+        Args:
+            needed: what its tasks need: it holds what the thief found inside, maybe at another home.
+        """
+        holders: list[Any] = []
+        found: list[Any] = []
         for key in keys:
             if isinstance(key, bytes):
-                holders.append((key, peer))
+                (found if needed and not self._counts_us(key) else holders).append((key, peer))
             else:
                 entry = self._lent.get(tuple(key))
                 if entry is not None:
                     self.share(entry).readers[peer] = True
         self._hold(0, holders)
+        if found:
+            self._hold_until_counted(needed, found)
 
     def _hold(self, request: int, holders: list[Any]) -> dict[PeerID, bool]:
         """Have further holders counted, each at the object's home; returns {home: True}."""
@@ -304,6 +311,8 @@ class References(Restored, Nested):
         if not homes:
             del self._claims[request]
             self._effects.append(Send(thief, Taken(seq)))
+            if thief in self._dying:
+                self.bury(thief)
 
     def oid(self, entry: Entry) -> ObjectID:
         """Return the ObjectID of an own or borrowed entry."""
@@ -343,7 +352,9 @@ class References(Restored, Nested):
             entry.share = Share(oid)
             self.wake()
             if not counted:
-                self._uncounted[oid] = (entry, caller)
+                self._uncounted[oid] = (entry, {})
+        if not counted and oid in self._uncounted:
+            self._uncounted[oid][1][caller] = True
         entry.refs += 1
         if counted:
             assert entry.share is not None
@@ -446,6 +457,7 @@ class References(Restored, Nested):
         self.moved[self._me] = True
         self._me, self._node = me, node
         self._claims.clear()
+        self._dying.clear()
         self._given.clear()
         self._forget_claims()
         self._arrived = []
@@ -523,8 +535,8 @@ class References(Restored, Nested):
             else:
                 view.kept = 1
                 keys.append(full[1:])
-        for oid, (entry, caller) in list(self._uncounted.items()):
-            if caller in (b"", victim):
+        for oid, (entry, callers) in list(self._uncounted.items()):
+            if victim in callers or b"" in callers:
                 del self._uncounted[oid]
                 assert entry.share is not None
                 entry.share.holds += 1
@@ -548,11 +560,12 @@ class References(Restored, Nested):
         for full, view in self._views.items():
             if view.victim == victim and not isinstance(full, bytes):
                 view.kept = 0
+        self._vouch(victim)
 
     @property
     def idle(self) -> bool:
         """Whether this process could end without anybody missing an object."""
-        return not self._lent and not self._tickets and not self._given
+        return not self._lent and not self._tickets and not self._given and not self._opened
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""
@@ -561,6 +574,9 @@ class References(Restored, Nested):
             assert entry.share.oid == oid
             assert entry.refs or entry.share.pins or entry.share.readers, "a borrowed entry that nobody holds"
         assert all(view.count > 0 for view in self._views.values())
+        claimed = [thief for thief, _, _ in self._claims.values()]
+        assert all(worker in claimed for worker in self._dying), "a dead worker that is never buried"
+        assert all(homes for _, homes in self._opened.values())
 
 
 def _home(of: ObjectID | PeerID) -> PeerID:

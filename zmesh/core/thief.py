@@ -69,6 +69,7 @@ class ThiefHalf:
         self.job: PeerID = b""
         self.running: Running | None = None
         self.blocked = False
+        self._stalled = False  # the running task is a long one: what comes now goes straight back
         self._withdrawn = False  # the victim confirmed that no work will follow
         self.victim_dead = False  # nobody wants the results
         self._specs: dict[int, WorkSpec] = {}
@@ -151,6 +152,8 @@ class ThiefHalf:
         self._arguments.fetch(peer, message.tasks)
         if self.state == CLOSING or self.blocked:
             self.give_back()
+        elif self._stalled:
+            self._spare_neighbours()
 
     def unstolen(self, peer: PeerID, message: Unstolen) -> None:
         """No work will follow: the worker is free once its task is over."""
@@ -215,6 +218,7 @@ class ThiefHalf:
         running = self.running
         assert running is not None
         self.running = None
+        self._stalled = False
         self._arguments.drop(running)
         running.spec.ran(now - running.started)
         if self.victim_dead:
@@ -272,9 +276,13 @@ class ThiefHalf:
     def stalled(self, now: float) -> None:
         """Somebody looks while a task runs: if it is a long one, its neighbours go elsewhere."""
         if self.running is not None and now - self.running.started >= STALL_S:
+            self._stalled = True
             self.flush()
-            # One that waits for arguments from another host stays, so that they travel meanwhile.
-            self._return([record for record in self._queue if not self._arguments.awaits(self.victim, record)])
+            self._spare_neighbours()
+
+    def _spare_neighbours(self) -> None:
+        # One that waits for arguments from another host stays, so that they travel meanwhile.
+        self._return([record for record in self._queue if not self._arguments.awaits(self.victim, record)])
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""

@@ -107,10 +107,12 @@ class WorkerCore(ClientCore):
             self.thief.flush()
             self.thief.blocked = True  # what still comes goes straight back
             self.effects.append(Send(self.node, Blocked()))
-            self._leave_if_idle()
+            self._leave_if_idle(now)
 
-    def _leave_if_idle(self) -> None:
+    def _leave_if_idle(self, now: float) -> None:
         """End, once nobody would miss what this process owns."""
+        if self._leaving and self.server.groups:
+            self.actors.dismiss(now)  # what the actor that was has in its variables holds nothing any more
         if self._leaving and not self._left and not self.tasks.open and self.references.idle:
             self._left = True
             self.effects.append(Exit())
@@ -118,7 +120,7 @@ class WorkerCore(ClientCore):
     def receive(self, peer: PeerID, message: Any, now: float) -> None:
         """Take one message; see ClientCore.receive."""
         super().receive(peer, message, now)
-        self._leave_if_idle()
+        self._leave_if_idle(now)
 
     def item(self, running: Running, status: int, value: Any, inside: list[bytes], now: float) -> None:
         """A stream, of a task or a call, yielded."""
@@ -196,6 +198,8 @@ class WorkerCore(ClientCore):
     def _detach(self, message: Detach, now: float) -> None:
         if message.dead:
             self.references.victim_died(message.victim)
+            if message.victim == self.thief.victim:
+                self.references.victim_died(b"")  # and so say what came with its task
         self.thief.detach(message, now)
 
     def _pulled(self, peer: PeerID, message: Pulled, now: float) -> None:
@@ -228,10 +232,10 @@ class WorkerCore(ClientCore):
 
     def _stop(self, peer: PeerID, message: Stop, now: float) -> None:
         """End, unless somebody would miss what this process owns: then say that it is still there."""
-        del peer, message, now
+        del peer, message
         if self.thief.state == FREE and not self.tasks.open and self.references.idle:
             self._leaving = True
-            self._leave_if_idle()
+            self._leave_if_idle(now)
         else:
             self.effects.append(Send(self.node, Free(self.thief.epoch)))
 

@@ -7,8 +7,10 @@ one message. Handing calls to a loop in a thread of its own took three times as 
 
 import asyncio
 import contextlib
+import inspect
 import os
 import selectors
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from time import monotonic
@@ -42,6 +44,23 @@ class _Selector(selectors.EpollSelector):
         return super().select(self._sleep(timeout))
 
 
+class _Call(asyncio.Task[None]):
+    """A call in the event loop. Cancelled before its first step, as by a method that cancels all tasks, it would end
+    without that step, and nobody would answer it: so it is told, and ends there."""
+
+    def __init__(self, steps: Coroutine[Any, Any, None], call: Running, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(steps, loop=loop)
+        self._steps = steps
+        self._running = call
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Cancel it; see asyncio.Task.cancel."""
+        if inspect.getcoroutinestate(self._steps) != inspect.CORO_CREATED:
+            return super().cancel(msg)
+        self._running.cancelled = True
+        return True
+
+
 class ActorLoop:
     """The event loop of one actor. Main thread only, unless said otherwise.
 
@@ -58,7 +77,7 @@ class ActorLoop:
         self._selector = _Selector(self._between_rounds)
         self._loop = asyncio.SelectorEventLoop(self._selector)
         asyncio.set_event_loop(self._loop)
-        self._serving = False
+        self._serving = self._warned = False
         self._idle = Waiter(1)
         self._looked_s = 0.0  # when we last looked for calls
         self._taken: list[Running] = []  # calls to start
@@ -71,7 +90,11 @@ class ActorLoop:
         self._reactor.watch(self._selector.fileno())
         self._serving = True
         try:
-            self._loop.run_forever()
+            while not self._ended:
+                try:
+                    self._loop.run_forever()
+                except KeyboardInterrupt as error:  # of a callback or task as below: nobody pressed a key here
+                    self._loop.call_exception_handler({"message": "raised in the event loop", "exception": error})
         except (ActorExit, SystemExit) as error:  # of a callback, or of a task that no call is
             self._actor.exit(error)
         finally:
@@ -88,7 +111,9 @@ class ActorLoop:
         reactor = self._reactor
         now = monotonic()
         if timeout is None or timeout > 0:
-            self._idle.satisfied = reactor.stirred = False
+            self._idle.satisfied = False
+            if reactor.stirred:
+                reactor.watch_again()
             reactor.wait(self._idle, None if timeout is None else now + timeout)
         elif now - self._looked_s >= LOOK_S:
             with reactor.lock:
@@ -100,7 +125,7 @@ class ActorLoop:
         if self._taken:
             calls, self._taken = self._taken, []
             for call in calls:
-                self._tasks[call.victim, call.seq] = self._loop.create_task(self._run(call))
+                self._tasks[call.victim, call.seq] = _Call(self._run(call), call, self._loop)
         if self._ended:
             self._loop.stop()
         return 0.0
@@ -135,6 +160,8 @@ class ActorLoop:
         entered(call)
         worker, spec = self._worker, call.spec
         try:
+            if call.cancelled:
+                raise asyncio.CancelledError
             args, kwargs = worker.arguments(call)
             value = self._actor.value_of(spec.options["method"], args, kwargs)
             del args, kwargs
@@ -167,6 +194,14 @@ class ActorLoop:
                 await values.aclose()
                 break
         return self._worker.stream_ended(call)  # type: ignore[no-any-return]
+
+    def about_to_wait(self) -> None:
+        """Warn, once, of a get() that holds up the loop, and waits for ever if it is for another call. Any thread."""
+        if self._warned or not self._loop.is_running() or threading.current_thread() is not threading.main_thread():
+            return
+        self._warned = True
+        text = "get() in the event loop holds up all its calls: `await` the ref, or get() in asyncio.to_thread"
+        print(f"zmesh worker: actor {self._actor.name}: {text}", file=sys.stderr)
 
     def cancel(self, caller: bytes, seq: int) -> None:
         """Cancel a call; others run on. Any thread."""

@@ -6,6 +6,7 @@ Which call is next is core/actor_server.py's business.
 """
 
 import contextvars
+import gc
 import os
 import queue
 import threading
@@ -80,7 +81,9 @@ class ActorProcess:
             self.instance = cls(*args, **kwargs)
         except ActorExit:
             return self._stillborn("it called exit_actor() in __init__")
-        except Exception as error:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and self._worker.interrupted:
+                raise  # it is to be cancelled
             told: Any = serialization.unpack_error(
                 serialization.pack_error(error, f"{self.name}.__init__", os.getpid())
             )
@@ -108,6 +111,10 @@ class ActorProcess:
             self._core.server.end(self.failure or self._died("it has ended"), monotonic())
             self._reactor.pump(monotonic())
             self._reactor.holder = 0
+            idle = self._core.server.idle
+        if idle:  # else a thread still runs a method; we stay as long as others need what we own
+            self.instance = None
+            gc.collect()
         return END, self.creation.items, [], 0
 
     def _stillborn(self, why: str) -> Outcome:
@@ -201,6 +208,11 @@ class ActorProcess:
         how = "it called exit_actor()" if isinstance(error, ActorExit) else f"it called sys.exit({error})"
         self.failure = self._died(how)
         return (*self.failure, [], 0)
+
+    def about_to_wait(self) -> None:
+        """User code waits for objects in this thread."""
+        if self._loop is not None:
+            self._loop.about_to_wait()
 
     # Threads.
 

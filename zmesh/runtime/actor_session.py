@@ -224,10 +224,13 @@ class ActorSession:
         Raises:
             PendingCallsLimitExceededError: so many calls of this process wait for their results already.
             SerializationError, StoreFullError: as `create`.
+            MeshError: the session was shut down, or belongs to the process this one was forked from.
         """
-        payload, inputs = self._pack(spec, args, kwargs)
         session = self._session
         reactor, core = session.reactor, session.core
+        if session.closed:
+            reactor.check_usable()  # before the lock, which may have been held as we were forked
+        payload, inputs = self._pack(spec, args, kwargs)
         with reactor.lock:
             reactor.holder = threading.get_ident()
             now = monotonic()

@@ -515,7 +515,7 @@ def main(ready: int) -> None:
     os.umask(0o077)
     try:
         settings = json.load(sys.stdin)
-        node = _start(settings)
+        node = _start(settings, ready)
         node.join(JOIN_TIMEOUT_S)
     except ConfigError as error:
         os.write(ready, json.dumps({"error": str(error)}).encode() + b"\n")
@@ -525,7 +525,7 @@ def main(ready: int) -> None:
     node.run()
 
 
-def _start(settings: dict[str, Any]) -> Node:
+def _start(settings: dict[str, Any], ready: int) -> Node:
     """Take the lock, fork the forkserver, and only then open sockets."""
     machine.total_resources(settings)  # a setting that makes no sense is refused before anything is made
     machine.store_bytes(settings)
@@ -541,7 +541,9 @@ def _start(settings: dict[str, Any]) -> Node:
         os.close(log)
         os.close(null)
         boxes = BlackBoxes(BOX_SLOTS)
-        forks = ForkServer.start(boxes, lambda start: run_worker(start, run_dir), [run_dir.lock_fd], WORKER_MODULES)
+        forks = ForkServer.start(
+            boxes, lambda start: run_worker(start, run_dir), [run_dir.lock_fd, ready], WORKER_MODULES
+        )
         node = Node(settings, run_dir, forks, boxes, settings["driver"])
         run_dir.write_record(node.record)
         run_dir.say_farewell({})

@@ -131,7 +131,7 @@ class Reactor:
         self._back_poll = select.poll()
         self._registered: list[int] = []
         self._watched = -1  # a descriptor that is not of the mesh
-        self.stirred = False  # a foreground leader saw it readable
+        self.stirred = False  # a foreground leader saw it readable, and sleeps on it no more until `watch_again`
         self._back_gate = threading.Lock()
         self._back_gate.acquire()
         self._back_parked = False
@@ -167,8 +167,25 @@ class Reactor:
             if self._watched >= 0:
                 self._front_poll.unregister(self._watched)
             self._watched = fd
+            self.stirred = False
             if fd >= 0:
                 self._front_poll.register(fd, select.POLLIN)
+
+    def watch_again(self) -> None:
+        """What the watched descriptor had was seen to: wake for it again."""
+        with self.lock:
+            if self.stirred:
+                self.stirred = False
+                self._front_poll.modify(self._watched, select.POLLIN)
+                if self._leading is not None and self._leading.sleeping:
+                    os.eventfd_write(self._front_wake, 1)
+
+    def _stir(self) -> None:
+        """Tell who watches. The leader may be another thread: it does not wake again and again until he has looked."""
+        with self.lock:
+            if self._watched >= 0:
+                self.stirred = True
+                self._front_poll.modify(self._watched, 0)
 
     # Entering.
 
@@ -315,7 +332,9 @@ class Reactor:
 
     def disown(self) -> None:
         """This is a forked child: the sockets and threads stayed with the parent."""
-        self._broken = MeshError("this ObjectRef belongs to the process this one was forked from")
+        self._broken = MeshError(
+            "this ObjectRef or handle belongs to the process this one was forked from: use it there"
+        )
 
     # Signals.
 
@@ -445,11 +464,14 @@ class Reactor:
         return False
 
     def _leave(self, waiter: Waiter) -> None:
-        """Stop waiting; a leader that leaves wakes the next."""
+        """Stop waiting; a leader that leaves wakes the next, and so does one that was woken to lead and need not."""
         waiter.sleeping = False
         if self._leading is waiter:
             self._leading = None
             self._leader = _NOBODY
+        elif waiter in self._followers:
+            self._followers.remove(waiter)
+        if self._leading is None:
             while self._followers:
                 follower = self._followers.popleft()
                 if follower.sleeping:
@@ -459,8 +481,6 @@ class Reactor:
             if self._back_parked:
                 self._back_parked = False
                 self._back_gate.release()
-        elif waiter in self._followers:
-            self._followers.remove(waiter)
 
     def _sleep(self, poll: Any, wake: int, until: float | None) -> None:
         """Sleep on the sockets. Outside the lock."""
@@ -483,7 +503,7 @@ class Reactor:
             elif fd == self._node_pidfd:
                 self._node_died()
             elif fd == self._watched:
-                self.stirred = True
+                self._stir()
             else:
                 self.sockets.ready(fd)
 

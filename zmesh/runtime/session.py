@@ -360,8 +360,14 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCall
         self._do(lambda: self.core.cancel_all(monotonic()))
 
     def _do(self, action: Callable[[], None]) -> None:
-        """Run one input of the core under the lock and carry out what it asks for."""
+        """Run one input of the core under the lock and carry out what it asks for.
+
+        Raises:
+            MeshError: this session was shut down, or belongs to the process this one was forked from.
+        """
         reactor = self.reactor
+        if self.closed:
+            reactor.check_usable()  # before the lock, which may have been held as we were forked
         with reactor.lock:
             reactor.holder = threading.get_ident()
             action()

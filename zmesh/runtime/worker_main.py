@@ -16,7 +16,7 @@ from typing import Any
 
 from zmesh.core import effects as fx
 from zmesh.core.logs import LABEL
-from zmesh.core.records import Copy, outside_group
+from zmesh.core.records import Copy, Entry, outside_group
 from zmesh.core.running import Running, WorkSpec
 from zmesh.core.timers import Timers
 from zmesh.core.worker import WorkerCore
@@ -41,6 +41,7 @@ from zmesh.wire.messages import (
     INLINE,
     LOST,
     MANY,
+    PENDING,
     RETRYABLE,
     STORED,
     UNIT,
@@ -147,6 +148,11 @@ class Worker:
     def out_of_task(self) -> None:
         """What was the running task's code waits for calls now: a signal for it has come too late."""
         self._in_user_code = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the running task is to be cancelled."""
+        return self._interrupt is not None and self._interrupt == self._in_user_code
 
     def called(self, name: str) -> None:
         """Say in logs that this function runs now."""
@@ -471,6 +477,13 @@ class WorkerSession(Session):
         with self.reactor.lock:
             self.worker.sockets.listen()
         return super().spec(*args, **kwargs)
+
+    def get(self, entries: list[Entry], timeout: float | None, *, writable: bool = False) -> list[Any]:
+        """As Session.get."""
+        actor = self.worker.actor
+        if actor is not None and any(entry.status == PENDING for entry in entries):
+            actor.about_to_wait()
+        return super().get(entries, timeout, writable=writable)
 
     def in_actor(self) -> "ActorProcess | None":
         """Return the actor this process is, if it is one."""
