@@ -19,9 +19,9 @@ import pytest
 import zmesh
 from zmesh import api
 from zmesh.exceptions import (
+    ArgumentError,
     ConfigError,
     GetTimeoutError,
-    LocalProtocolError,
     NodeDiedError,
     SerializationError,
     StoreFullError,
@@ -343,7 +343,7 @@ def test_refs_resolve_on_top_and_stay_refs_inside(mesh: Any) -> None:
     value, kind, inner, box = zmesh.get(look.remote(ref, [ref]))
     assert kind == "ObjectRef"
     assert value.sum() == inner.sum() == zmesh.get(box[0]).sum()
-    with pytest.raises(LocalProtocolError):
+    with pytest.raises(ArgumentError, match="wrap it in a list"):
         zmesh.put(ref)
     del box
 
