@@ -17,7 +17,7 @@ from zmesh.core.records import Entry, Handle, Inputs, Spec
 from zmesh.wire.actor_messages import NAME_TAKE
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID
 from zmesh.wire.keeper_messages import KeepActor, Keeps, Kept
-from zmesh.wire.messages import ERROR, PENDING, Hold, NodeGone
+from zmesh.wire.messages import ERROR, PENDING, Hold
 from zmesh.wire.shortcut_messages import Shortcut
 
 
@@ -59,17 +59,6 @@ class KeeperCore(ClientCore):
         self._seen += 1
         claims = [self.references.claim_found(oid) for oid in (*m.deps, *m.held)]
         self._orders.append(Order(m, claims))
-
-    def _node_gone(self, peer: PeerID, message: NodeGone, now: float) -> None:
-        super()._node_gone(peer, message, now)
-        lost: Any = (
-            ERROR,
-            ("OwnerDiedError", f"an argument was counted by node {message.node.hex()}, which is gone", {}),
-        )
-        for order in self._orders:
-            for entry, ticket in order.claims:
-                if ticket.status == PENDING and self.references.oid(entry)[:NODE_ID_BYTES] == message.node:
-                    self.references.answered(ticket.seq, *lost)
 
     def _proceed(self, order: Order, now: float) -> bool:
         """Take the steps that can be taken; returns whether there are more to come."""
