@@ -23,7 +23,7 @@ from zmesh.wire.messages import ERROR
 if TYPE_CHECKING:
     from zmesh.runtime.session import Session
 
-DYING_NAME_S = 10.0  # so long a name may belong to an actor nobody knows any more
+DYING_NAME_S = 10.0  # so long a name may belong to an actor or group nobody knows any more
 INLINE_ARGUMENTS_MAX = 64 * 1024  # larger ones go to shared memory, as those of tasks
 
 

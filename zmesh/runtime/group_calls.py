@@ -10,11 +10,10 @@ from zmesh.core.records import GROUP_ID_BYTES, Entry
 from zmesh.exceptions import ConfigError
 from zmesh.object_ref import ObjectRef
 from zmesh.runtime import serialization
+from zmesh.runtime.actor_session import DYING_NAME_S
 from zmesh.wire.actor_messages import GROUPS, NAME_FIND
 from zmesh.wire.ids import NODE_ID_BYTES
 from zmesh.wire.messages import PENDING, UNIT
-
-DYING_NAME_S = 10.0  # so long a name may belong to a group that was removed
 
 _log = logging.getLogger("zmesh.detached")
 

@@ -109,12 +109,7 @@ class Round:
             self._drain()
             waiter.remaining = needed - len(self._ready)
             waiter.satisfied = waiter.remaining <= 0
-        try:
-            reactor.wait(waiter, deadline, in_task=threading.get_ident() == session._task_thread)
-        except KeyboardInterrupt:
-            if not session._task_thread:
-                session.cancel_all()
-            raise
+        session.wait_for(waiter, deadline)
         self._drain()
 
     def _drain(self) -> None:

@@ -231,13 +231,8 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCall
                 else:
                     waiter.resolved(entry)
 
-        in_task = threading.get_ident() == self._task_thread
         try:
-            reactor.wait(waiter, deadline, in_task=in_task, prepare=register)
-        except KeyboardInterrupt:
-            if not self._task_thread:
-                self.cancel_all()
-            raise
+            self.wait_for(waiter, deadline, register)
         finally:
             if needed - waiter.remaining < len(entries):  # some are pending
                 with reactor.lock:
@@ -291,8 +286,13 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCall
             else:
                 waiter.satisfied = True
 
+        self.wait_for(waiter, None, register)
+
+    def wait_for(self, waiter: Waiter, deadline: float | None, prepare: Callable[[], None] | None = None) -> bool:
+        """Wait as Reactor.wait does; a Ctrl-C in a program also cancels what it has submitted."""
         try:
-            reactor.wait(waiter, None, in_task=threading.get_ident() == self._task_thread, prepare=register)
+            in_task = threading.get_ident() == self._task_thread
+            return self.reactor.wait(waiter, deadline, in_task=in_task, prepare=prepare)
         except KeyboardInterrupt:
             if not self._task_thread:
                 self.cancel_all()
@@ -316,7 +316,6 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCall
                 else:
                     waiter.ready.append(entry)
         left = len(entries)
-        in_task = threading.get_ident() == self._task_thread
         while left:
             while waiter.ready:
                 left -= 1
@@ -326,13 +325,8 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCall
             with reactor.lock:
                 waiter.remaining = 0 if waiter.ready else 1
                 waiter.satisfied = bool(waiter.ready)
-            try:
-                if not reactor.wait(waiter, deadline, in_task=in_task):
-                    raise GetTimeoutError(f"{left} of {len(entries)} objects were not there after timeout={timeout} s")
-            except KeyboardInterrupt:
-                if not self._task_thread:
-                    self.cancel_all()
-                raise
+            if not self.wait_for(waiter, deadline):
+                raise GetTimeoutError(f"{left} of {len(entries)} objects were not there after timeout={timeout} s")
 
     # References that travel.
 

@@ -74,11 +74,7 @@ class StreamCalls:
                     core.fetch(entry)
 
         try:
-            reactor.wait(waiter, deadline, in_task=threading.get_ident() == self._task_thread, prepare=register)
-        except KeyboardInterrupt:
-            if not self._task_thread:
-                self.cancel_all()
-            raise
+            self.wait_for(waiter, deadline, register)
         finally:
             with reactor.lock:
                 for entry, taken in awaited:
