@@ -7,7 +7,7 @@ from typing import Any
 from zmesh import options as opts
 from zmesh import runtime_env as envs
 from zmesh.exceptions import ConfigError
-from zmesh.limits import is_text, is_whole
+from zmesh.limits import check_whole, is_text, is_whole
 from zmesh.options import TaskOptions
 
 DEFAULT_NAMESPACE = "default"  # mesh-wide: programs that say nothing else see each other's actors
@@ -105,8 +105,8 @@ def parse(given: Mapping[str, Any], base: ActorOptions | None = None) -> ActorOp
     if not is_whole(pending, 1) and pending != -1:
         raise ConfigError(f"max_pending_calls must be a whole number from 1, or -1 for any number, not {pending!r}")
     at_once = options.max_concurrency
-    if at_once is not None and not is_whole(at_once, 1):
-        raise ConfigError(f"max_concurrency must be a whole number from 1, not {at_once!r}")
+    if at_once is not None:
+        check_whole("max_concurrency", at_once)
     for name, count in (options.concurrency_groups or {}).items():
         if not isinstance(name, str) or not name or not is_whole(count, 1):
             raise ConfigError(f"concurrency_groups must map names to whole numbers from 1, not {name!r} to {count!r}")

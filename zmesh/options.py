@@ -7,7 +7,7 @@ from typing import Any
 from zmesh import label_selectors
 from zmesh import runtime_env as envs
 from zmesh.exceptions import ConfigError
-from zmesh.limits import AMOUNT_MAX, WHOLE_MAX, is_amount, is_text, is_whole
+from zmesh.limits import AMOUNT_MAX, WHOLE_MAX, check_whole, is_amount, is_text, is_whole
 
 UNIT = 10_000  # resources are counted in units of 1/10,000
 STREAMING = -1
@@ -136,8 +136,7 @@ def _check(options: TaskOptions) -> None:
         raise ConfigError(f"max_retries must be a whole number from -1 (without end), not {options.max_retries!r}")
     if not is_whole(options.oom_retries, -1):
         raise ConfigError(f"oom_retries must be a whole number from -1 (without end), not {options.oom_retries!r}")
-    if not is_whole(options.max_calls, 0):
-        raise ConfigError(f"max_calls must be a whole number from 0, not {options.max_calls!r}")
+    check_whole("max_calls", options.max_calls, 0)
     if not is_whole(options.priority, -WHOLE_MAX):
         raise ConfigError(f"priority must be a whole number, not {options.priority!r}")
     if options.timeout is not None and not (isinstance(options.timeout, int | float) and options.timeout > 0):
