@@ -470,7 +470,8 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
 
 
 def exit_actor() -> NoReturn:
-    """End the actor whose method runs now, in good order; this call, and those to come, raise ActorDiedError.
+    """End the actor whose method runs now, in good order; this call, others that run, and those to come raise
+    ActorDiedError.
 
     Raises:
         LocalProtocolError: no actor's method runs here.

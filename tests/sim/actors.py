@@ -125,7 +125,7 @@ class ActorCode:
     def _end_actor(self, process: Any) -> None:
         core = process.core
         running = core.thief.running
-        core.server.end(FAILURE, self.now)
+        core.actor_ended(FAILURE, self.now)
         self._finish(process, running, m.END, running.items, [])
 
     def _run_call(self, process: Any, call: Any, code: dict[str, Any]) -> None:
