@@ -1,6 +1,6 @@
 """The options of actors and of their methods: names, defaults and limits. Values are checked where they are given."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class ActorOptions:
         max_concurrency: calls that run at once. 1 by default, and 1,000 for an actor with `async def` methods.
         concurrency_groups: {name: calls that run at once} of methods that have places of their own. Decorator only.
         max_pending_calls: calls of one process that may be without a result; -1: any number.
-        scheduling_strategy, label_selector: where it should live; as for tasks.
+        scheduling_strategy, label_selector, fallback_strategy, accelerator_type: where it should live; as for tasks.
         runtime_env: variables, files and packages it finds, laid over those of the program: zmesh.runtime_env.
         priority: actors with a higher one start first.
         name: by which anybody in the mesh finds it: zmesh.get_actor(name). No two actors of a namespace have the same.
@@ -49,6 +49,8 @@ class ActorOptions:
     max_pending_calls: int = -1
     scheduling_strategy: Any = None
     label_selector: Mapping[str, str] | None = None
+    fallback_strategy: Sequence[Mapping[str, Mapping[str, str]]] | None = None
+    accelerator_type: str | None = None
     runtime_env: Mapping[str, Any] | None = None
     priority: int = 0
     name: str | None = None
@@ -81,7 +83,10 @@ class MethodOptions:
 VALID = tuple(ActorOptions.__dataclass_fields__)
 DEFAULTS: dict[str, Any] = {name: field.default for name, field in ActorOptions.__dataclass_fields__.items()}
 VALID_OF_METHODS = tuple(MethodOptions.__dataclass_fields__)
-_OF_TASKS = ("num_gpus", "memory", "resources", "scheduling_strategy", "label_selector", "priority", "runtime_env")
+_OF_TASKS = (
+    "num_gpus", "memory", "resources", "accelerator_type", "scheduling_strategy", "label_selector", "fallback_strategy",
+    "priority", "runtime_env",
+)  # fmt: skip
 
 
 def parse(given: Mapping[str, Any], base: ActorOptions | None = None) -> ActorOptions:

@@ -418,6 +418,18 @@ def test_work_no_node_can_run_fails_after_a_grace_also_when_it_comes_later(drive
     assert later.value[0] == "TaskUnschedulableError"
 
 
+def test_wishes_that_no_node_meets_are_given_up_one_after_the_other(driver: Driver) -> None:
+    wishes = [CPU | {f"label:zone={zone}": 1} for zone in "abc"]
+    spec = driver.core.new_spec(D, "g", wishes[0], fallbacks=wishes[1:])
+    tasks = [driver.submit(spec), driver.submit(spec)]
+    for wish in wishes:
+        assert spec.shape == wish
+        driver.hear(NODE, m.Infeasible(wish, "no node has that"))
+        assert tasks[1].status == m.PENDING
+        driver.pass_time(INFEASIBLE_GRACE_S)
+    assert [task.value[0] for task in tasks] == ["TaskUnschedulableError"] * 2
+
+
 def test_when_the_node_is_lost_everything_fails_and_nothing_hangs(driver: Driver) -> None:
     leased = driver.submit(driver.core.new_spec(D, "g", CPU, max_retries=0))
     driver.steal()

@@ -548,8 +548,8 @@ class ClientCore(ActorInputs, LineageInputs):
     @staticmethod
     def _fall_back(spec: Spec, impossible: Any) -> bool:
         """Give up what was only wished for; returns whether the function's tasks have another shape than that."""
-        if spec.fallback is not None and spec.shape_key == impossible:
-            spec.shape = spec.fallback
+        if spec.fallbacks and spec.shape_key == impossible:
+            spec.shape = spec.fallbacks.pop(0)
             spec.shape_key = shape_key(spec.shape)
         return bool(spec.shape_key != impossible)
 
