@@ -35,6 +35,7 @@ FACE = (
     "zmesh.keys",
     "zmesh.local_mode",
     "zmesh.local_actors",
+    "zmesh.signatures",
     *LEAVES,
 )
 PURE = ("zmesh.core.effects", "zmesh.core.timers", "zmesh.core.records", "zmesh.core.running", "zmesh.core.labels")

@@ -70,6 +70,12 @@ class ObjectRef(Generic[T]):
             return NotImplemented
         return self._entry is other._entry or self.binary() == other.binary()
 
+    def __copy__(self) -> "ObjectRef[T]":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "ObjectRef[T]":
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _borrow, (self._session.note(self),)
 

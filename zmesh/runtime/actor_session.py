@@ -228,8 +228,7 @@ class ActorSession:
         """
         session = self._session
         reactor, core = session.reactor, session.core
-        if session.closed:
-            reactor.check_usable()  # before the lock, which may have been held as we were forked
+        session.check_open()
         payload, inputs = self._pack(spec, args, kwargs)
         with reactor.lock:
             reactor.holder = threading.get_ident()

@@ -13,10 +13,10 @@ from typing import Any
 from zmesh.core.pressure import KILL_AT, STEADY_AT
 from zmesh.exceptions import ConfigError
 from zmesh.limits import AMOUNT_MAX, is_amount, is_text
+from zmesh.options import ACCELERATOR
 
 UNIT = 10_000
 GPUS = "/proc/driver/nvidia/gpus"
-ACCELERATOR = "accelerator_type:"  # and what kind of GPUs a node has: a resource of which it has 1, as in Ray
 DEFAULT_PORT = 27700  # P; P + 1 and P + 2 are used too. Source: below ip_local_port_range, so no dial takes it
 PORTS = range(DEFAULT_PORT, DEFAULT_PORT + 1000, 10)  # tried in turn, if none was named: several nodes of one machine
 _claims: list[socket.socket] = []  # of the base port that this process chose; open as long as it lives
