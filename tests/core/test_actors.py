@@ -98,6 +98,30 @@ def driver() -> Driver:
     return Driver()
 
 
+def test_an_actor_that_wants_its_handle_is_counted_at_its_home_before_it_is_told(driver: Driver) -> None:
+    handle = driver.actor()
+    oid = driver.core.references.oid(handle)
+    driver.hear(W, a.ShareActor(5, oid))
+    said = [e.message for e in driver.core.effects if isinstance(e, Send)]
+    assert [type(message) for message in said] == [a.ActorState, m.Promote, m.Hold]
+    assert said[2].holders == [(oid, W)]
+    driver.hear(NODE, m.Ack(said[1].request))
+    assert driver.said(a.ActorShared, W) == []
+    driver.hear(NODE, m.Ack(said[2].request))
+    assert driver.said(a.ActorShared, W) == [a.ActorShared(5)]
+    driver.hear(W, a.ShareActor(6, oid))
+    assert [type(e.message) for e in driver.core.effects if isinstance(e, Send)] == [m.Hold]
+
+
+def test_an_actor_of_which_nobody_has_a_handle_is_told_so(driver: Driver) -> None:
+    handle = driver.actor()
+    oid = driver.core.references.oid(handle)
+    driver.core.references.drop(handle)
+    for actor in (oid, actor_id(D, 99)):
+        driver.hear(W, a.ShareActor(5, actor))
+        assert driver.said(a.ActorShared, W)[0].error == "nobody has a handle of it"
+
+
 def test_few_calls_go_singly_and_more_wait_for_company(driver: Driver) -> None:
     handle = driver.actor()
     calls = [driver.call(handle) for _ in range(SENT_MAX + 100)]

@@ -24,7 +24,18 @@ from zmesh.core.records import (
     Task,
 )
 from zmesh.core.timers import Timers
-from zmesh.wire.actor_messages import ACTOR_DEAD, ActorQuery, ActorState, Call, Follow, KillActor, NameAsk, Retire
+from zmesh.wire.actor_messages import (
+    ACTOR_DEAD,
+    ActorQuery,
+    ActorShared,
+    ActorState,
+    Call,
+    Follow,
+    KillActor,
+    NameAsk,
+    Retire,
+    ShareActor,
+)
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, actor_id, node_peer
 from zmesh.wire.keeper_messages import KeepActor, Kept
 from zmesh.wire.messages import ERROR, FAILED, INLINE, ITEM, LOST, STORED, Kill
@@ -82,7 +93,8 @@ class ActorCalls:
         """Note that this process makes an actor; returns the entry of its first handle."""
         oid = actor_id(me, creation.seq)
         creation.actor = self.known[oid] = Actor(oid, name, ordered=ordered, creation=creation)
-        return Handle(creation.actor)
+        creation.actor.own = Handle(creation.actor)
+        return creation.actor.own
 
     def find(self, entry: Entry, name: str, *, ordered: bool) -> Actor:
         """Return the actor of a handle; where a borrowed one is must be asked first."""
@@ -176,6 +188,14 @@ class ActorCalls:
         self._effects.append(Send(home, NameAsk(ticket.seq, kind, namespace, name, actor, description)))
         return ticket
 
+    def share(self, peer: PeerID, message: ShareActor) -> None:
+        """An own actor wants a handle of itself."""
+        actor = self.known.get(message.actor)
+        if actor is None or actor.own is None or not actor.own.refs or actor.failure is not None:
+            self._effects.append(Send(peer, ActorShared(message.request, "nobody has a handle of it")))
+        else:
+            self._references.count_for(peer, actor.own, ActorShared(message.request))
+
     def keep(self, order: KeepActor) -> Entry:
         """Have our node's keeper make an actor; the entry resolves with Kept, or an error."""
         ticket: Entry = self._references.ask()
@@ -222,6 +242,7 @@ class ActorCalls:
 
     def _forget(self, actor: Actor) -> None:
         del self.known[actor.oid]
+        actor.own = None
         if actor.peer:
             self._leave(actor)
 

@@ -39,7 +39,7 @@ from zmesh.core.shortcuts import Shortcuts
 from zmesh.core.tasks import Tasks
 from zmesh.core.timers import Timers
 from zmesh.core.victim import Victim
-from zmesh.wire.actor_messages import ActorState, KillActor, NameTold, Unheld
+from zmesh.wire.actor_messages import ActorState, KillActor, NameTold, ShareActor, Unheld
 from zmesh.wire.group_messages import GroupReply, GroupState
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
 from zmesh.wire.keeper_messages import Kept
@@ -163,6 +163,7 @@ class ClientCore(ActorInputs, LineageInputs):
             Objects: lambda _, message, now: self.references.answered(message.request, INLINE, message.objects),
             Unmap: lambda _, message, now: self.effects.append(UnmapSegments(list(message.segments))),
             ActorState: lambda _, message, now: self.actors.told(message, now),
+            ShareActor: lambda peer, message, now: self.actors.share(peer, message),
             Unheld: lambda _, message, now: self.actors.unheld(message.actor, own=True),
             Kept: lambda _, message, now: self.actors.kept(message),
             NameTold: lambda _, message, now: self.references.answered(message.request, INLINE, message.found),

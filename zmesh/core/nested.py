@@ -39,7 +39,7 @@ class Nested:
     own: Callable[[int, int], Entry | None]
     _hold: Callable[[int, list[Any]], dict[PeerID, bool]]
     _set: Callable[[Entry, int, Any], None]
-    _claims: dict[int, tuple[PeerID, int, dict[PeerID, bool]]]
+    _claims: dict[int, tuple[PeerID, Any, dict[PeerID, bool]]]
     _uncounted: dict[ObjectID, tuple[Entry, dict[PeerID, bool]]]
 
     def __init__(self) -> None:

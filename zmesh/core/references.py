@@ -79,7 +79,7 @@ class References(Restored, Nested):
         self._leavers: dict[NodeID, bool] = {}  # {member that is about to leave: True}
         self._arrived: list[ObjectID] = []  # inside the result being taken in
         # {request: (thief, seq, {home that has not answered yet: True})}
-        self._claims: dict[int, tuple[PeerID, int, dict[PeerID, bool]]] = {}
+        self._claims: dict[int, tuple[PeerID, Any, dict[PeerID, bool]]] = {}
         # {(victim, seq): the references in each result or item not yet taken, in the order sent}
         self._given: dict[tuple[PeerID, int], deque[list[Entry]]] = {}
 
@@ -315,11 +315,11 @@ class References(Restored, Nested):
 
     def _counted(self, request: int, home: PeerID) -> None:
         """A home answered a claim, or will never; after the last one the thief may drop its own."""
-        thief, seq, homes = self._claims[request]
+        thief, answer, homes = self._claims[request]
         homes.pop(home, None)
         if not homes:
             del self._claims[request]
-            self._effects.append(Send(thief, Taken(seq)))
+            self._effects.append(Send(thief, answer))
             if thief in self._dying:
                 self.bury(thief)
 
@@ -387,8 +387,14 @@ class References(Restored, Nested):
         if not homes:
             self._effects.append(Send(self._node, Hold(self._requests, [])))
             homes[self._node] = True
-        self._claims[self._requests] = (thief, seq, homes)
+        self._claims[self._requests] = (thief, Taken(seq), homes)
         self._arrived = []
+
+    def count_for(self, peer: PeerID, entry: Entry, answer: Any) -> None:
+        """Have the home of an own entry keep it and count `peer` as a holder, who then gets the answer."""
+        self.promote([entry])
+        self._requests += 1
+        self._claims[self._requests] = (peer, answer, self._hold(self._requests, [(self.oid(entry), peer)]))
 
     def claim_found(self, oid: ObjectID) -> tuple[Entry, Entry]:
         """Have the home count this process as a holder of what it heard of without a reference to it.

@@ -10,9 +10,10 @@ from zmesh.core.records import Entry
 from zmesh.core.running import Running
 from zmesh.core.thief import ATTACHED, CLOSING, FREE, ThiefHalf
 from zmesh.core.timers import Timers
-from zmesh.wire.actor_messages import Call, CallerGone, Retire, Settle
-from zmesh.wire.ids import PeerID
+from zmesh.wire.actor_messages import ActorShared, Call, CallerGone, Retire, Settle, ShareActor
+from zmesh.wire.ids import PEER_ID_BYTES, ObjectID, PeerID
 from zmesh.wire.messages import (
+    ERROR,
     INLINE,
     MANY,
     Attach,
@@ -68,6 +69,7 @@ class WorkerCore(ClientCore):
             Call: lambda peer, message, now: self.server.called(peer, message, now),
             CallerGone: self._caller_gone,
             Retire: self._retire,
+            ActorShared: self._actor_shared,
             Attach: self._attach,
             Detach: lambda _, message, now: self._detach(message, now),
             Work: lambda peer, message, _: self.thief.work(peer, message),
@@ -174,6 +176,16 @@ class WorkerCore(ClientCore):
         if not self.references.keeps_nothing:
             self.server.flush()  # what the call keeps must be told before the caller lets go of its arguments
 
+    def ask_own_handle(self, actor: ObjectID) -> tuple[Entry, Entry]:
+        """Have the home of the actor that this is count us as a holder; it may not have heard of it, as long as no
+        handle has left its owner's process. So its owner is asked.
+
+        Returns (the entry, with one reference more; a ticket that resolves with the owner's answer).
+        """
+        entry, ticket = self.references.borrow(actor, counted=True), self.references.ask()
+        self.effects.append(Send(actor[:PEER_ID_BYTES], ShareActor(ticket.seq, actor)))
+        return entry, ticket
+
     def actor_ended(self, failure: tuple[int, Any], now: float) -> None:
         """The actor is over; see ActorServer.end. Nobody reads what calls that still run have submitted: it is
         cancelled. What their threads submit from now on fails at once, or this process would never end."""
@@ -255,6 +267,11 @@ class WorkerCore(ClientCore):
     def _retire(self, peer: PeerID, message: Retire, now: float) -> None:
         del peer, message, now
         self.server.retired = True
+
+    def _actor_shared(self, peer: PeerID, message: ActorShared, now: float) -> None:
+        del peer, now
+        value: Any = ("ActorDiedError", message.error, {}) if message.error else None
+        self.references.answered(message.request, INLINE if value is None else ERROR, value)
 
     def _caller_gone(self, peer: PeerID, message: CallerGone, now: float) -> None:
         del peer, now

@@ -491,6 +491,11 @@ class WorkerSession(Session):
         """Return the actor this process is, if it is one."""
         return self.worker.actor
 
+    def own_handle(self) -> Entry:
+        """Return the entry of a handle of the actor this process is."""
+        assert self.worker.actor is not None
+        return self.worker.actor.own_handle()
+
     def _caller(self) -> bytes:
         running = self.worker.current() if self.worker.actor is not None else None
         return b"" if running is None else running.victim
