@@ -24,6 +24,7 @@ WILDCARDS = ("0.0.0" + ".0", "::", "*")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 COMPRESSIONS = ("none", "lz4")
 SPILL_BYTES_MAX = 1 << 62  # by default only the disk itself is the limit
+MEMORY_LIMIT_MIN = 16 << 20
 STORE_FRACTION = 0.3  # of physical memory. Source: Ray's default, which users know
 
 
@@ -302,6 +303,9 @@ def memory_limit(settings: dict[str, Any]) -> int:
     given = settings.get("memory_limit") or 0
     if not isinstance(given, int) or given < 0:
         raise ConfigError(f"memory_limit must be bytes, not {given!r}")
+    if 0 < given < MEMORY_LIMIT_MIN:
+        text = f"memory_limit must be at least {MEMORY_LIMIT_MIN:,} bytes, as one worker takes that, not {given:,}"
+        raise ConfigError(text)
     return given
 
 
