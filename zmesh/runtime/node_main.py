@@ -30,6 +30,7 @@ from zmesh.runtime.blackbox import BlackBoxes
 from zmesh.runtime.forkserver import Ended, ForkServer, Started
 from zmesh.runtime.memory import MemoryGauge, anonymous_bytes
 from zmesh.runtime.processes import open_pidfd, raise_fd_limit
+from zmesh.runtime.rehearsal import rehearse
 from zmesh.runtime.rundir import RunDir
 from zmesh.runtime.segments import SegmentServer
 from zmesh.runtime.spill_files import SpillDisk
@@ -542,7 +543,11 @@ def _start(settings: dict[str, Any], ready: int) -> Node:
         os.close(null)
         boxes = BlackBoxes(BOX_SLOTS)
         forks = ForkServer.start(
-            boxes, lambda start: run_worker(start, run_dir), [run_dir.lock_fd, ready], WORKER_MODULES
+            boxes,
+            lambda start: run_worker(start, run_dir),
+            [run_dir.lock_fd, ready],
+            WORKER_MODULES,
+            rehearse(run_dir),
         )
         node = Node(settings, run_dir, forks, boxes, settings["driver"])
         run_dir.write_record(node.record)
