@@ -99,7 +99,8 @@ class ClientCore(ActorInputs, LineageInputs):
         self.effects = effects
         self.timers = timers
         self.welcome: Welcome | None = None
-        self.lost: Any = None  # the failure every call gets once the node is gone
+        self.lost: Any = None  # the failure of everything once the node is gone
+        self.refusal: Any = None  # the failure of every new call: the same, or that the actor which this is has ended
         self.specs: list[Spec] = []
         self.current: Any = None  # (owner, seq) of the task this process runs, if it is a worker
         self._describe_status = describe_status
@@ -139,14 +140,14 @@ class ClientCore(ActorInputs, LineageInputs):
         self._seq += 1
         task = Task(self._seq, spec, args, depth)
         plain = inputs is None and spec.num_returns == 1 and self.current is None
-        if plain and self.lost is None and not self._impossible:
+        if plain and self.refusal is None and not self._impossible:
             self.tasks.open += 1
             self.victim.push(task, now)
             return task
         task.inputs = inputs
         task.parent = self.current
-        if self.lost is not None:
-            self._refuse(task, (ERROR, self.lost))
+        if self.refusal is not None:
+            self._refuse(task, (ERROR, self.refusal))
         else:
             self.tasks.submit(task, now)
         self._flush()
@@ -215,7 +216,7 @@ class ClientCore(ActorInputs, LineageInputs):
         """The node is gone: everything unresolved fails, as its workers died with it."""
         if self.lost is not None:
             return
-        self.lost = ("NodeDiedError", text, {})
+        self.lost = self.refusal = ("NodeDiedError", text, {})
         for task in self.unresolved():
             if task.state == QUEUED or type(task) is MethodCall:
                 self._forget(task)
@@ -511,8 +512,8 @@ class ClientCore(ActorInputs, LineageInputs):
     @staticmethod
     def _fall_back(spec: Spec, impossible: Any) -> bool:
         """Give up what was only wished for; returns whether the function's tasks have another shape than that."""
-        if spec.fallback is not None and spec.shape_key == impossible:
-            spec.shape = spec.fallback
+        if spec.fallbacks and spec.shape_key == impossible:
+            spec.shape = spec.fallbacks.pop(0)
             spec.shape_key = shape_key(spec.shape)
         return bool(spec.shape_key != impossible)
 

@@ -89,10 +89,10 @@ class KeeperCore(ClientCore):
 
     def _spec_of(self, m: KeepActor) -> Spec:
         """Return the spec of a creation; programs that make the same actor again and again get the same."""
-        name, shape, fallback, options, digest, blob, max_retries, priority = m.spec
+        name, shape, fallbacks, options, digest, blob, max_retries, priority = m.spec
         if m.here:  # so that no other node's death ends it; elsewhere if this node could never have it
-            shape, fallback = shape | {f"node:{self.node[:NODE_ID_BYTES].hex()}": 1}, shape
-        key = repr((name, shape, fallback, options, digest, max_retries, priority))
+            shape, fallbacks = shape | {f"node:{self.node[:NODE_ID_BYTES].hex()}": 1}, [shape, *fallbacks]
+        key = repr((name, shape, fallbacks, options, digest, max_retries, priority))
         spec = self._made.get(key)
         if spec is None:
             spec = self._made[key] = self.new_spec(
@@ -105,7 +105,7 @@ class KeeperCore(ClientCore):
                 blob=blob,
                 max_retries=max_retries,
                 priority=priority,
-                fallback=fallback,
+                fallbacks=fallbacks,
             )
         return spec
 

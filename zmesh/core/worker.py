@@ -15,6 +15,7 @@ from zmesh.wire.actor_messages import Call, CallerGone, Retire, Settle
 from zmesh.wire.ids import PeerID
 from zmesh.wire.messages import (
     INLINE,
+    MANY,
     Attach,
     Blocked,
     Cancel,
@@ -50,6 +51,8 @@ class WorkerCore(ClientCore):
     ) -> None:
         super().__init__(me, effects, timers, describe_status)
         self._attached = attached
+        # In an actor that runs several calls at once: which of them the thread runs that asks.
+        self.who_runs: Callable[[], tuple[PeerID, int] | None] | None = None
         self._block_timer = 0
         self._may_block = True  # false for an actor that has given back all it had booked
         self._leaving = False  # takes no more tasks
@@ -63,6 +66,15 @@ class WorkerCore(ClientCore):
         )
         self.server = ActorServer(effects, keeps=self._keeps, pulls=self.pulls)
 
+    @property
+    def current(self) -> tuple[PeerID, int] | None:
+        """(owner, seq) of the task or call that is running: the parent of what is submitted now."""
+        return self._current if self.who_runs is None else self.who_runs()
+
+    @current.setter
+    def current(self, running: tuple[PeerID, int] | None) -> None:
+        self._current = running
+
     def _keeps(self, victim: PeerID) -> list[Any]:
         return [] if self.references.keeps_nothing else self.references.keeps(victim)
 
@@ -71,6 +83,7 @@ class WorkerCore(ClientCore):
     def next(self, now: float) -> Running | None:
         """Return the task to run now, or None if there is none yet."""
         if self._leaving:
+            self._leave_if_idle(now)  # a thread that runs on may have let go of the last thing somebody needs
             return None
         running = self.thief.next(now)
         self.current = None if running is None else (running.victim, running.seq)
@@ -115,6 +128,7 @@ class WorkerCore(ClientCore):
             self.thief.item(status, value, inside, now)
         else:
             self.server.item(running, status, value, inside, now)
+            self._unsend(running, [inside])
 
     def give(self, running: Running, entries: list[Entry]) -> None:
         """A result of this task or call contains these references; see References.give."""
@@ -143,8 +157,25 @@ class WorkerCore(ClientCore):
     ) -> None:
         """A call is over; see ActorServer.finished."""
         self.server.finished(running, status, value, inside, size, now)
+        self._unsend(running, [one[2] for one in value] if status == MANY else [inside])
         if not self.references.keeps_nothing:
             self.server.flush()  # what the call keeps must be told before the caller lets go of its arguments
+
+    def actor_ended(self, failure: tuple[int, Any], now: float) -> None:
+        """The actor is over; see ActorServer.end. Nobody reads what calls that still run have submitted: it is
+        cancelled. What their threads submit from now on fails at once, or this process would never end."""
+        self.refusal = failure[1]
+        for call in self.server.running:
+            self.tasks.cancel_children(call, now)
+        self.server.end(failure, now)
+        self.victim.serve(now)
+        self._flush()
+
+    def _unsend(self, running: Running, given: list[list[bytes]]) -> None:
+        """If the actor has ended, the call was answered before: nobody takes the references in what it gives now."""
+        if self.server.failure is not None:
+            for _ in filter(None, given):
+                self.references.take_back(running.victim, running.seq)
 
     def may_yield(self, running: Running) -> bool:
         """Whether a stream may go on, or need not as it is to end: see Running.stopped."""

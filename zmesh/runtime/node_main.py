@@ -178,8 +178,10 @@ class Node:
         from zmesh.runtime.mesh import Mesh
 
         path = keyring_path("default", settings.get("key_file"))
-        # One who joins must have the key of those he joins: a new one would be of no use.
-        keyring = Keyring.load(path) if settings.get("join") else Keyring.load_or_create(path)
+        # One who joins must have the key of those he joins, and who names a file means one that is there: a new key
+        # would be of no use, or behind a slip of the pen a mesh of its own.
+        old = settings.get("join") or settings.get("key_file")
+        keyring = Keyring.load(path) if old else Keyring.load_or_create(path)
         host, port = machine.listen_address(settings)
         self._mesh = Mesh(
             settings | {"host": host, "port": port},

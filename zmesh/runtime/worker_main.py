@@ -4,6 +4,7 @@ Which task is next, when results leave and what is given back is core/worker.py'
 and nothing that it does may cost more than this process: the forkserver reaps it, the node tells the victim.
 """
 
+import atexit
 import contextlib
 import io
 import os
@@ -132,6 +133,7 @@ class Worker:
             self.core.effects.append(fx.Send(self.core.node, Hello("worker", self.pid)))
             self.reactor.pump(monotonic())
         self.work()
+        atexit._run_exitfuncs()  # what user code registered, as at the end of any program; forks skip it otherwise
         self.session.close(linger_ms=1000)
 
     def _labelled(self, fd: int) -> Any:
