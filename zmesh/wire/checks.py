@@ -61,9 +61,17 @@ def _list(one: Check) -> Check:
 def _row(*checks: Check) -> Check:
     """A list of just so many fields: readers take it apart."""
     count = len(checks)
-    return lambda value: (
-        type(value) is tuple and len(value) == count and all(one(part) for one, part in zip(checks, value, strict=True))
-    )
+
+    def check(value: Any) -> bool:
+        if type(value) is not tuple or len(value) != count:
+            return False
+        # Thousands of rows may come, and a generator takes three times as long.
+        for at in range(count):  # noqa: SIM110  # see above
+            if not checks[at](value[at]):
+                return False
+        return True
+
+    return check
 
 
 def _by_status(checks: dict[int, Check]) -> Check:
@@ -250,6 +258,11 @@ CHECKS: dict[type[Any], tuple[Check, ...]] = {
     ),
 }  # fmt: skip
 
+_by_name = {
+    cls: [(field.name, check) for field, check in zip(dataclasses.fields(cls), checks, strict=True)]
+    for cls, checks in CHECKS.items()
+}
+
 
 def checked(frame: bytes) -> Any:
     """Return the message of a frame that some process sent to a node, whole down to its last field.
@@ -260,10 +273,10 @@ def checked(frame: bytes) -> Any:
     """
     message = decode(frame)
     cls = type(message)
-    checks = CHECKS.get(cls)
+    checks = _by_name.get(cls)
     if checks is None:
         raise UnknownWordError(f"{cls.__name__} is not for a node")
-    for field, check in zip(dataclasses.fields(cls), checks, strict=True):
-        if not check(getattr(message, field.name)):
-            raise RemoteProtocolError(f"{cls.__name__}.{field.name} is malformed")
+    for name, check in checks:
+        if not check(getattr(message, name)):
+            raise RemoteProtocolError(f"{cls.__name__}.{name} is malformed")
     return message
