@@ -16,10 +16,12 @@ from zmesh.core.counting_inputs import Input
 from zmesh.core.effects import Send
 from zmesh.core.records import Entry, Handle, Inputs, Spec
 from zmesh.wire.actor_messages import NAME_TAKE
-from zmesh.wire.ids import NODE_ID_BYTES, PeerID
+from zmesh.wire.ids import NODE_ID_BYTES, PeerID, node_peer
 from zmesh.wire.keeper_messages import KeepActor, Keeps, Kept
-from zmesh.wire.messages import ERROR, PENDING, Hold
+from zmesh.wire.messages import ERROR, PENDING, Done, GiveBack, Hold, Steal, Unpin, Unsteal
 from zmesh.wire.shortcut_messages import Shortcut
+
+WORDS_OF_THIEVES = (Done, GiveBack, Steal, Unpin, Unsteal)
 
 
 @dataclass(slots=True)
@@ -42,6 +44,12 @@ class KeeperCore(ClientCore):
         self._made: dict[str, Spec] = {}  # {what creations said of it: spec}
         self._seen = 0
         self._told = Keeps(0, False, [])
+
+    def hears(self, peer: PeerID, message: Any) -> bool:
+        """Whether that peer may say this to a keeper: a node anything, others what thieves say of creations."""
+        if type(message) is Done:
+            return all(index < len(self.specs) for index, *_ in message.timings)
+        return type(message) in WORDS_OF_THIEVES or peer == node_peer(peer[:NODE_ID_BYTES])
 
     def receive(self, peer: PeerID, message: Any, now: float) -> None:
         """Take one message; see ClientCore.receive."""
