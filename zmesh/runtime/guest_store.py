@@ -39,6 +39,7 @@ class GuestStore:
         send: hands a message to the store of the node. Called under the lock of the reactor.
         run: runs something under that lock, and carries out what it asks for.
         wait: drives the sockets until a condition, asked under the lock, is true.
+        named: what the node of now calls a segment of this process, and of that, again its own id.
     """
 
     def __init__(
@@ -46,10 +47,12 @@ class GuestStore:
         send: Callable[[bytes], None],
         run: Callable[[Callable[[], None]], None],
         wait: Callable[[Callable[[], bool]], None],
+        named: Callable[[int], int],
     ) -> None:
         self._send = send
         self._run = run
         self._wait = wait
+        self._named = named
         self._slabs: dict[int, tuple[Slab, int]] = {}  # {segment: (slab, bytes written)}
         # {segment: array of its bytes}, found for as long as somebody has a view of them.
         self._read: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
@@ -90,7 +93,7 @@ class GuestStore:
         """
         deadline = monotonic() + FULL_WAIT_S
         while True:
-            upload = _Upload(self._ask, slab, nbytes)
+            upload = _Upload(self._ask, self._named, slab, nbytes)
             upload.then = functools.partial(self._uploaded, upload, slab, nbytes)
             self._run(upload.start)
             self._wait(upload.is_over)
@@ -114,7 +117,7 @@ class GuestStore:
         answers, self._answers = self._answers, {}
         for take in answers.values():
             take(_LOST)
-        uploads = [_Upload(self._ask, slab, nbytes) for slab, nbytes in self._slabs.values()]
+        uploads = [_Upload(self._ask, self._named, slab, nbytes) for slab, nbytes in self._slabs.values()]
 
         def go_on() -> None:
             if uploads:
@@ -127,9 +130,10 @@ class GuestStore:
         go_on()
 
     def recycle(self, segment: int) -> None:
-        """Nobody needs what was written there. Under the lock of the reactor."""
-        if self._slabs.pop(segment, None) is not None:
-            self._send(msgpack.packb([0, "unregister", [segment]]))
+        """Nobody needs what was written there, whoever says so. Under the lock of the reactor."""
+        own = segment if segment in self._slabs else self._named(segment)
+        if self._slabs.pop(own, None) is not None:
+            self._send(msgpack.packb([0, "unregister", [self._named(own)]]))
 
     def discard(self, segment: int) -> None:
         """Forget what was written there; the node keeps it."""
@@ -219,11 +223,13 @@ class _Moving:
 class _Upload(_Moving):
     """What a guest wrote, on its way to the node."""
 
-    def __init__(self, ask: Callable[..., None], slab: Slab, nbytes: int) -> None:
+    def __init__(self, ask: Callable[..., None], named: Callable[[int], int], slab: Slab, nbytes: int) -> None:
         super().__init__(ask, slab.segment, nbytes)
+        self._named = named
         self._view = slab.view
 
     def start(self) -> None:
+        self._segment = self._named(self._segment)
         self._ask(self._made, "make", self._segment, self._nbytes)
 
     def _made(self, answer: Any) -> None:
