@@ -26,7 +26,7 @@ from zmesh.core.timers import Timers
 from zmesh.core.worker import WorkerCore
 from zmesh.wire import messages as m
 from zmesh.wire.codec import decode, encode
-from zmesh.wire.ids import node_peer
+from zmesh.wire.ids import is_guest, node_peer
 
 NODE = b"simnode."
 UNIT = m.UNIT
@@ -156,7 +156,7 @@ class Simulation(UserCode, Network):
     def kill_host(self, host: Host, seconds: float = 1.0) -> None:
         """A host dies with all it runs; the others hear of it after a while."""
         for process in self.processes.values():
-            if process.peer[:8] == host.id and process.alive:
+            if process.peer[:8] == host.id and process.alive and not is_guest(process.peer):
                 self._note(f"{process.name} dies with its host")
                 process.alive = False
                 process.views.clear()
@@ -235,6 +235,8 @@ class Simulation(UserCode, Network):
             for delivery in process.sent[self.rng.randrange(len(process.sent) + 1) :]:
                 delivery.append("lost")
         process.views.clear()
+        if is_guest(process.peer):
+            return  # nobody is told: it falls silent
         delay = self.rng.uniform(0.0001, 0.01)
         host = self.host_of(process)
         if process.slot >= 0:
@@ -363,11 +365,14 @@ class Simulation(UserCode, Network):
             process.core.wait_ends(self.now)  # the interrupt flies out of a get(), too
             self._finish(process, running, m.CANCELLED, None, [])
 
-    def _send(self, process: Process, to: bytes, message: Any) -> None:
+    def _count_sent(self, process: Process, to: bytes, message: Any) -> None:
         self.messages += 1
         name = type(message).__name__
         self.message_counts[name] = self.message_counts.get(name, 0) + 1
         self._note_sent(process, to, message)
+
+    def _send(self, process: Process, to: bytes, message: Any) -> None:
+        self._count_sent(process, to, message)
         host = self.host_of(process)
         if to[:8] == host.id:
             self._transmit(process, to, process.peer, encode(message))
