@@ -11,16 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.sim.guests import Guest, Guests
+from tests.sim.guests import Guest
 from tests.sim.members import Members
 from tests.sim.simulator import NODE, Host, Process, Simulation
+from tests.sim.stores import Stores
 from zmesh.core import effects as fx
 from zmesh.core.names import Names
 from zmesh.core.records import Entry, Task
 from zmesh.wire import messages as m
 
 DEATHS = ("sender", "sender after", "receiver")
-LOSSES = ("parcel", "acknowledgement", "both", "gossip")
+LOSSES = ("parcel", "acknowledgement", "both", "gossip", "disk write", "disk read")  # of the last two: they fail
 REST_S = 200.0  # longer than anything is kept for those who may come back
 LIMIT_S = 300.0
 GOSSIP_MAX = 100  # of the losses of one kind: later ones are of hosts at rest
@@ -46,7 +47,7 @@ class Part:
     once: list[tuple[Process, Task]] = field(default_factory=list)  # may start once only
 
 
-class Faulty(Members, Guests):
+class Faulty(Members, Stores):
     """A simulation with one fault.
 
     Attributes:
@@ -54,14 +55,15 @@ class Faulty(Members, Guests):
         events: what else may happen at a message, by name.
     """
 
-    def __init__(self, seed: int, fault: Fault | None, *, hosts: int, cpus: int) -> None:
+    def __init__(self, seed: int, fault: Fault | None, *, hosts: int, cpus: int, room: int = 0) -> None:
         self.fault: Fault | None = None
-        self.counts = dict.fromkeys(("message", "parcel", "acknowledgement", "gossip"), 0)
+        self.counts = dict.fromkeys(("message", *(one for one in LOSSES if one != "both")), 0)
         self.roles: dict[str, Callable[[], Process | Host | None]] = {}
         self.struck = False
         self.part = Part()
         self._swallow_next = False
         Members.__init__(self, cpus)
+        Stores.__init__(self, room)
         Simulation.__init__(self, seed, cpus, hosts=hosts)
         self.events: dict[str, Callable[[], None]] = {}
         self.harmless = ["a host joins"]  # those of the events after which all must be as without any
@@ -69,6 +71,7 @@ class Faulty(Members, Guests):
             self.events["a host joins"] = self.join
         for index, host in enumerate(list(self.hosts.values())[1:], 1):
             self.events[f"host {index} leaves"] = lambda host=host: self.leave(host)
+            self.harmless.append(f"host {index} leaves")
         self.warnings = []
         self.main = self.driver("d")
         self.counts = dict.fromkeys(self.counts, 0)
@@ -99,6 +102,27 @@ class Faulty(Members, Guests):
         if due and fault is not None and fault.what in ("sender after", "receiver"):
             self._note(f"fault: {fault.what} of {type(message).__name__} from {process.name} dies")
             self._strike(process if fault.what == "sender after" else self.processes.get(to))
+
+    def _step(self, who: Process, to: Process, what: str) -> bool:
+        """A step that is no message, between a process and its node's store, or of a disk."""
+        number, fault = self._count("message"), self.fault
+        if fault is not None and fault.what not in LOSSES and fault.at == number and who.alive:
+            self._note(f"fault: {fault.what} at {what} of {who.name}")
+            if fault.what in self.events:
+                self.struck = fault.what not in self.harmless
+                self.at(0.0, self.events[fault.what])
+            elif fault.what in ("sender after", "receiver"):
+                doomed = who if fault.what == "sender after" else to
+                self.at(0.0, lambda: self._strike(doomed))
+            else:
+                self._strike(who if fault.what == "sender" else self._in_role(fault.what))
+        return who.alive
+
+    def _disk_fails(self, what: str) -> bool:
+        number, fault = self._count(f"disk {what}"), self.fault
+        fails = fault is not None and fault == Fault(f"disk {what}", number)
+        self.struck = self.struck or fails
+        return fails
 
     def _in_role(self, name: str) -> Process | Host | None:
         return self.roles[name]() if name in self.roles else self.main
@@ -201,13 +225,14 @@ class Scenario:
     play: Callable[[Faulty], None]
     hosts: int = 3
     cpus: int = 1
+    room: int = 0  # segments that fit into each store; 0: no limit
     errors: tuple[str, ...] = ()
     planned: tuple[str, ...] = ()
 
 
 def run(scenario: Scenario, seed: int, fault: Fault | None) -> Faulty:
     """Play a scenario with a fault, and see that all is well in the end."""
-    sim = Faulty(seed, fault, hosts=scenario.hosts, cpus=scenario.cpus)
+    sim = Faulty(seed, fault, hosts=scenario.hosts, cpus=scenario.cpus, room=scenario.room)
     try:
         scenario.play(sim)
     except EndedError:
@@ -264,6 +289,8 @@ def finish(sim: Faulty, process: Process, entry: Entry, scenario: Scenario) -> A
 def at_rest(sim: Simulation) -> None:
     """Verify that nothing is left anywhere: no worker, no booking, no entry in any table."""
     left: list[Any] = [("worker", worker.name) for worker in sim.live_workers()]
+    if isinstance(sim, Stores):
+        left += sim.left_in_stores()
     for process in sim.processes.values():
         if process.alive and process.slot < 0 and hasattr(process.core, "victim"):
             left += [(process.name, name, table) for name, table in client_tables(process.core).items() if table]

@@ -352,6 +352,30 @@ def leaving(sim: Faulty) -> None:
     sim.await_all(users)
 
 
+def joining(sim: Faulty) -> None:
+    """A host joins in the midst of work, makes what others read and an actor; then another leaves."""
+    roles(sim, "actor", "worker")
+    sim.roles["newcomer"] = lambda: sim.newcomer
+    driver, reader = sim.main, sim.driver("r", other(1))
+    spec = sim.spec(driver, max_retries=-1)
+    first = [sim.submit(driver, spec, program("work", seconds=0.03)) for _ in range(4)]
+    sim.keep(first)
+    sim.join()
+    there = on(driver, other(2), max_retries=-1)
+    made = [sim.submit(driver, there, program("big", seconds=0.01)) for _ in range(2)]
+    sim.keep(made)
+    handle = sim.create(driver, program("actor"), restarts=-1)
+    sim.keep([handle])
+    sim.await_all([*first, *made])
+    sim.promote([made[0]])
+    borrow(sim, made[0], reader)
+    calls = [sim.call(driver, handle, program("work", value=i), retries=-1) for i in range(3)]
+    users = [sim.submit(driver, spec, program("work"), Inputs([one])) for one in made]
+    sim.keep([*calls, *users])
+    sim.leave(sim.hosts[other(1)])
+    sim.await_all([*calls, *users])
+
+
 def streams(sim: Faulty) -> None:
     """Streams of a task and of an actor's call, with back-pressure, on other hosts; then those that nobody reads on."""
     roles(sim, "actor", "worker")
@@ -388,5 +412,6 @@ SCENARIOS = {
     "groups moved": Scenario(groups_moved, hosts=4, errors=(*DIED, "TaskPlacementGroupRemovedError")),
     "references": Scenario(references, errors=(*DIED, *GONE)),
     "rebuilt": Scenario(rebuilt, errors=(*DIED, *GONE, *ACTOR)),
+    "joining": Scenario(joining, hosts=2, errors=(*DIED, *GONE, *ACTOR)),
     "leaving": Scenario(leaving, errors=(*DIED, *GONE)),
 }

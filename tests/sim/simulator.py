@@ -45,8 +45,11 @@ class Process:
     sent: list[Any] = field(default_factory=list)  # deliveries under way, for loss at death
     views: dict[int, int] = field(default_factory=dict)  # {segment: live views in this process}
     free: list[int] = field(default_factory=list)  # own segments it may write again
+    maps: dict[int, bool] = field(default_factory=dict)  # {segment it maps: whether to write it}; if stores are limited
+    opening: dict[int, int] = field(default_factory=dict)  # {segment: times it is about to be mapped}
     wake: float = -1.0
     slot: int = -1
+    exited: bool = False  # it ended in good order
     spec: Spec | None = None
 
 
@@ -317,6 +320,7 @@ class Simulation(UserCode, Network):
                 for segment in effect.segments:
                     self._recycle(process, segment)
             case fx.Exit():
+                process.exited = True
                 self.kill(process, 0)
             case fx.Interrupt():
                 self.interrupted(process, effect)
@@ -472,14 +476,17 @@ class Simulation(UserCode, Network):
         self.started[key] = self.started.get(key, 0) + 1
         self.starts.append((self.now, owner, running.seq, running.attempt, process.peer))
         self.host_of(process).boxes[process.slot] = Executing(owner, running.seq, running.attempt, running.spec.job)
-        stored = [(value, key) for status, value, key in running.deps if status == m.STORED]
+        self._enter(process, running, [(value, key) for status, value, key in running.deps if status == m.STORED])
+        return True
+
+    def _enter(self, process: Process, running: Any, stored: list[Any]) -> None:
+        """Map what the task needs, and run it."""
         gone = [(key, value[0], value[2]) for value, key in stored if self._is_gone(process, value[0])]
         if gone:
             self._finish(process, running, m.LOST, gone, [])
-            return True
+            return
         closings = [self._open(process, running, value, key) for value, key in stored]
         self._execute(process, running, msgpack.unpackb(running.args), closings)
-        return True
 
     def _is_gone(self, process: Process, segment: int) -> bool:
         """Whether what a call is about to read is not there any more: only after a partition."""

@@ -9,13 +9,14 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.sim import guest_scenarios, scenarios
+from tests.sim import guest_scenarios, scenarios, store_scenarios
 from tests.sim.faults import Fault, Faulty, events_of, faults_of, run
 
 WANTED = os.environ.get("ZMESH_FAULTS", "40")
 EACH_SEED = 8  # faults tried in the runs of one seed
 EVENTS_SHARE = 4  # of events so many times fewer are tried
-SCENARIOS = scenarios.SCENARIOS | guest_scenarios.SCENARIOS
+LATE_SHARE = 2  # of scenarios with guests or small stores as well, which take long
+SCENARIOS = scenarios.SCENARIOS | guest_scenarios.SCENARIOS | store_scenarios.SCENARIOS
 
 
 def chosen(name: str, kinds: Callable[[Faulty], list[Fault]], share: int = 1) -> list[tuple[int, Fault]]:
@@ -40,7 +41,7 @@ def try_all(name: str, faults: list[tuple[int, Fault]]) -> None:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_whatever_goes_wrong_once_every_result_comes_and_nothing_is_left(name: str) -> None:
-    try_all(name, chosen(name, faults_of))
+    try_all(name, chosen(name, faults_of, 1 if name in scenarios.SCENARIOS else LATE_SHARE))
 
 
 @pytest.mark.parametrize("name", [name for name, scenario in SCENARIOS.items() if scenario.hosts > 1])
