@@ -6,7 +6,8 @@ another node when its own dies; what it reads it keeps as long as there are view
     guest to node, each a msgpack list       node to guest
     [n, "make", segment, size]               [n] or, if the store is full, [n, used, capacity, segments, why]
     [n, "write", segment, offset, bytes]     [n]
-    [n, "read", segment, offset, nbytes]     [n, bytes] or, if it is lost, [n]
+    [n, "read", segment, offset, nbytes]     [n, bytes] or, if it is lost, [n]; if the store is too
+                                             full to bring it back from disk, [n, b"", capacity]
     [0, "unregister", [segment]]             no answer
 """
 
@@ -170,6 +171,9 @@ class GuestStore:
         self._wait(download.is_over)
         if download.trouble is _LOST:
             raise lost(segment, "the node that had it died while it was on its way to this program")
+        if type(download.trouble) is int:
+            why = "on the host of the node, to bring an object back from disk. Raise --store-memory or drop references."
+            raise full(why, nbytes, 0, download.trouble)
         if download.trouble is not None:
             raise lost(segment, "the node let go of it, or never had it")
         return download.array
@@ -256,7 +260,8 @@ class _Download(_Moving):
     def move(self, at: int, size: int) -> None:
         def take(answer: Any) -> None:
             if answer is _LOST or not answer or len(answer[0]) != size:
-                self.end(_LOST if answer is _LOST else "gone")
+                no_room = answer is not _LOST and len(answer) > 1
+                self.end(_LOST if answer is _LOST else answer[1] if no_room else "gone")
                 return
             self.array[at : at + size] = numpy.frombuffer(answer[0], numpy.uint8)
             self.moved(size)
