@@ -87,9 +87,35 @@ def spilled_dropped(sim: Faulty) -> None:
     sim.await_all(users)
 
 
+def crowded(sim: Faulty) -> None:
+    """Another host wants what lies on disk where all of the store is in use: that is an error, until there is room."""
+    roles(sim)
+    sim.harmless.remove("host 1 leaves")  # what its programs own ends with it
+    owner, driver = sim.driver("r", other(1)), sim.main
+    made = [one for one in (sim.put_stored(owner) for _ in range(6)) if one is not None] if owner.alive else []
+    sim.keep(made, owner)
+    sim.promote_of(owner, made)
+    for entry in made[-4:]:
+        if owner.alive and entry.status == m.STORED:
+            sim.look_at(owner, entry, 5.0)
+    sim.alive()
+    borrowed = [one for one in (borrow(sim, entry, driver, owner) for entry in made[:2]) if one is not None]
+    for entry in borrowed:
+        driver.core.fetch(entry)
+    sim.settle(driver)
+    sim.await_all(borrowed)
+    for patience in (0.0, 6.0):
+        sim.pause(patience)
+        for entry in borrowed:
+            error = sim.look_at(driver, entry, 0.01) if entry.status == m.STORED else ""
+            sim.alive()
+            assert not error or sim.struck or (error == "StoreFullError" and not patience), f"{error}\n{sim.tail()}"
+
+
 ERRORS = (*DIED, *GONE, "StoreFullError")
 SCENARIOS = {
     "spilled": Scenario(spilled, hosts=1, cpus=2, room=4, errors=ERRORS),
     "spilled and dropped": Scenario(spilled_dropped, hosts=1, cpus=2, room=4, errors=ERRORS),
+    "crowded": Scenario(crowded, hosts=2, cpus=1, room=4, errors=ERRORS),
     "spilled elsewhere": Scenario(spilled_elsewhere, hosts=3, cpus=1, room=4, errors=ERRORS),
 }

@@ -389,17 +389,19 @@ class Stores(Guests):
 
         self._on_store(host, ask)
 
-    def _from_source(self, host: Host, effect: fx.FetchCopy, segment: int, sources: list[bytes]) -> None:
-        """Ask the next that may have it."""
+    def _from_source(
+        self, host: Host, effect: fx.FetchCopy, segment: int, sources: list[bytes], full: bool = False
+    ) -> None:
+        """Ask the next that may have it; `full`: one has, on disk, and no room for it."""
         if not sources:
             self._drop_all(host, [segment])
-            host.core.fetched(effect.oid, None, "nobody has it", self.now)
+            host.core.fetched(effect.oid, None, "nobody has it", self.now, full=full)
             return
         source = self.hosts[sources[0]]
         place = source.copies.get(effect.oid, effect.segment if sources[0] == effect.producer[:8] else 0)
 
-        def go_on() -> None:
-            self._soon(host, lambda: self._from_source(host, effect, segment, sources[1:]))
+        def go_on(no_room: bool = False) -> None:
+            self._soon(host, lambda: self._from_source(host, effect, segment, sources[1:], full or no_room))
 
         answered = False
 
@@ -413,7 +415,7 @@ class Stores(Guests):
             nonlocal answered
             answered = True
             if why:
-                go_on()
+                go_on(why != GONE)
                 return
             content = store.memory[place]
             assert content == self.written[place], f"{content} is served of {place}\n{self.tail()}"
