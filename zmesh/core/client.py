@@ -287,10 +287,7 @@ class ClientCore(ActorInputs, LineageInputs):
         del peer
         self.victim.totals = [dict(total) for total in message.totals]
         self._forget_impossible()
-        for queue in self.victim.queues.values():
-            if queue.count:
-                queue.told = 0
-                self.victim.ask(queue, now)
+        self.victim.ask_anew(now)
 
     def _forget_impossible(self) -> None:
         """There are other nodes now. What became of groups does not change with that."""
