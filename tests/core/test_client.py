@@ -430,6 +430,19 @@ def test_wishes_that_no_node_meets_are_given_up_one_after_the_other(driver: Driv
     assert [task.value[0] for task in tasks] == ["TaskUnschedulableError"] * 2
 
 
+def test_a_node_that_is_gone_is_asked_for_anew_though_it_was_asked_for_before(driver: Driver) -> None:
+    """The last Demand was for as many workers, and nobody looks at it again."""
+    driver.hear(NODE, m.Mesh([CPU, CPU]))
+    task = driver.submit()
+    driver.steal()
+    driver.done(task)
+    driver.hear(W, m.Unsteal(1))
+    driver.said()
+    driver.hear(NODE, m.Mesh([CPU]))
+    driver.submit()
+    assert [word.workers for word in driver.said(NODE) if isinstance(word, m.Demand)] == [0, 1]
+
+
 def test_when_the_node_is_lost_everything_fails_and_nothing_hangs(driver: Driver) -> None:
     leased = driver.submit(driver.core.new_spec(D, "g", CPU, max_retries=0))
     driver.steal()

@@ -36,7 +36,7 @@ from zmesh.wire.actor_messages import (
     Retire,
     ShareActor,
 )
-from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, actor_id, node_peer
+from zmesh.wire.ids import ACTOR_INDEX, NODE_ID_BYTES, NodeID, ObjectID, PeerID, actor_id, node_peer
 from zmesh.wire.keeper_messages import KeepActor, Kept
 from zmesh.wire.messages import ERROR, FAILED, INLINE, ITEM, LOST, STORED, Kill
 
@@ -163,6 +163,8 @@ class ActorCalls:
             self._effects.append(Send(node_peer(worker[:NODE_ID_BYTES]), order))
             if no_restart:
                 self._die(actor, _died(actor, KILLED, {}), now)  # nothing more is sent to it
+        elif no_restart and self._unstarted(creation):
+            self._die(actor, _died(actor, KILLED, {}), now)
         elif no_restart:  # it is not made yet; if a worker has it, it may not have entered it
             self._tasks.cancel(creation, now, force=True, recursive=False)
 
@@ -175,8 +177,9 @@ class ActorCalls:
     def abandon(self, handle: Handle, why: str) -> None:
         """An actor that was not started will not be."""
         actor = handle.actor
-        actor.version, actor.failure = ACTOR_DEAD, _died(actor, why, {})
         assert actor.creation is not None
+        if actor.failure is None:
+            actor.version, actor.failure = ACTOR_DEAD, _died(actor, why, {})
         if actor.creation.inputs is not None:
             for entry in actor.creation.inputs.held:
                 self._references.settle(entry)
@@ -231,8 +234,12 @@ class ActorCalls:
             self._forget(actor)
         elif actor.peer:
             self._retire(actor, now)
-        elif creation.state in (WAITING, QUEUED):
+        elif creation.state in (WAITING, QUEUED) and not self._unstarted(creation):
             self._tasks.cancel(creation, now, force=False, recursive=False)
+
+    def _unstarted(self, creation: Creation) -> bool:
+        """Whether an actor has its ActorID, maybe its name, and is not made yet: others may know of it already."""
+        return creation.state != RESOLVED and creation.seq not in self._tasks.many
 
     def dismiss(self, now: float) -> None:
         """This process is over but for what others need: own actors that only it has handles of end in good order."""
@@ -339,7 +346,21 @@ class ActorCalls:
             self._die(actor, _died(actor, text, {}), now)
 
     def lose_all(self, why: str, now: float) -> None:
-        """This process became a client of another node, under another name: nobody knows its actors any more."""
+        """This process became a client of another node, under another name: nobody knows its actors any more.
+
+        What is left of its own goes by names that begin as its own does, like all that it may share from now on.
+        """
+        own = [(actor, actor.creation) for actor in self.known.values() if actor.creation is not None]
+        for actor, creation in own:
+            del self.known[actor.oid]
+            place = (creation.seq, ACTOR_INDEX)
+            unheld = (
+                actor.shared and self._references.own(*place) is None
+            )  # only others had handles, as their home knew
+            actor.oid, actor.shared = self._references.own_id(*place), False
+            self.known[actor.oid] = actor
+            if unheld:
+                self.unheld(actor.oid, own=True)
         for actor in list(self.known.values()):
             if actor.failure is not None:
                 continue

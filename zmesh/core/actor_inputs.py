@@ -47,10 +47,12 @@ class ActorInputs:
         return self.actors.create(creation, self.me, name, ordered=ordered)
 
     def start_actor(self, handle: Handle, now: float) -> None:
-        """Make the actor."""
+        """Make the actor, unless somebody has killed it already."""
         creation = handle.actor.creation
         assert creation is not None
-        if self.refusal is not None:
+        if handle.actor.failure is not None:
+            self.actors.abandon(handle, "")
+        elif self.refusal is not None:
             self._refuse(creation, (ERROR, self.refusal))
         else:
             self.tasks.submit(creation, now)

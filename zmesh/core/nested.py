@@ -6,6 +6,7 @@ only borrowed is counted for it before it lets go of the value. So is whoever ke
 the caller lets go of the arguments. The part of References for that.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,7 +40,9 @@ class Nested:
     own: Callable[[int, int], Entry | None]
     _hold: Callable[[int, list[Any]], dict[PeerID, bool]]
     _set: Callable[[Entry, int, Any], None]
+    promote: Callable[[list[Entry]], Entry | None]
     _claims: dict[int, tuple[PeerID, Any, dict[PeerID, bool]]]
+    _given: dict[tuple[PeerID, int], deque[list[Entry]]]
     _uncounted: dict[ObjectID, tuple[Entry, dict[PeerID, bool]]]
 
     def __init__(self) -> None:
@@ -51,6 +54,21 @@ class Nested:
         # {request: (values that hold what is being claimed, homes that have not answered yet)}
         self._opened: dict[int, tuple[list[Entry], dict[PeerID, bool]]] = {}
         self._dying: dict[PeerID, bool] = {}  # {dead worker: True} that gave us what not all homes count us for yet
+
+    def take_back(self, victim: PeerID, seq: int) -> None:
+        """What was given last of that task is not sent after all."""
+        groups = self._given.get((victim, seq))
+        if groups:  # else the victim died
+            for entry in groups.pop():
+                self.drop(entry)
+            if not groups:
+                del self._given[victim, seq]
+
+    def count_for(self, peer: PeerID, entry: Entry, answer: Any) -> None:
+        """Have the home of an own entry keep it and count `peer` as a holder, who then gets the answer."""
+        self.promote([entry])
+        self._requests += 1
+        self._claims[self._requests] = (peer, answer, self._hold(self._requests, [(self.oid(entry), peer)]))
 
     def borrow_inside(self, oid: ObjectID) -> tuple[Entry, bool]:
         """Return the entry of a reference found inside a borrowed value, with one reference more.
@@ -95,7 +113,7 @@ class Nested:
                 entry.share.holds += 1
                 self._hold(0, [(oid, self._me)])
 
-    def hold_again(self) -> None:
+    def _hold_again(self) -> None:
         """Have homes count what this process borrowed under its name of now: they will hear of the end of the other."""
         shares = [(oid, entry.share) for oid, entry in self._borrowed.items() if entry.share is not None]
         held = [(oid, share) for oid, share in shares if share.holds]
