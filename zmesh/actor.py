@@ -324,6 +324,8 @@ class ActorHandle:
     def __reduce__(self) -> tuple[Any, ...]:
         return _borrow, (self._session.note(self), self._description)  # type: ignore[arg-type]  # it is as good as a ref
 
+    __getstate__ = __reduce__  # as of a ref
+
     def __repr__(self) -> str:
         return f"ActorHandle({self._description.name}, {self._actor_id.hex()})"
 

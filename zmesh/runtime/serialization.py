@@ -418,8 +418,6 @@ def _parts_of_function(function: types.FunctionType, path: str) -> Iterator[tupl
 
 def _parts_of_state(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     cls: Any = type(value)
-    if cls.__reduce__ is not object.__reduce__:
-        value.__reduce__()  # what this refuses has nothing else to blame
     if cls.__getstate__ is not object.__getstate__:
         state = value.__getstate__()  # what it wants pickled, which may leave attributes out
     else:
