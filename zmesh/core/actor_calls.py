@@ -25,6 +25,7 @@ from zmesh.core.records import (
 )
 from zmesh.core.timers import Timers
 from zmesh.wire.actor_messages import ACTOR_DEAD, ActorQuery, ActorState, Call, Follow, KillActor, NameAsk, Retire
+from zmesh.wire.death_messages import Followed
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, actor_id, node_peer
 from zmesh.wire.keeper_messages import KeepActor, Kept
 from zmesh.wire.messages import ERROR, FAILED, INLINE, ITEM, LOST, STORED, Kill
@@ -73,6 +74,8 @@ class ActorCalls:
         self.serving: dict[PeerID, Actor] = {}  # {worker: the actor that lives in it}
         # {worker: True} that we dialled; a link stays until that ends, as the actor may talk to us over it as well.
         self._links: dict[PeerID, bool] = {}
+        # {worker of this host: (the actor in it, its version)} that our node is to follow, and has not said so yet
+        self._following: dict[PeerID, tuple[Actor, int]] = {}
         # {worker: how often it gave calls back}, as long as it lives: an actor may be let go of, and found again.
         self._losses: dict[PeerID, int] = {}
 
@@ -297,17 +300,28 @@ class ActorCalls:
         actor.version = message.version
         self._interrupt(actor, now)
         if message.peer:
-            far = message.peer[:NODE_ID_BYTES] != self._references.here
             self._effects.append(Send(node_peer(message.peer[:NODE_ID_BYTES]), Follow(message.peer)))
-            if not far and message.peer not in self._links:
+            if message.peer[:NODE_ID_BYTES] != self._references.here:
+                self._serve(actor, message.version, message.peer)  # what we say to it goes by way of its node, too
+                return
+            self._following[message.peer] = (actor, message.version)
+            if message.peer not in self._links:
                 self._links[message.peer] = True
                 self._effects.append(Connect(message.peer))
-            self._serve(actor, message.version, message.peer)
         else:
             self._ask(actor)
 
+    def followed(self, message: Followed) -> None:
+        """Our node tells the actor of our death from now on: calls may go to it, with all they lend."""
+        actor, version = self._following.pop(message.worker, (None, 0))
+        if actor is not None and actor.version == version and self.known.get(actor.oid) is actor:
+            self._serve(actor, version, message.worker)
+
     def lost(self, peer: PeerID) -> None:
         """A worker is gone. What it means for an own actor was decided with its creation task."""
+        followed, version = self._following.pop(peer, (None, 0))
+        if followed is not None and followed.version == version:
+            self._ask(followed)
         self._losses.pop(peer, None)
         if self._links.pop(peer, False):
             self._effects.append(Disconnect(peer))

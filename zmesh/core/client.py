@@ -40,7 +40,7 @@ from zmesh.core.tasks import Tasks
 from zmesh.core.timers import Timers
 from zmesh.core.victim import Victim
 from zmesh.wire.actor_messages import ActorState, KillActor, NameTold, Unheld
-from zmesh.wire.death_messages import Expelled
+from zmesh.wire.death_messages import Expelled, Followed
 from zmesh.wire.group_messages import GroupReply, GroupState
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
 from zmesh.wire.keeper_messages import Kept
@@ -167,6 +167,7 @@ class ClientCore(ActorInputs, LineageInputs):
             Kept: lambda _, message, now: self.actors.kept(message),
             NameTold: lambda _, message, now: self.references.answered(message.request, INLINE, message.found),
             KillActor: lambda _, message, now: self.actors.kill_told(message, now),
+            Followed: lambda _, message, now: self.actors.followed(message),
             Expelled: lambda _, message, now: self.node_lost(f"the node dropped this process: {message.why}", now),
         }
 

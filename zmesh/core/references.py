@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from zmesh.core.bequests import Bequests
 from zmesh.core.effects import Effect, Recycle, Resolved, Send
 from zmesh.core.nested import Nested
 from zmesh.core.records import Copy, Entry, Handle, Share, Spec, View
@@ -33,7 +34,7 @@ from zmesh.wire.messages import (
 Key = Any  # of a dependency a thief reads: an ObjectID its home counts, (victim, seq, index), or a Copy of this host's
 
 
-class References(Restored, Nested):
+class References(Restored, Nested, Bequests):
     """Counts of one client.
 
     Args:
@@ -60,6 +61,7 @@ class References(Restored, Nested):
     ) -> None:
         Restored.__init__(self)
         Nested.__init__(self)
+        Bequests.__init__(self)
         self._me = me
         self._node = node
         self._effects = effects
@@ -140,6 +142,7 @@ class References(Restored, Nested):
         if share is not None and share.oid is not None:
             self._borrowed.pop(share.oid, None)
             self._uncounted.pop(share.oid, None)
+            self._on_word.pop(share.oid, None)
             if share.holds:
                 self._effects.append(Send(_home(share.oid), Release([(share.oid, share.holds, share.clean)])))
                 share.holds = 0
@@ -299,6 +302,8 @@ class References(Restored, Nested):
             self._counted(request, home)
         elif request in self._opened:
             self._claimed(request, home)
+        elif request in self._inherited:
+            self._vouched(request, home)
         elif error:
             self.answered(request, ERROR, ("StoreFullError", error, {}))
         else:
@@ -461,6 +466,7 @@ class References(Restored, Nested):
         self._given.clear()
         self._forget_claims()
         self._arrived = []
+        self._on_word.clear()
         for entry in list(self._lent.values()):
             share = entry.share
             if share is not None:
@@ -540,6 +546,7 @@ class References(Restored, Nested):
                 del self._uncounted[oid]
                 assert entry.share is not None
                 entry.share.holds += 1
+                self._kept_on_word(oid, victim)
                 keys.append(oid)
         return keys
 
@@ -560,7 +567,6 @@ class References(Restored, Nested):
         for full, view in self._views.items():
             if view.victim == victim and not isinstance(full, bytes):
                 view.kept = 0
-        self._vouch(victim)
 
     @property
     def idle(self) -> bool:
