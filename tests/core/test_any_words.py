@@ -172,7 +172,7 @@ class Talk:
             d.Vouch: lambda: d.Vouch(small(), some(lambda: [oid(), small()])),
             k.KeepActor: lambda: k.KeepActor(
                 small(), peer(), spec(), b"args", some(oid), some(oid), "ns", self.name(), b"d", ordered=flag(),
-                here=flag(),
+                here=flag(), places=some(lambda: self.rng.choice([[], self.place()])),
             ),
         }  # fmt: skip
 

@@ -53,7 +53,7 @@ class ActorCode:
         inputs = inputs or Inputs()
         deps, held = ([process.core.references.oid(entry) for entry in some] for some in (inputs.deps, inputs.held))
         order = KeepActor(0, job, spec, init, deps, held, "ns", name, b"told", ordered=True, here=here)
-        ticket: Entry = process.core.actors.keep(order)
+        ticket: Entry = process.core.actors.keep(order, inputs.deps)
         self.settle(process)
         return ticket
 

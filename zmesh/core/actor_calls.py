@@ -182,16 +182,17 @@ class ActorCalls:
         self._effects.append(Send(home, NameAsk(ticket.seq, kind, namespace, name, actor, description)))
         return ticket
 
-    def keep(self, order: KeepActor) -> Entry:
-        """Have our node's keeper make an actor; the entry resolves with Kept, or an error."""
+    def keep(self, order: KeepActor, deps: list[Entry]) -> Entry:
+        """Have our node's keeper make an actor that needs `deps`; the entry resolves with Kept, or an error."""
         ticket: Entry = self._references.ask()
+        order.places = [list(self._references.place(one.value)) if one.status == STORED else [] for one in deps]
         order.request = ticket.seq
         self._effects.append(Send(node_peer(self._references.here), order))
         return ticket
 
     def kept(self, m: Kept) -> None:
         """The keeper has done so, or says why not."""
-        status, value = (ERROR, ("MeshError", m.error, {})) if m.error else (INLINE, m)
+        status, value = (ERROR, (m.kind, m.error, {})) if m.error else (INLINE, m)
         self._references.answered(m.request, status, value)
 
     # Handles.

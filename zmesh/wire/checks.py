@@ -258,6 +258,7 @@ CHECKS: dict[type[Any], tuple[Check, ...]] = {
     d.Vouch: (_whole, _list(_row(_oid, _count))),
     k.KeepActor: (
         _whole, _peer, _creation, _bytes, _oids, _oids, _text, _text, _bytes, _flag, _flag, _either(_peer, _no_bytes),
+        _list(_place_or_none),
     ),
 }  # fmt: skip
 
