@@ -50,10 +50,11 @@ def test_who_lent_nothing_is_buried_at_once(node: Node) -> None:
 def test_a_client_is_buried_when_each_that_it_spoke_to_has_said_so_as_often_as_it_should(node: Node) -> None:
     node.all.spoke(D, F)
     node.all.spoke(D, b"z" * 8)  # it is no member any more
-    node.all.died(D, {W: 2})
-    assert node.said() == [(F, Dying([D]))]
+    node.all.died(D, {W: 2}, [F, G])
+    assert node.said() == [(F, Dying([D])), (G, Dying([D]))]
     node.all.said(W, D)
     node.all.said(node_peer(F), D)
+    node.all.said(node_peer(G), D)
     node.all.said(W2, D)  # was not asked
     assert node.buried == []
     assert D in node.all

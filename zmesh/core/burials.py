@@ -2,7 +2,7 @@
 
     victims of a dead worker     take in what it had sent              WorkerDied --> Buried
     workers, actors it lent to   are counted for what they keep of it  Detach, CallerGone --> Buried
-    nodes it spoke to            ask theirs                            Dying --> Buried
+    nodes it spoke to, watchers  ask theirs                            Dying --> Buried
     all have                     what it held may go                   PeersGone, to those who watch it
 
 So nothing goes because a word was late. A mourner that dies is waited for until it is buried itself, as it may have
@@ -11,7 +11,7 @@ node is dead each home that counts something for it asks all other members, and 
 node, too.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from zmesh.core.effects import Effect, Send
@@ -60,9 +60,10 @@ class Burials:
         """A client of ours says something to a process of another member, or to that itself."""
         self._spoken.setdefault(client, {})[node] = True
 
-    def died(self, client: PeerID, mourners: dict[PeerID, int]) -> None:
-        """A client of ours is dead. Nodes it spoke to mourn it as well."""
-        nodes = [node for node in self._spoken.pop(client, ()) if node in self._members]
+    def died(self, client: PeerID, mourners: dict[PeerID, int], watchers: Iterable[NodeID] = ()) -> None:
+        """A client of ours is dead. Nodes it spoke to mourn it as well, and so do those that watch it."""
+        spoken = self._spoken.pop(client, {}) | dict.fromkeys(watchers, True)
+        nodes = [node for node in spoken if node in self._members]
         self._effects += [Send(node_peer(node), Dying([client])) for node in nodes]
         self._begin(client, Burial(mourners | dict.fromkeys(map(node_peer, nodes), 1), final=True))
 

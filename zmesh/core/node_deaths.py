@@ -69,7 +69,7 @@ class DeathInputs:
         notice.over = box is not None and box.over
         notice.detail = worker.detail
         self._effects += [Send(victim, notice) for victim in mourners]
-        self.burials.died(peer, self._client_died(peer, mourners))
+        self.burials.died(peer, self._client_died(peer, mourners), self.neighbours.watchers(peer))
         self.groups.client_gone(peer, now)
         self.matchmaking.match(now)
 
@@ -93,7 +93,7 @@ class DeathInputs:
         client = self._clients.pop(peer, None)
         if client is None:
             return
-        self.burials.died(peer, self._client_died(peer, {}))
+        self.burials.died(peer, self._client_died(peer, {}), self.neighbours.watchers(peer))
         self.copies.client_gone(peer, now)
         self.orphans.client_gone(peer, now)
         self._job_ended(peer)
