@@ -723,6 +723,21 @@ def test_calls_after_the_end_are_answered_and_those_before_the_beginning_ignored
     assert server.effects == []
 
 
+def test_the_end_answers_the_calls_that_run_and_they_do_not_answer_again() -> None:
+    server = Server(io=2)
+    server.called(1, 2, group="io")
+    call, stream = server.next(), server.next()
+    server.core.end((m.ERROR, ("ActorDiedError", "over", {})), 0.0)
+    assert server.done() == [(D, [1, 2])]
+    assert stream.stopped == m.CANCELLED
+    server.core.item(stream, m.INLINE, b"i", [], 0.0)
+    server.finish(call)
+    server.finish(stream)
+    assert server.next() is None
+    assert server.done() == []
+    assert server.core.idle
+
+
 def test_a_stream_counts_what_its_reader_took() -> None:
     server = Server()
     server.called(1)

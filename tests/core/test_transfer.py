@@ -233,6 +233,20 @@ def test_what_cannot_be_had_where_it_was_made_is_asked_for_where_it_is_counted()
     assert effects[-1] == Finished(MOVED, transfer.GONE)
 
 
+def test_what_lies_on_the_disk_of_a_full_store_is_not_lost_unless_its_home_has_it() -> None:
+    effects: list[Any] = []
+    receiver = Receiver(effects, reachable=lambda node: True)
+    for home_has_it in (False, True):
+        receiver.start(MOVED, 1, CHUNK_BYTES, S, 0.0)
+        receiver.refused(S, MOVED, "its store is full", 1.0, full=True)
+        if home_has_it:
+            receiver.arrived(HOME, MOVED, 0, 2.0)
+        else:
+            receiver.refused(HOME, MOVED, "never heard of it", 2.0)
+    ends = [effect for effect in effects if isinstance(effect, Finished)]
+    assert ends == [Finished(MOVED, "its store is full", full=True), Finished(MOVED, "")]
+
+
 def test_one_that_waits_for_its_turn_goes_to_its_home_when_its_source_leaves() -> None:
     effects: list[Any] = []
     members = {S: True, HOME: True}

@@ -26,7 +26,7 @@ from zmesh.core.records import (
 from zmesh.core.timers import Timers
 from zmesh.wire.actor_messages import ACTOR_DEAD, ActorQuery, ActorState, Call, Follow, KillActor, NameAsk, Retire
 from zmesh.wire.death_messages import Followed
-from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, actor_id, node_peer
+from zmesh.wire.ids import ACTOR_INDEX, NODE_ID_BYTES, NodeID, ObjectID, PeerID, actor_id, node_peer
 from zmesh.wire.keeper_messages import KeepActor, Kept
 from zmesh.wire.messages import ERROR, FAILED, INLINE, ITEM, LOST, STORED, Kill
 
@@ -340,7 +340,21 @@ class ActorCalls:
             self._die(actor, _died(actor, text, {}), now)
 
     def lose_all(self, why: str, now: float) -> None:
-        """This process became a client of another node, under another name: nobody knows its actors any more."""
+        """This process became a client of another node, under another name: nobody knows its actors any more.
+
+        What is left of its own goes by names that begin as its own does, like all that it may share from now on.
+        """
+        own = [(actor, actor.creation) for actor in self.known.values() if actor.creation is not None]
+        for actor, creation in own:
+            del self.known[actor.oid]
+            place = (creation.seq, ACTOR_INDEX)
+            unheld = (
+                actor.shared and self._references.own(*place) is None
+            )  # only others had handles, as their home knew
+            actor.oid, actor.shared = self._references.own_id(*place), False
+            self.known[actor.oid] = actor
+            if unheld:
+                self.unheld(actor.oid, own=True)
         for actor in list(self.known.values()):
             if actor.failure is not None:
                 continue

@@ -19,7 +19,7 @@ class ActorInputs:
     me: PeerID
     actors: ActorCalls
     current: Any
-    lost: Any
+    refusal: Any
     tasks: Tasks
     victim: Victim
     unresolved: Any
@@ -52,8 +52,8 @@ class ActorInputs:
         assert creation is not None
         if handle.actor.failure is not None:
             self.actors.abandon(handle, "")
-        elif self.lost is not None:
-            self._refuse(creation, (ERROR, self.lost))
+        elif self.refusal is not None:
+            self._refuse(creation, (ERROR, self.refusal))
         else:
             self.tasks.submit(creation, now)
         self._flush()
@@ -63,7 +63,7 @@ class ActorInputs:
     ) -> Task:
         """Call a method of an actor; returns the call with one reference counted for each of its results."""
         self._seq += 1
-        failure = (ERROR, self.lost) if self.lost is not None else actor.failure
+        failure = (ERROR, self.refusal) if self.refusal is not None else actor.failure
         if failure is not None:
             refused = Task(self._seq, spec, args, depth)
             self._refuse(refused, failure)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Effect, Send
-from zmesh.core.records import Entry
+from zmesh.core.records import Entry, View
 from zmesh.wire.death_messages import Vouch
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
 from zmesh.wire.messages import Buried
@@ -23,6 +23,7 @@ class Bequests:
     _requests: int
     _borrowed: dict[ObjectID, Entry]
     _uncounted: dict[ObjectID, tuple[Entry, dict[PeerID, bool]]]
+    _views: dict[Any, View]
     wake: Callable[[], None]
 
     def __init__(self) -> None:
@@ -30,6 +31,35 @@ class Bequests:
         self._on_word: dict[ObjectID, tuple[PeerID, ...]] = {}
         # {request: (dead caller that our node buries, homes that have not answered)}
         self._inherited: dict[int, tuple[PeerID, dict[PeerID, bool]]] = {}
+
+    def keeps(self, victim: PeerID) -> list[Any]:
+        """Return the keys for Done.kept, as a task or call of `victim` ends: live views, and references that came
+        with it."""
+        keys: list[Any] = []
+        for full, view in self._views.items():
+            if view.victim != victim:
+                continue  # told to its own, or to be told
+            if isinstance(full, bytes):
+                if not view.kept:
+                    self.wake()
+                    view.kept = 1
+                    keys.append(full)
+            else:
+                view.kept = 1
+                keys.append(full[1:])
+        for oid, (entry, callers) in list(self._uncounted.items()):
+            if victim in callers or b"" in callers:
+                del self._uncounted[oid]
+                assert entry.share is not None
+                entry.share.holds += 1
+                self._kept_on_word(oid, victim)
+                keys.append(oid)
+        return keys
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether `keeps` would return nothing: asked once per task, so it is cheap."""
+        return not self._views and not self._uncounted
 
     def _kept_on_word(self, oid: ObjectID, teller: PeerID) -> None:
         self._on_word[oid] = (*self._on_word.get(oid, ()), teller)

@@ -15,9 +15,10 @@ made again when that host is gone. Those that are there as it is made are waited
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from zmesh.core.client import ClientCore
+from zmesh.core.counting_inputs import Input
 from zmesh.core.effects import Send, Warn
 from zmesh.core.records import Entry, Handle, Inputs, Spec
 from zmesh.wire.actor_messages import NAME_TAKE
@@ -51,10 +52,6 @@ class KeeperCore(ClientCore):
         self._awaited: list[Entry] = []  # arguments of kept actors that were not made yet when these were
         self._seen = 0
         self._told = Keeps(0, False, [])
-        self._inputs |= {
-            KeepActor: self._keep,
-            Shortcut: lambda peer, message, now: None,  # only a process of its own gains by one
-        }
 
     def hears(self, peer: PeerID, message: Any) -> bool:
         """Whether that peer may say this to a keeper: a node anything, others what thieves say of creations."""
@@ -161,10 +158,10 @@ class KeeperCore(ClientCore):
 
     def _spec_of(self, m: KeepActor) -> Spec:
         """Return the spec of a creation; programs that make the same actor again and again get the same."""
-        name, shape, fallback, options, digest, blob, max_retries, priority = m.spec
+        name, shape, fallbacks, options, digest, blob, max_retries, priority = m.spec
         if m.here:  # so that no other node's death ends it; elsewhere if this node could never have it
-            shape, fallback = shape | {f"node:{self.node[:NODE_ID_BYTES].hex()}": 1}, shape
-        key = repr((name, shape, fallback, options, digest, max_retries, priority))
+            shape, fallbacks = shape | {f"node:{self.node[:NODE_ID_BYTES].hex()}": 1}, [shape, *fallbacks]
+        key = repr((name, shape, fallbacks, options, digest, max_retries, priority))
         spec = self._made.get(key)
         if spec is None:
             spec = self._made[key] = self.new_spec(
@@ -177,14 +174,17 @@ class KeeperCore(ClientCore):
                 blob=blob,
                 max_retries=max_retries,
                 priority=priority,
-                fallback=fallback,
+                fallbacks=fallbacks,
             )
         return spec
 
     def _settle_name(self, order: Order, handle: Handle, found: Any, now: float) -> None:
         """The name is ours, or another's."""
         m, oid = order.wanted, self.references.oid(handle)
-        assert found, "who takes a name hears who has it"
+        if not found:  # who takes a name hears who has it, unless a member is out of its mind
+            error = f"the actor {m.name!r} cannot be made: who keeps its name did not say whose it is; try again"
+            self._answer(order, Kept(0, [], error=error))
+            return
         if found[2] != oid:
             self._answer(order, Kept(0, list(found)))
             return
@@ -224,3 +224,8 @@ class KeeperCore(ClientCore):
         if told != self._told:
             self._told = told
             self.effects.append(Send(self.node, told))
+
+    _inputs: ClassVar[dict[type[Any], Input]] = ClientCore._inputs | {
+        KeepActor: _keep,
+        Shortcut: lambda self, peer, message, now: None,  # only a process of its own gains by one
+    }

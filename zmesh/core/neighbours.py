@@ -32,6 +32,10 @@ class Neighbours:
             self.foreign[node] = foreign
         return news
 
+    def hears(self, link: bytes) -> bool:
+        """Whether words of whoever is at the other end of a link make sense here: a member, or no node at all."""
+        return len(link) != NODE_ID_BYTES or link in self.totals
+
     @property
     def usable(self) -> list[Shape]:
         """What the members have in all that can load our functions."""

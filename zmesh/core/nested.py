@@ -86,7 +86,7 @@ class Nested:
             for value in values:
                 self.drop(value)
 
-    def hold_again(self) -> None:
+    def _hold_again(self) -> None:
         """Have homes count what this process borrowed under its name of now: they will hear of the end of the other."""
         shares = [(oid, entry.share) for oid, entry in self._borrowed.items() if entry.share is not None]
         held = [(oid, share) for oid, share in shares if share.holds]

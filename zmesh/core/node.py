@@ -132,7 +132,7 @@ class NodeCore(DeathInputs, MemberInputs):
         self._ended: dict[PeerID, list[PeerID]] = {}  # {living job: its workers that ended: they may have made objects}
         self._kept: dict[int, NodeID] = {}  # {segment here: the other node whose shared object lies in it}
         self._configs: dict[PeerID, dict[str, Any]] = {}  # {job of another host: what its workers take over}
-        self.links = Links(effects, timers)
+        self.links = Links(effects, timers, known=lambda name: self.neighbours.hears(name))
         self.openings = Openings(node, rng, effects, self.links, address=address)
         self.neighbours = Neighbours(node, effects)
         self._pid = pid

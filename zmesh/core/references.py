@@ -15,7 +15,16 @@ from zmesh.core.effects import Effect, Recycle, Resolved, Send
 from zmesh.core.nested import Nested
 from zmesh.core.records import Copy, Entry, Handle, Share, Spec, View
 from zmesh.core.restored import Restored
-from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer, object_id, split_object_id
+from zmesh.wire.ids import (
+    NODE_ID_BYTES,
+    NodeID,
+    ObjectID,
+    PeerID,
+    guest_segment,
+    node_peer,
+    object_id,
+    split_object_id,
+)
 from zmesh.wire.lineage_messages import Seek
 from zmesh.wire.messages import (
     ERROR,
@@ -70,7 +79,7 @@ class References(Restored, Nested, Bequests):
         self._unheld = unheld
         self._requests = 0
         self.catalog = catalog
-        self.moved: dict[PeerID, bool] = {}  # {what this process was called before it became another node's: True}
+        self.moved: dict[PeerID, bool] = {}  # {what this process is and was called: True}; only of a guest
         self._tickets: dict[int, Entry] = {}  # {request: entry that resolves when the node answers}
         self._lent: dict[tuple[int, int], Entry] = {}  # {(seq, index): own entry somebody else may name}
         self._borrowed: dict[ObjectID, Entry] = {}
@@ -169,14 +178,18 @@ class References(Restored, Nested, Bequests):
         """Nobody reads what lies at (segment, nbytes, producer): let its producer write there again."""
         segment, _, producer = self.place(location)
         if producer == self._me and clean:
-            self._effects.append(Recycle([segment]))
+            self._effects.append(Recycle([location[0]]))
         else:
             self._effects.append(Send(_home(producer), FreeSegments([(producer, segment, clean)])))
 
     def place(self, location: Any) -> Any:
         """Return where bytes lie as others know it now: a guest takes its own along to another node."""
         segment, nbytes, producer = location
-        return (segment, nbytes, self._me) if producer in self.moved else location
+        return (guest_segment(segment, self._me), nbytes, self._me) if producer in self.moved else location
+
+    def told(self, entry: Entry) -> Any:
+        """Return the value of an entry as others are told it."""
+        return self.place(entry.value) if self.moved and entry.status == STORED else entry.value
 
     # What others hold of ours.
 
@@ -254,8 +267,7 @@ class References(Restored, Nested, Bequests):
             if type(entry) is Handle:
                 self._shared(entry)
             inside = [self.oid(inner) for inner in share.inside]
-            value = self.place(entry.value) if self.moved and entry.status == STORED else entry.value
-            objects.append((self.oid(entry), entry.status, value, inside))
+            objects.append((self.oid(entry), entry.status, self.told(entry), inside))
         if not objects:
             return self._on_its_way(entries)
         ticket = self._ticket()
@@ -276,6 +288,15 @@ class References(Restored, Nested, Bequests):
         groups = self._given.get((victim, seq))
         if groups:
             for entry in groups.popleft():
+                self.drop(entry)
+            if not groups:
+                del self._given[victim, seq]
+
+    def take_back(self, victim: PeerID, seq: int) -> None:
+        """What was given last of that task is not sent after all."""
+        groups = self._given.get((victim, seq))
+        if groups:  # else the victim died
+            for entry in groups.pop():
                 self.drop(entry)
             if not groups:
                 del self._given[victim, seq]
@@ -459,8 +480,9 @@ class References(Restored, Nested, Bequests):
 
         Whoever held or counted anything of ours is gone; own bytes come along, all others are lost.
         """
-        self.moved[self._me] = True
         self._me, self._node = me, node
+        self.moved[me] = True
+        self._hold_again()
         self._claims.clear()
         self._dying.clear()
         self._given.clear()
@@ -525,35 +547,6 @@ class References(Restored, Nested, Bequests):
             self._effects.append(Send(_home(full), Release([(full, view.kept, True)])))
         else:
             self._effects.append(Send(view.victim, Unpin([full[1:]])))
-
-    def keeps(self, victim: PeerID) -> list[Any]:
-        """Return the keys for Done.kept, as a task or call of `victim` ends: live views, and references that came
-        with it."""
-        keys: list[Any] = []
-        for full, view in self._views.items():
-            if view.victim != victim:
-                continue  # told to its own, or to be told
-            if isinstance(full, bytes):
-                if not view.kept:
-                    self.wake()
-                    view.kept = 1
-                    keys.append(full)
-            else:
-                view.kept = 1
-                keys.append(full[1:])
-        for oid, (entry, callers) in list(self._uncounted.items()):
-            if victim in callers or b"" in callers:
-                del self._uncounted[oid]
-                assert entry.share is not None
-                entry.share.holds += 1
-                self._kept_on_word(oid, victim)
-                keys.append(oid)
-        return keys
-
-    @property
-    def keeps_nothing(self) -> bool:
-        """Whether `keeps` would return nothing: asked once per task, so it is cheap."""
-        return not self._views and not self._uncounted
 
     @property
     def watched(self) -> list[PeerID]:

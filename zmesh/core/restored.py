@@ -32,6 +32,7 @@ class Restored:
     _away: dict[tuple[int, int], Entry]
     share: Callable[[Entry], Share]
     oid: Callable[[Entry], ObjectID]
+    told: Callable[[Entry], Any]
     drop: Callable[[Entry], None]
     resolved: Callable[..., None]
     free_segment: Callable[..., None]
@@ -165,7 +166,7 @@ class Restored:
     def tell(self, entry: Entry) -> None:
         """Tell the home what a promoted entry is now."""
         inside = [self.oid(inner) for inner in entry.share.inside] if entry.share is not None else []
-        self._effects.append(Send(self._node, Resolve([(self.oid(entry), entry.status, entry.value, inside)])))
+        self._effects.append(Send(self._node, Resolve([(self.oid(entry), entry.status, self.told(entry), inside)])))
         self._hold_for_home(inside)
 
     def replace(self, entry: Entry, made: Entry) -> None:

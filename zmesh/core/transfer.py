@@ -38,10 +38,14 @@ class Ask:
 
 @dataclass(slots=True)
 class Finished:
-    """A transfer is over: all bytes are here, or `error` says why they will never be."""
+    """A transfer is over: all bytes are here, or `error` says why they will never be.
+
+    `full`: they are where they were, on disk, and that host has no room to bring them back.
+    """
 
     oid: ObjectID
     error: str
+    full: bool = False
 
 
 @dataclass(slots=True)
@@ -57,6 +61,7 @@ class Transfer:
     asked: dict[int, float] = field(default_factory=dict)  # {offset: when}
     heard_s: float = 0.0  # when the last chunk came
     insist: bool = False
+    full: bool = False  # somebody has it, but no room for it
     here: int = 0  # bytes
     chunks: dict[int, bool] = field(default_factory=dict)  # {offset: True} that are here
     why: str = ""  # it could not be had where it was made
@@ -124,10 +129,11 @@ class Receiver:
             transfer.insist = True
             self._turn_to(transfer, node, now)
 
-    def refused(self, node: NodeID, oid: ObjectID, why: str, now: float) -> None:
-        """A node does not have what we asked for."""
+    def refused(self, node: NodeID, oid: ObjectID, why: str, now: float, *, full: bool = False) -> None:
+        """A node does not have what we asked for, or, if `full`, cannot bring it back from disk."""
         transfer = self.transfers.get(oid)
         if transfer is not None and node == transfer.source:
+            transfer.full = transfer.full or full
             if node == transfer.origin:
                 self._give_up(transfer, why or "its node never heard of it", now)
             else:
@@ -194,7 +200,7 @@ class Receiver:
         del self.transfers[transfer.oid]
         if transfer in self._waiting:
             self._waiting.remove(transfer)
-        self._effects.append(Finished(transfer.oid, error))
+        self._effects.append(Finished(transfer.oid, error, full=bool(error) and transfer.full))
         for one in list(self._waiting):
             if self._active(one.source) < TRANSFERS_MAX:
                 self._waiting.remove(one)

@@ -30,6 +30,7 @@ from zmesh.core.transfer import CHUNK_BYTES, Ask, Finished, Receiver, Server
 from zmesh.runtime.curve import CurveKeys, Gate, secure_client, secure_server
 from zmesh.runtime.mailbox import Mailbox
 from zmesh.runtime.mesh_sockets import ROUTING_ID, Dialled, cannot_listen, endpoint, rebind, tune
+from zmesh.runtime.segments import NO_ROOM
 from zmesh.runtime.sockets import new_context
 from zmesh.wire.ids import NODE_ID_BYTES, OBJECT_ID_BYTES, NodeID, ObjectID
 
@@ -39,6 +40,7 @@ KEEP_MAPPED_S = 30.0  # a served object stays mapped so long after the last requ
 SAMPLE_BYTES = 32 * 1024
 SAMPLE_EVERY = 16  # chunks
 PAYS_BELOW = 0.6  # of the sample's size: lz4 runs at the speed of the encryption it saves
+FULL_THERE = "it lies on the disk of a host whose store is full, so it cannot be read. Raise --store-memory there"
 FRAMES_MAX = 32  # of one socket before the others are looked at
 
 _REQUEST = struct.Struct(f">c{OBJECT_ID_BYTES}sQQQ?")
@@ -68,8 +70,8 @@ class Bulk:
     Args:
         accepted: {client key: key id} of the gate; replaced as a whole by `rekey`.
         open_segment: asked in the loop thread for the bytes of (object, segment): tells, now or later, a descriptor to
-            keep, or -1, and the segment of this host they lie in.
-        arrived: told in the loop thread that a transfer is over: (object, error).
+            keep, or LOST or NO_ROOM (runtime/segments.py), and the segment of this host they lie in.
+        arrived: told in the loop thread that a transfer is over: (object, error, whether a full store is why).
 
     Raises:
         ConfigError: the port is taken.
@@ -83,7 +85,7 @@ class Bulk:
         keys: list[CurveKeys],
         accepted: dict[bytes, str],
         open_segment: Callable[[ObjectID, int, Callable[[int, int], None]], None],
-        arrived: Callable[[ObjectID, str], None],
+        arrived: Callable[[ObjectID, str, bool], None],
     ) -> None:
         self._me = me
         self._host, self._port = host, port
@@ -271,7 +273,7 @@ class Bulk:
             view = self._places[place][:nbytes]
         except OSError as error:
             why = f"this host has no memory for it: {error.strerror}"
-            self._answers.put(lambda: self._arrived(oid, why))
+            self._answers.put(lambda: self._arrived(oid, why, False))
             return
         finally:
             os.close(fd)
@@ -311,8 +313,9 @@ class Bulk:
                 oid, rest = head[1 : _WORD.size], head[_WORD.size :]
                 if head[:1] == b"S":
                     self._receiver.referred(node, oid, rest[:NODE_ID_BYTES], monotonic())
-                elif head[:1] == b"E":
-                    self._receiver.refused(node, oid, rest.decode(errors="replace"), monotonic())
+                elif head[:1] in (b"E", b"F"):
+                    why, full = rest.decode(errors="replace"), head[:1] == b"F"
+                    self._receiver.refused(node, oid, why, monotonic(), full=full)
             self._drop_rest(link.socket)
             self._carry_out()
 
@@ -362,7 +365,7 @@ class Bulk:
                     self._say(who, b"E", oid, error.encode())
             else:
                 mapped.here = None
-        self._answers.put(lambda: self._arrived(oid, error))
+        self._answers.put(lambda: self._arrived(oid, error, effect.full))
 
     def _forget_place(self, place: int) -> None:
         self._places.pop(place, None)
@@ -455,8 +458,9 @@ class Bulk:
                 for who, offset, length, insist in waiting:
                     self._requested(who, oid, place, offset, length, insist)
                 return
+        kind, why = (b"F", FULL_THERE) if fd == NO_ROOM else (b"E", "its node let go of it, or never heard of it")
         for who, _, _, _ in waiting:
-            self._say(who, b"E", oid, b"its node let go of it, or never heard of it")
+            self._say(who, kind, oid, why.encode())
 
     def _send_chunk(self, who: bytes, oid: ObjectID, mapped: Mapped, offset: int, length: int) -> None:
         chunk = mapped.view[offset : offset + length]

@@ -390,7 +390,7 @@ class Mesh:
         origin = effect.producer[:NODE_ID_BYTES]
         self._bulk.fetch(effect.oid, effect.segment, effect.nbytes, origin, fd, size, segment)
 
-    def _bytes_arrived(self, oid: ObjectID, error: str) -> None:
+    def _bytes_arrived(self, oid: ObjectID, error: str, full: bool) -> None:
         found = self._copies.get(oid)
         if found is None:
             return
@@ -398,7 +398,7 @@ class Mesh:
         if error:
             del self._copies[oid]
             self._drop_segment(segment)
-            self._core.fetched(oid, None, error, monotonic())
+            self._core.fetched(oid, None, error, monotonic(), full=full)
         else:
             self._segments.fill(segment)
             self._core.fetched(oid, (segment, nbytes, self._me), "", monotonic())
@@ -438,10 +438,10 @@ class Mesh:
             self._bulk.unmap(segments, lambda closed, busy: self._segments.closed(self._me, closed, busy))
 
     def _open_segment(self, oid: ObjectID, segment: int, then: Callable[[int, int], None]) -> None:
-        """Find the bytes somebody asks for: `then` gets a descriptor to keep, or -1, and the segment they lie in."""
+        """Find the bytes somebody asks for: `then` gets a descriptor to keep, or why not, and the segment."""
         copy = self._copies.get(oid)
         place = copy[0] if copy is not None else segment
-        self._segments.open(place, self._me, lambda fd: then(os.dup(fd) if fd >= 0 else -1, place))
+        self._segments.open(place, self._me, lambda fd: then(os.dup(fd) if fd >= 0 else fd, place))
 
     # The end.
 

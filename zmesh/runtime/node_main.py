@@ -30,6 +30,7 @@ from zmesh.runtime.blackbox import BlackBoxes
 from zmesh.runtime.forkserver import Ended, ForkServer, Started
 from zmesh.runtime.memory import MemoryGauge, anonymous_bytes
 from zmesh.runtime.processes import open_pidfd, raise_fd_limit
+from zmesh.runtime.rehearsal import rehearse
 from zmesh.runtime.rundir import RunDir
 from zmesh.runtime.segments import SegmentServer
 from zmesh.runtime.spill_files import SpillDisk
@@ -178,8 +179,10 @@ class Node:
         from zmesh.runtime.mesh import Mesh
 
         path = keyring_path("default", settings.get("key_file"))
-        # One who joins must have the key of those he joins: a new one would be of no use.
-        keyring = Keyring.load(path) if settings.get("join") else Keyring.load_or_create(path)
+        # One who joins must have the key of those he joins, and who names a file means one that is there: a new key
+        # would be of no use, or behind a slip of the pen a mesh of its own.
+        old = settings.get("join") or settings.get("key_file")
+        keyring = Keyring.load(path) if old else Keyring.load_or_create(path)
         host, port = machine.listen_address(settings)
         self._mesh = Mesh(
             settings | {"host": host, "port": port},
@@ -558,7 +561,11 @@ def _start(settings: dict[str, Any], ready: int) -> Node:
         os.close(null)
         boxes = BlackBoxes(BOX_SLOTS)
         forks = ForkServer.start(
-            boxes, lambda start: run_worker(start, run_dir), [run_dir.lock_fd, ready], WORKER_MODULES
+            boxes,
+            lambda start: run_worker(start, run_dir),
+            [run_dir.lock_fd, ready],
+            WORKER_MODULES,
+            rehearse(run_dir),
         )
         node = Node(settings, run_dir, forks, boxes, settings["driver"])
         run_dir.write_record(node.record)

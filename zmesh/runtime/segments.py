@@ -18,6 +18,7 @@ import msgpack
 
 from zmesh.core.spilling import (
     FULL,
+    GONE,
     RESIDENT,
     AskUnmap,
     DropFile,
@@ -31,6 +32,7 @@ from zmesh.runtime.spill_files import SpillDisk, SpillFile
 from zmesh.runtime.store import SEALS, lift_descriptor_limit, receive
 from zmesh.wire.ids import PeerID
 
+LOST, NO_ROOM = -1, -2  # instead of a descriptor: there are no such bytes, or no room to bring them back from disk
 GUEST_PIECE_BYTES = 512 * 1024  # of a segment in one message of a guest
 
 
@@ -158,14 +160,15 @@ class SegmentServer:
         return os.dup(self._segments[segment].fd)
 
     def open(self, segment: int, peer: PeerID, then: Callable[[int], None]) -> None:
-        """Have `then` called with a descriptor of a segment, ours to lend and open until it is dropped; -1: lost.
+        """Have `then` called with a descriptor of a segment, ours to lend and open until it is dropped.
 
-        At once, or when it is back from disk. `peer` maps it and answers `unmap`; b"": nobody does.
+        Or with LOST or NO_ROOM. At once, or when it is back from disk. `peer` maps it and answers `unmap`; b"": nobody
+        does.
         """
 
         def opened(why: str, text: str) -> None:
             del text
-            then(-1 if why else self._segments[segment].fd)
+            then(self._segments[segment].fd if not why else LOST if why == GONE else NO_ROOM)
 
         self.ledger.open(segment, peer, monotonic(), opened)
         self._carry_out()
@@ -312,7 +315,12 @@ class SegmentServer:
                 if known is None or not 0 <= at <= at + nbytes <= known.size or nbytes > GUEST_PIECE_BYTES:
                     answer([])
                     return
-                self.open(segment, b"", lambda fd: answer([os.pread(fd, nbytes, at)] if fd >= 0 else []))
+                full = [b"", self.ledger.capacity_bytes]
+                self.open(
+                    segment,
+                    b"",
+                    lambda fd: answer([os.pread(fd, nbytes, at)] if fd >= 0 else full if fd == NO_ROOM else []),
+                )
             case "unregister", [list(segments)]:
                 mine = self._produced.get(peer, {})
                 self.drop([segment for segment in segments if segment in mine])
