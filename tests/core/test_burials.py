@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 
-from zmesh.core.burials import Burials
+from zmesh.core.burials import Burials, lends
 from zmesh.core.effects import Effect, Send
+from zmesh.wire.actor_messages import Call, Follow
+from zmesh.wire.codec import encode
 from zmesh.wire.death_messages import Dying
 from zmesh.wire.ids import node_peer
-from zmesh.wire.messages import Buried
+from zmesh.wire.messages import Buried, Done, Hold, Work
 
 N, F, G = b"n" * 8, b"f" * 8, b"g" * 8
 D, W, W2 = N + b"driver..", N + b"worker..", N + b"worker2."
@@ -161,3 +163,9 @@ def test_a_node_that_is_there_again_need_not_be_missed_by_others(node: Node) -> 
     node.all.asked(FAR_CLIENT, G, back=True)
     node.all.gone(FAR_CLIENT)
     assert node.said() == []
+
+
+def test_calls_of_the_dead_are_told_from_what_else_they_said_last() -> None:
+    assert [lends(encode(word)) for word in (Call([], []), Follow(W), Work([], []))] == [True] * 3
+    assert [lends(encode(word)) for word in (Done([], [], []), Hold(0, []))] == [False] * 2
+    assert not lends(b"no message")

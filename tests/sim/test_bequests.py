@@ -196,3 +196,81 @@ def test_what_a_value_contains_outlives_who_passed_the_value_on(seed: int) -> No
     sim.drop(reader, found)
     read(sim, reader, inner)
     rest(sim, [(reader, inner)])
+
+
+class Givers:
+    """Programs that give actors of another program what they hold, and die at any time, with their host or alone."""
+
+    def __init__(self, seed: int) -> None:
+        self.sim = sim = Simulation(seed, hosts=3, cpus=4)
+        self.owner = sim.driver("owner")
+        self.handles = [sim.create(self.owner, program("actor"), cpus=1) for _ in range(2)]
+        oids = promoted(sim, self.owner, list(self.handles))
+        self.programs = [sim.driver(f"p{index}", other(index % 3)) for index in range(6)]
+        self.theirs = {one.peer: [claimed(sim, one, oid) for oid in oids] for one in self.programs}
+        self.held: list[tuple[Process, Entry]] = []
+        sim.lags = {(one, two): sim.rng.choice([0.0, 0.002, 0.02]) for one in sim.hosts for two in sim.hosts}
+
+    def step(self) -> None:
+        """Have a living program do something."""
+        sim, living = self.sim, [one for one in self.programs if one.alive]
+        one = sim.rng.choice(living)
+        mine = [entry for process, entry in self.held if process is one]
+        mine = [entry for entry in mine if sim.hosts[one.core.references.oid(entry)[:8]].process.alive]
+        if not mine or sim.rng.random() < 0.3:
+            inside = mine[:1] if sim.rng.random() < 0.5 else []
+            made = put(sim, one, inside)
+            promoted(sim, one, [made])
+            self.held.append((one, made))
+        elif sim.rng.random() < 0.3:
+            two = sim.rng.choice(living)
+            self.held.append((two, claimed(sim, two, one.core.references.oid(sim.rng.choice(mine)))))
+        elif sim.rng.random() < 0.3:
+            index = next(i for i, (process, _) in enumerate(self.held) if process is one)
+            sim.drop(*self.held.pop(index))
+        else:
+            some = sim.rng.sample(mine, min(2, len(mine)))
+            oids = [one.core.references.oid(entry) for entry in some]
+            slowly = {"unpacks": sim.rng.uniform(0.0, 0.01)} if sim.rng.random() < 0.3 else {}
+            code = program("keep", oids=oids, holds=sim.rng.uniform(0.0, 20.0), **slowly)
+            sim.call(one, sim.rng.choice(self.theirs[one.peer]), code, inputs=Inputs(held=some))
+        sim.run(sim.now + sim.rng.choice([0.0, 0.0005, 0.005]))
+
+    def die(self, one: Process) -> None:
+        """A program ends in the midst of what it does."""
+        self.sim.kill(one)
+        self.held = [(process, entry) for process, entry in self.held if process is not one]
+
+    def verify(self) -> None:
+        """What actors have is there, unless it was counted on a host that is dead."""
+        for actor in [worker for worker in self.sim.live_workers() if worker.core.server.groups]:
+            for oid, entry in actor.core.references._borrowed.items():
+                home = self.sim.hosts[oid[:8]]
+                if home.process.alive:
+                    assert entry.status != m.ERROR, f"seed {self.sim.seed}: {entry.value}\n{self.sim.tail()}"
+                    assert oid in home.core.directory, f"seed {self.sim.seed}: {oid.hex()} is gone\n{self.sim.tail()}"
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_whoever_gives_and_dies_actors_keep_what_they_have_and_nothing_stays(seed: int) -> None:
+    givers = Givers(seed)
+    sim = givers.sim
+    for index in range(5):
+        for _ in range(12):
+            givers.step()
+        givers.die(sim.rng.choice([one for one in givers.programs if one.alive]))
+        sim.run(sim.now + sim.rng.choice([0.0, 0.01, 1.0]))
+        givers.verify()
+        if index == 3 and seed % 2:
+            gone = [one for one in givers.programs if one.peer[:8] == other(2)]
+            sim.kill_host(sim.hosts[other(2)], seconds=sim.rng.choice([0.01, 0.5]))
+            givers.held = [(one, entry) for one, entry in givers.held if one not in gone]
+            if all(not one.alive for one in givers.programs):
+                break
+    for _ in range(10):
+        sim.run(sim.now + 1.0)
+        givers.verify()
+    for one in givers.programs:
+        if one.alive:
+            givers.die(one)
+    rest(sim, [(givers.owner, handle) for handle in givers.handles])

@@ -15,9 +15,23 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from zmesh.core.effects import Effect, Send
+from zmesh.exceptions import RemoteProtocolError
+from zmesh.wire.actor_messages import Call, Follow
+from zmesh.wire.codec import decode
 from zmesh.wire.death_messages import Dying
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
-from zmesh.wire.messages import Buried
+from zmesh.wire.messages import Buried, Work
+
+
+def lends(frame: bytes) -> bool:
+    """Whether a frame may lend something: of what the dead had said last, that must not follow the word of their death.
+
+    Their results, and what they say of counts, may.
+    """
+    try:
+        return type(decode(frame)) in (Call, Follow, Work)
+    except RemoteProtocolError:
+        return False
 
 
 @dataclass(slots=True)

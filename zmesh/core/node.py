@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.actor_home import ActorHome
-from zmesh.core.burials import Burials
+from zmesh.core.burials import Burials, lends
 from zmesh.core.copies import Copies
 from zmesh.core.directory import Directory
 from zmesh.core.effects import Address, Effect, KillProcess, Send, Warn
@@ -420,6 +420,8 @@ class NodeCore(DeathInputs, MemberInputs):
         elif node in self.neighbours.totals:
             if source in self._clients:
                 self.burials.spoke(source, node)
+            elif source != node_peer(self.node) and lends(frame):
+                return
             self.links.send(self.openings.names.get(to, node), source, to, frame, now)
         elif source in self._clients:
             # It was told once, but may have learnt of what lay there only afterwards.
