@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from zmesh.core.bequests import Bequests
 from zmesh.core.effects import Effect, Recycle, Resolved, Send
 from zmesh.core.nested import Nested
 from zmesh.core.records import Copy, Entry, Handle, Share, Spec, View
@@ -42,7 +43,7 @@ from zmesh.wire.messages import (
 Key = Any  # of a dependency a thief reads: an ObjectID its home counts, (victim, seq, index), or a Copy of this host's
 
 
-class References(Restored, Nested):
+class References(Restored, Nested, Bequests):
     """Counts of one client.
 
     Args:
@@ -69,6 +70,7 @@ class References(Restored, Nested):
     ) -> None:
         Restored.__init__(self)
         Nested.__init__(self)
+        Bequests.__init__(self)
         self._me = me
         self._node = node
         self._effects = effects
@@ -149,6 +151,7 @@ class References(Restored, Nested):
         if share is not None and share.oid is not None:
             self._borrowed.pop(share.oid, None)
             self._uncounted.pop(share.oid, None)
+            self._on_word.pop(share.oid, None)
             if share.holds:
                 self._effects.append(Send(_home(share.oid), Release([(share.oid, share.holds, share.clean)])))
                 share.holds = 0
@@ -311,6 +314,8 @@ class References(Restored, Nested):
             self._counted(request, home)
         elif request in self._opened:
             self._claimed(request, home)
+        elif request in self._inherited:
+            self._vouched(request, home)
         elif error:
             self.answered(request, ERROR, ("StoreFullError", error, {}))
         else:
@@ -474,6 +479,7 @@ class References(Restored, Nested):
         self._given.clear()
         self._forget_claims()
         self._arrived = []
+        self._on_word.clear()
         for entry in list(self._lent.values()):
             share = entry.share
             if share is not None:
@@ -533,34 +539,6 @@ class References(Restored, Nested):
         else:
             self._effects.append(Send(view.victim, Unpin([full[1:]])))
 
-    def keeps(self, victim: PeerID) -> list[Any]:
-        """Return the keys for Done.kept, as a task or call of `victim` ends: live views, and references that came
-        with it."""
-        keys: list[Any] = []
-        for full, view in self._views.items():
-            if view.victim != victim:
-                continue  # told to its own, or to be told
-            if isinstance(full, bytes):
-                if not view.kept:
-                    self.wake()
-                    view.kept = 1
-                    keys.append(full)
-            else:
-                view.kept = 1
-                keys.append(full[1:])
-        for oid, (entry, callers) in list(self._uncounted.items()):
-            if victim in callers or b"" in callers:
-                del self._uncounted[oid]
-                assert entry.share is not None
-                entry.share.holds += 1
-                keys.append(oid)
-        return keys
-
-    @property
-    def keeps_nothing(self) -> bool:
-        """Whether `keeps` would return nothing: asked once per task, so it is cheap."""
-        return not self._views and not self._uncounted
-
     @property
     def watched(self) -> list[PeerID]:
         """Victims whose link must stay open, as an Unpin to them is due."""
@@ -573,7 +551,6 @@ class References(Restored, Nested):
         for full, view in self._views.items():
             if view.victim == victim and not isinstance(full, bytes):
                 view.kept = 0
-        self._vouch(victim)
 
     @property
     def idle(self) -> bool:
