@@ -244,6 +244,7 @@ def run(scenario: Scenario, seed: int, fault: Fault | None) -> Faulty:
         starts += sum(caller in names and seq == task.seq for _, caller, seq, _ in sim.call_starts)
         assert starts <= 1, f"{task.spec.name} {task.seq} started {starts} times\n{sim.tail()}"
     sim.run(sim.now + 1.0)
+    assert not sim.mapped_by_the_dead(), f"{sim.mapped_by_the_dead()}\n{sim.tail()}"
     for process, entry in sim.part.held:
         if process.alive:
             assert told[id(entry)] in (None, outcome(entry)), f"it had another outcome before\n{sim.tail()}"

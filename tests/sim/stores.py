@@ -50,6 +50,7 @@ class Store:
     memory: dict[int, int] = field(default_factory=dict)  # {segment in memory: its content}
     files: dict[int, int] = field(default_factory=dict)  # {segment with a file: its content}
     serving: dict[int, int] = field(default_factory=dict)  # {segment: transfers from it under way}
+    over: dict[bytes, bool] = field(default_factory=dict)  # {client that is gone: True}
     wake: float = -1.0
     trimmed_s: float = -1.0
 
@@ -222,8 +223,10 @@ class Stores(Guests):
             self._ask(process, f"register {segment}", asked)
 
         def asked(store: Store) -> None:
-            if process.alive:
-                request = store.ledger.room(NBYTES, process.peer, self.now, lambda why, text: granted(store, why))
+            if process.peer in store.over:
+                return
+            request = store.ledger.room(NBYTES, process.peer, self.now, lambda why, text: granted(store, why))
+            if request:
                 self._parked[segment] = (process.peer, request)
 
         def granted(store: Store, why: str) -> None:
@@ -273,13 +276,11 @@ class Stores(Guests):
             process.opening[segment] -= 1
             then(why)
 
+        def ask(store: Store) -> None:
+            store.ledger.open(segment, process.peer, self.now, lambda why, text: opened(store, why))
+
         process.opening[segment] = process.opening.get(segment, 0) + 1
-        self._ask(
-            process, f"open {segment}",
-            lambda store: store.ledger.open(
-                segment, process.peer, self.now, lambda why, text: opened(store, why)
-            ) if process.alive else None,
-        )  # fmt: skip
+        self._ask(process, f"open {segment}", ask)
 
     def _unmap(self, process: Process, segments: list[int]) -> None:
         """The node wants to spill these."""
@@ -336,7 +337,8 @@ class Stores(Guests):
         process.maps.clear()
         if was and self.room:
             host = self.host_of(process)
-            self.at(self.rng.uniform(0.0, 0.02), lambda: self._channel_closed(host, process.peer))
+            closes = max(self._channels.get(process.peer, 0.0), self.now + self.rng.uniform(0.0, 0.02))
+            self.at(closes - self.now, lambda: self._channel_closed(host, process.peer))
 
     # Effects.
 
@@ -361,6 +363,7 @@ class Stores(Guests):
             case fx.DropUnused():
                 used, host = process.core.segments_in_use(), self.host_of(process)
                 for peer in effect.producers:
+                    self.store_of(host).over[peer] = True
                     self._channel_closed(host, peer, settle=False)
                 made = [segment for segment, maker in self.makers.items() if maker in effect.producers]
                 for segment in [one for one in made if one not in used]:
@@ -541,6 +544,17 @@ class Stores(Guests):
 
         self.at(0.0 if found[0] else seconds, close)
         return {"": "", GONE: "ObjectLostError"}.get(found[0], "StoreFullError")
+
+    def mapped_by_the_dead(self) -> list[Any]:
+        """Return what ledgers take to be mapped by processes that are dead since a while: it could never be spilled."""
+        return [
+            (host.process.name, segment, self.processes[peer].name)
+            for host in self.hosts.values()
+            if host.process.alive and host.id in self.stores
+            for segment, cell in self.stores[host.id].ledger._cells.items()
+            for peer in cell.mappers
+            if not self.processes[peer].alive
+        ]
 
     def left_in_stores(self) -> list[Any]:
         """Return what is in any store that nobody needs.
