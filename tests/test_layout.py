@@ -52,6 +52,7 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     "zmesh.core.lineage_inputs": ("zmesh.core.*", "zmesh.wire.*"),
     "zmesh.core.counting_inputs": ("zmesh.core.*", "zmesh.wire.*"),
     "zmesh.core.node_members": ("zmesh.core.*", "zmesh.wire.*"),
+    "zmesh.core.node_deaths": ("zmesh.core.*", "zmesh.wire.*"),
     "zmesh.core.guest_client": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.worker": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.actor_home": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),

@@ -181,9 +181,9 @@ class ActorClass:
         options = self._options
         task = actor_options.as_task(options)
         captured = session.group
-        shape, fallback = opts.placed(task, captured)
+        shapes = opts.placed(task, captured)
         at_once = options.max_concurrency or (ASYNC_CONCURRENCY if self._is_async else 1)
-        cpu = [name for name in shape if name.partition("@")[0] == "CPU"]  # also as a placement group calls it
+        cpu = [name for name in shapes[0] if name.partition("@")[0] == "CPU"]  # also as a placement group calls it
         lent = dict.fromkeys(cpu, UNIT) if options.num_cpus is None else {}
         environment = session.environment(options.runtime_env)
         sent: dict[str, Any] = {"max_calls": 1}
@@ -193,7 +193,7 @@ class ActorClass:
         if environment is not None:
             sent["env"] = environment
             mark = {f"env:{environment['id']}": 1}
-            shape, fallback = shape | mark, fallback and fallback | mark
+            shapes = [shape | mark for shape in shapes]
         plan = {
             "places": {"": at_once, **(options.concurrency_groups or {})},
             "async": self._is_async,
@@ -203,10 +203,10 @@ class ActorClass:
         self._spec = session.spec(
             (self._cls, self._description),
             self._description.name,
-            shape,
+            shapes[0],
             STREAMING,
             {
-                "fallback": fallback,
+                "fallbacks": shapes[1:],
                 "options": sent | {"actor": plan},
                 "max_retries": options.max_restarts,
                 "retry_classes": (),
@@ -470,7 +470,8 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
 
 
 def exit_actor() -> NoReturn:
-    """End the actor whose method runs now, in good order; this call, and those to come, raise ActorDiedError.
+    """End the actor whose method runs now, in good order; this call, others that run, and those to come raise
+    ActorDiedError.
 
     Raises:
         LocalProtocolError: no actor's method runs here.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zmesh import init_settings
 from zmesh import runtime_env as envs
 from zmesh.exceptions import ArgumentError, ConfigError, LocalProtocolError, NotRunningError
-from zmesh.limits import check_seconds, is_whole
+from zmesh.limits import check_seconds, check_whole
 from zmesh.object_ref import ObjectRef, ObjectRefGenerator
 
 if TYPE_CHECKING:
@@ -257,8 +257,7 @@ def put(value: Any, *, replicas: int = 1) -> "ObjectRef[Any]":
         StoreFullError: it does not fit; the text has the numbers.
         ArgumentError: it is itself an ObjectRef.
     """
-    if not is_whole(replicas, 1):
-        raise ConfigError(f"replicas must be a number of hosts from 1, not {replicas!r}")
+    check_whole("replicas", replicas)
     session = auto_init()
     return session.put(value) if replicas == 1 else session.put_replicated(value, replicas)
 

@@ -86,7 +86,7 @@ class RemoteFunction:
     def _register(self, session: "Session") -> None:
         options = self._options
         captured = session.group
-        shape, fallback = opts.placed(options, captured)
+        shapes = opts.placed(options, captured)
         environment = session.environment(options.runtime_env)
         name = options.name or getattr(self._function, "__qualname__", repr(self._function))
         retry = options.retry_exceptions
@@ -105,14 +105,14 @@ class RemoteFunction:
         if environment is not None:
             sent["env"] = environment
             mark = {f"env:{environment['id']}": 1}  # a worker serves one environment only
-            shape, fallback = shape | mark, fallback and fallback | mark
+            shapes = [shape | mark for shape in shapes]
         self._spec = session.spec(
             self._function,
             name,
-            shape,
+            shapes[0],
             self._returns,
             {
-                "fallback": fallback,
+                "fallbacks": shapes[1:],
                 "options": sent,
                 "max_retries": options.max_retries,
                 "oom_retries": options.oom_retries,

@@ -76,6 +76,16 @@ def test_map_keeps_the_output_of_a_job_whole_also_if_it_is_much() -> None:
     assert lines[60_000:] == [lines[-1]] * 60_000
 
 
+def test_a_key_file_that_is_not_there_is_an_error_that_says_how_to_make_it(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a typo.json"
+    up = zmesh("up", "--key-file", str(path))
+    assert up.returncode == 2
+    assert f"`zmesh key create --key-file '{path}'` makes one" in up.stderr
+    assert not path.exists()
+    assert zmesh("key", "create", "--key-file", str(path)).returncode == 0
+    assert zmesh("up", "--key-file", str(path)).returncode == 0
+
+
 def test_map_shows_stderr_on_stderr() -> None:
     done = zmesh("map", "echo out; echo err >&2; : {}", ":::", "1")
     assert (done.stdout, done.stderr) == ("out\n", "err\n")

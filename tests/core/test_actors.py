@@ -285,6 +285,33 @@ def test_an_actor_is_killed_whatever_state_it_is_in(driver: Driver) -> None:
     assert "killed" in driver.call(serving).value[1]
 
 
+def test_an_actor_whose_name_was_found_and_that_is_killed_before_its_start_is_never_made(driver: Driver) -> None:
+    spec = driver.core.new_spec(D, "A", CPU, num_returns=-1, options={"max_calls": 1})
+    handle = driver.core.new_actor(spec, b"x", None, 0, name="A", ordered=True)
+    driver.core.references.promote([handle])
+    driver.hear(NODE, m.Ack(1))
+    oid = driver.core.references.oid(handle)
+    driver.hear(NODE, a.KillActor(oid, no_restart=False))
+    assert handle.actor.failure is None
+    driver.hear(NODE, a.KillActor(oid, no_restart=True))
+    driver.core.start_actor(handle, driver.now)
+    assert "killed by zmesh.kill()" in handle.actor.failure[1][1]
+    assert driver.said(m.Demand) == []
+    assert driver.call(handle).value[0] == "ActorDiedError"
+    driver.core.check()
+
+
+def test_an_actor_that_nobody_holds_as_it_starts_retires_once_it_is_made(driver: Driver) -> None:
+    spec = driver.core.new_spec(D, "A", CPU, num_returns=-1, options={"max_calls": 1})
+    handle = driver.core.new_actor(spec, b"x", None, 0, name="A", ordered=True)
+    driver.core.references.promote([handle])
+    driver.hear(NODE, a.Unheld(driver.core.references.oid(handle)))
+    driver.pass_time(0.0)
+    driver.core.start_actor(handle, driver.now)
+    driver.made(handle)
+    assert driver.said(a.Retire, W) == [a.Retire()]
+
+
 def test_others_have_an_actor_killed_through_its_home(driver: Driver) -> None:
     handle = driver.actor()
     oid = driver.core.references.oid(handle)
@@ -672,6 +699,21 @@ def test_calls_after_the_end_are_answered_and_those_before_the_beginning_ignored
     early = ActorServer(server.effects, keeps=lambda peer: [], pulls=server.pulls)
     early.called(D, a.Call([], []), 0.0)
     assert server.effects == []
+
+
+def test_the_end_answers_the_calls_that_run_and_they_do_not_answer_again() -> None:
+    server = Server(io=2)
+    server.called(1, 2, group="io")
+    call, stream = server.next(), server.next()
+    server.core.end((m.ERROR, ("ActorDiedError", "over", {})), 0.0)
+    assert server.done() == [(D, [1, 2])]
+    assert stream.stopped == m.CANCELLED
+    server.core.item(stream, m.INLINE, b"i", [], 0.0)
+    server.finish(call)
+    server.finish(stream)
+    assert server.next() is None
+    assert server.done() == []
+    assert server.core.idle
 
 
 def test_a_stream_counts_what_its_reader_took() -> None:

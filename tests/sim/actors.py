@@ -48,7 +48,7 @@ class ActorCode:
     ) -> Entry:
         """Have a detached actor made; the entry resolves with Kept. What it needs must be promoted."""
         job = process.peer if process.slot < 0 else process.core.thief.job
-        spec = ["A", {"CPU": m.UNIT}, None, {"max_calls": 1, "places": 1}, b"digest", b"blob", restarts, 0]
+        spec = ["A", {"CPU": m.UNIT}, [], {"max_calls": 1, "places": 1}, b"digest", b"blob", restarts, 0]
         inputs = inputs or Inputs()
         deps, held = ([process.core.references.oid(entry) for entry in some] for some in (inputs.deps, inputs.held))
         order = KeepActor(0, job, spec, init, deps, held, "ns", name, b"told", ordered=True, here=here)
@@ -125,7 +125,7 @@ class ActorCode:
     def _end_actor(self, process: Any) -> None:
         core = process.core
         running = core.thief.running
-        core.server.end(FAILURE, self.now)
+        core.actor_ended(FAILURE, self.now)
         self._finish(process, running, m.END, running.items, [])
 
     def _run_call(self, process: Any, call: Any, code: dict[str, Any]) -> None:

@@ -151,6 +151,8 @@ class ActorCalls:
             self._effects.append(Send(node_peer(worker[:NODE_ID_BYTES]), order))
             if no_restart:
                 self._die(actor, _died(actor, KILLED, {}), now)  # nothing more is sent to it
+        elif no_restart and self._unstarted(creation):
+            self._die(actor, _died(actor, KILLED, {}), now)
         elif no_restart:  # it is not made yet; if a worker has it, it may not have entered it
             self._tasks.cancel(creation, now, force=True, recursive=False)
 
@@ -163,8 +165,9 @@ class ActorCalls:
     def abandon(self, handle: Handle, why: str) -> None:
         """An actor that was not started will not be."""
         actor = handle.actor
-        actor.version, actor.failure = ACTOR_DEAD, _died(actor, why, {})
         assert actor.creation is not None
+        if actor.failure is None:
+            actor.version, actor.failure = ACTOR_DEAD, _died(actor, why, {})
         if actor.creation.inputs is not None:
             for entry in actor.creation.inputs.held:
                 self._references.settle(entry)
@@ -211,8 +214,12 @@ class ActorCalls:
             self._forget(actor)
         elif actor.peer:
             self._retire(actor, now)
-        elif creation.state in (WAITING, QUEUED):
+        elif creation.state in (WAITING, QUEUED) and not self._unstarted(creation):
             self._tasks.cancel(creation, now, force=False, recursive=False)
+
+    def _unstarted(self, creation: Creation) -> bool:
+        """Whether an actor has its ActorID, maybe its name, and is not made yet: others may know of it already."""
+        return creation.state != RESOLVED and creation.seq not in self._tasks.many
 
     def dismiss(self, now: float) -> None:
         """This process is over but for what others need: own actors that only it has handles of end in good order."""

@@ -204,6 +204,8 @@ class ActorServer:
 
     def item(self, running: Running, status: int, value: Any, inside: list[bytes], now: float) -> None:
         """A stream yielded: the item goes out at once."""
+        if self.failure is not None:
+            return  # it was told that the stream is over
         item = (running.items, status, value, inside)
         running.items += 1
         self._add(running.victim, (running.seq, running.attempt, ITEM, item), 0, now)
@@ -214,6 +216,8 @@ class ActorServer:
         del self.running[running.victim, running.seq]
         self.groups[running.spec.options.get("group", "")].busy -= 1
         self._arguments.drop(running)
+        if self.failure is not None:
+            return  # `end` answered it
         running.spec.ran(now - running.started)
         result: Any = (running.seq, running.attempt, status, value)
         self._add(running.victim, (*result, inside) if inside else result, size, now)
@@ -260,8 +264,11 @@ class ActorServer:
         return self.retired and self.idle
 
     def end(self, failure: tuple[int, Any], now: float) -> None:
-        """The actor ends: whatever did not start, and all that still comes, gets this failure."""
+        """The actor ends: whatever runs or did not start, and all that still comes, gets this failure."""
         self.failure = failure
+        for running in self.running.values():
+            running.stopped = CANCELLED
+            self._add(running.victim, (running.seq, running.attempt, *failure), 0, now)
         for group in self.groups.values():
             for peer, record in group.queue:
                 self._arguments.forget(peer, [record])

@@ -9,16 +9,19 @@ handle, until it is dead; when none is left the keeper may end (core/keepers.py)
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from zmesh.core.client import ClientCore
+from zmesh.core.counting_inputs import Input
 from zmesh.core.effects import Send
 from zmesh.core.records import Entry, Handle, Inputs, Spec
 from zmesh.wire.actor_messages import NAME_TAKE
-from zmesh.wire.ids import NODE_ID_BYTES, PeerID
+from zmesh.wire.ids import NODE_ID_BYTES, PeerID, node_peer
 from zmesh.wire.keeper_messages import KeepActor, Keeps, Kept
-from zmesh.wire.messages import ERROR, PENDING, Hold
+from zmesh.wire.messages import ERROR, PENDING, Done, GiveBack, Hold, Steal, Unpin, Unsteal
 from zmesh.wire.shortcut_messages import Shortcut
+
+WORDS_OF_THIEVES = (Done, GiveBack, Steal, Unpin, Unsteal)
 
 
 @dataclass(slots=True)
@@ -41,10 +44,12 @@ class KeeperCore(ClientCore):
         self._made: dict[str, Spec] = {}  # {what creations said of it: spec}
         self._seen = 0
         self._told = Keeps(0, False, [])
-        self._inputs |= {
-            KeepActor: self._keep,
-            Shortcut: lambda peer, message, now: None,  # only a process of its own gains by one
-        }
+
+    def hears(self, peer: PeerID, message: Any) -> bool:
+        """Whether that peer may say this to a keeper: a node anything, others what thieves say of creations."""
+        if type(message) is Done:
+            return all(index < len(self.specs) for index, *_ in message.timings)
+        return type(message) in WORDS_OF_THIEVES or peer == node_peer(peer[:NODE_ID_BYTES])
 
     def receive(self, peer: PeerID, message: Any, now: float) -> None:
         """Take one message; see ClientCore.receive."""
@@ -92,10 +97,10 @@ class KeeperCore(ClientCore):
 
     def _spec_of(self, m: KeepActor) -> Spec:
         """Return the spec of a creation; programs that make the same actor again and again get the same."""
-        name, shape, fallback, options, digest, blob, max_retries, priority = m.spec
+        name, shape, fallbacks, options, digest, blob, max_retries, priority = m.spec
         if m.here:  # so that no other node's death ends it; elsewhere if this node could never have it
-            shape, fallback = shape | {f"node:{self.node[:NODE_ID_BYTES].hex()}": 1}, shape
-        key = repr((name, shape, fallback, options, digest, max_retries, priority))
+            shape, fallbacks = shape | {f"node:{self.node[:NODE_ID_BYTES].hex()}": 1}, [shape, *fallbacks]
+        key = repr((name, shape, fallbacks, options, digest, max_retries, priority))
         spec = self._made.get(key)
         if spec is None:
             spec = self._made[key] = self.new_spec(
@@ -108,7 +113,7 @@ class KeeperCore(ClientCore):
                 blob=blob,
                 max_retries=max_retries,
                 priority=priority,
-                fallback=fallback,
+                fallbacks=fallbacks,
             )
         return spec
 
@@ -152,3 +157,8 @@ class KeeperCore(ClientCore):
         if told != self._told:
             self._told = told
             self.effects.append(Send(self.node, told))
+
+    _inputs: ClassVar[dict[type[Any], Input]] = ClientCore._inputs | {
+        KeepActor: _keep,
+        Shortcut: lambda self, peer, message, now: None,  # only a process of its own gains by one
+    }

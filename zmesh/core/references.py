@@ -289,6 +289,15 @@ class References(Restored, Nested):
             if not groups:
                 del self._given[victim, seq]
 
+    def take_back(self, victim: PeerID, seq: int) -> None:
+        """What was given last of that task is not sent after all."""
+        groups = self._given.get((victim, seq))
+        if groups:  # else the victim died
+            for entry in groups.pop():
+                self.drop(entry)
+            if not groups:
+                del self._given[victim, seq]
+
     def _ticket(self) -> Entry:
         self._requests += 1
         ticket = self._tickets[self._requests] = Entry(self._requests)

@@ -1,10 +1,11 @@
 """A worker: a thief of one victim at a time, and a client itself, as its tasks may submit tasks. Wiring only."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from zmesh.core.actor_server import ActorServer
 from zmesh.core.client import ClientCore
+from zmesh.core.counting_inputs import Input
 from zmesh.core.effects import Effect, Exit, Send
 from zmesh.core.records import Entry
 from zmesh.core.running import Running
@@ -14,6 +15,7 @@ from zmesh.wire.actor_messages import Call, CallerGone, Retire, Settle
 from zmesh.wire.ids import PeerID
 from zmesh.wire.messages import (
     INLINE,
+    MANY,
     Attach,
     Blocked,
     Cancel,
@@ -49,6 +51,8 @@ class WorkerCore(ClientCore):
     ) -> None:
         super().__init__(me, effects, timers, describe_status)
         self._attached = attached
+        # In an actor that runs several calls at once: which of them the thread runs that asks.
+        self.who_runs: Callable[[], tuple[PeerID, int] | None] | None = None
         self._block_timer = 0
         self._may_block = True  # false for an actor that has given back all it had booked
         self._leaving = False  # takes no more tasks
@@ -61,20 +65,15 @@ class WorkerCore(ClientCore):
             pulls=self.pulls,
         )
         self.server = ActorServer(effects, keeps=self._keeps, pulls=self.pulls)
-        self._inputs |= {
-            Call: lambda peer, message, now: self.server.called(peer, message, now),
-            CallerGone: self._caller_gone,
-            Retire: self._retire,
-            Attach: self._attach,
-            Detach: lambda _, message, now: self._detach(message, now),
-            Work: lambda peer, message, _: self.thief.work(peer, message),
-            Unstolen: lambda peer, message, _: self.thief.unstolen(peer, message),
-            Cancel: self._cancel,
-            Consumed: self._consumed,
-            Stop: self._stop,
-            Pulled: self._pulled,
-            Taken: lambda peer, message, _: self.references.taken(peer, message.seq),
-        }
+
+    @property
+    def current(self) -> tuple[PeerID, int] | None:
+        """(owner, seq) of the task or call that is running: the parent of what is submitted now."""
+        return self._current if self.who_runs is None else self.who_runs()
+
+    @current.setter
+    def current(self, running: tuple[PeerID, int] | None) -> None:
+        self._current = running
 
     def _keeps(self, victim: PeerID) -> list[Any]:
         return [] if self.references.keeps_nothing else self.references.keeps(victim)
@@ -84,6 +83,7 @@ class WorkerCore(ClientCore):
     def next(self, now: float) -> Running | None:
         """Return the task to run now, or None if there is none yet."""
         if self._leaving:
+            self._leave_if_idle(now)  # a thread that runs on may have let go of the last thing somebody needs
             return None
         running = self.thief.next(now)
         self.current = None if running is None else (running.victim, running.seq)
@@ -128,6 +128,7 @@ class WorkerCore(ClientCore):
             self.thief.item(status, value, inside, now)
         else:
             self.server.item(running, status, value, inside, now)
+            self._unsend(running, [inside])
 
     def give(self, running: Running, entries: list[Entry]) -> None:
         """A result of this task or call contains these references; see References.give."""
@@ -156,8 +157,25 @@ class WorkerCore(ClientCore):
     ) -> None:
         """A call is over; see ActorServer.finished."""
         self.server.finished(running, status, value, inside, size, now)
+        self._unsend(running, [one[2] for one in value] if status == MANY else [inside])
         if not self.references.keeps_nothing:
             self.server.flush()  # what the call keeps must be told before the caller lets go of its arguments
+
+    def actor_ended(self, failure: tuple[int, Any], now: float) -> None:
+        """The actor is over; see ActorServer.end. Nobody reads what calls that still run have submitted: it is
+        cancelled. What their threads submit from now on fails at once, or this process would never end."""
+        self.refusal = failure[1]
+        for call in self.server.running:
+            self.tasks.cancel_children(call, now)
+        self.server.end(failure, now)
+        self.victim.serve(now)
+        self._flush()
+
+    def _unsend(self, running: Running, given: list[list[bytes]]) -> None:
+        """If the actor has ended, the call was answered before: nobody takes the references in what it gives now."""
+        if self.server.failure is not None:
+            for _ in filter(None, given):
+                self.references.take_back(running.victim, running.seq)
 
     def may_yield(self, running: Running) -> bool:
         """Whether a stream may go on, or need not as it is to end: see Running.stopped."""
@@ -245,3 +263,18 @@ class WorkerCore(ClientCore):
         self.thief.check()
         self.server.check()
         assert self.thief.state in (FREE, ATTACHED, CLOSING)
+
+    _inputs: ClassVar[dict[type[Any], Input]] = ClientCore._inputs | {
+        Call: lambda self, peer, message, now: self.server.called(peer, message, now),
+        CallerGone: _caller_gone,
+        Retire: _retire,
+        Attach: _attach,
+        Detach: lambda self, _, message, now: self._detach(message, now),
+        Work: lambda self, peer, message, _: self.thief.work(peer, message),
+        Unstolen: lambda self, peer, message, _: self.thief.unstolen(peer, message),
+        Cancel: _cancel,
+        Consumed: _consumed,
+        Stop: _stop,
+        Pulled: _pulled,
+        Taken: lambda self, peer, message, _: self.references.taken(peer, message.seq),
+    }

@@ -35,6 +35,12 @@ def entered(call: Running) -> None:
     _running.set(call)
 
 
+def _who_runs() -> tuple[bytes, int] | None:
+    """Return (caller, seq) of the call this thread, or this task of the event loop, runs."""
+    running = _running.get(None)
+    return None if running is None else (running.victim, running.seq)
+
+
 class ActorProcess:
     """The actor of this process, from `__init__` to its end.
 
@@ -100,6 +106,8 @@ class ActorProcess:
             self._reactor.pump(monotonic())
             self._reactor.holder = 0
         self._serving = True
+        if self._loop is not None or places != {"": 1}:
+            self._core.who_runs = _who_runs
         if self._loop is not None:
             self._loop.serve()
         elif places == {"": 1}:
@@ -108,13 +116,11 @@ class ActorProcess:
             self._serve_many()
         with self._reactor.lock:
             self._reactor.holder = threading.get_ident()
-            self._core.server.end(self.failure or self._died("it has ended"), monotonic())
+            self._core.actor_ended(self.failure or self._died("it has ended"), monotonic())
             self._reactor.pump(monotonic())
             self._reactor.holder = 0
-            idle = self._core.server.idle
-        if idle:  # else a thread still runs a method; we stay as long as others need what we own
-            self.instance = None
-            gc.collect()
+        self.instance = None
+        gc.collect()
         return END, self.creation.items, [], 0
 
     def _stillborn(self, why: str) -> Outcome:

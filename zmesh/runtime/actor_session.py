@@ -139,7 +139,7 @@ class ActorSession:
         held = [session.object_id(entry) for entry in inputs.held]
         held += [package[1] for package in packages_of(spec.options.get("env", {}))]
         deps = [session.object_id(entry) for entry in inputs.deps]
-        told: list[Any] = [spec.name, spec.shape, spec.fallback, spec.options, spec.digest, spec.blob]
+        told: list[Any] = [spec.name, spec.shape, spec.fallbacks, spec.options, spec.digest, spec.blob]
         told += [spec.max_retries, spec.priority]
         until = monotonic() + DYING_NAME_S
         while True:

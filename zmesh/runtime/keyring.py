@@ -19,6 +19,7 @@ import hmac
 import json
 import os
 import secrets
+import shlex
 import stat
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,10 +130,9 @@ class Keyring:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
-            text = (
-                f"there is no key of a mesh at {path}: `zmesh key create` makes one, `zmesh key import` takes another's"
-            )
-            raise ConfigError(text) from None
+            there = "" if path == keyring_path() else f" --key-file {shlex.quote(path)}"
+            make = f"`zmesh key create{there}` makes one, `zmesh key import{there}` takes another's"
+            raise ConfigError(f"there is no key of a mesh at {path}: {make}") from None
         except OSError as error:
             why = "is a symbolic link: name the file itself" if error.errno == errno.ELOOP else f"({error.strerror})"
             raise ConfigError(f"{path} cannot be opened as a key file: it {why}") from None

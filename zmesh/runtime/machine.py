@@ -1,5 +1,7 @@
 """What this machine has: CPUs, GPUs, memory. Read once, when a node starts."""
 
+import contextlib
+import glob
 import os
 import re
 import socket
@@ -13,6 +15,8 @@ from zmesh.exceptions import ConfigError
 from zmesh.limits import AMOUNT_MAX, is_amount, is_text
 
 UNIT = 10_000
+GPUS = "/proc/driver/nvidia/gpus"
+ACCELERATOR = "accelerator_type:"  # and what kind of GPUs a node has: a resource of which it has 1, as in Ray
 DEFAULT_PORT = 27700  # P; P + 1 and P + 2 are used too. Source: below ip_local_port_range, so no dial takes it
 PORTS = range(DEFAULT_PORT, DEFAULT_PORT + 1000, 10)  # tried in turn, if none was named: several nodes of one machine
 _claims: list[socket.socket] = []  # of the base port that this process chose; open as long as it lives
@@ -57,9 +61,31 @@ def gpus() -> int:
     if visible is not None:
         return len([part for part in visible.split(",") if part.strip()])
     try:
-        return len(os.listdir("/proc/driver/nvidia/gpus"))
+        return len(os.listdir(GPUS))
     except OSError:
         return 0
+
+
+def accelerators(directory: str = GPUS) -> dict[str, int]:
+    """Return what stands for the kind of GPUs in the resources of a node, e.g. {"accelerator_type:A100": 1}.
+
+    Args:
+        directory: where the driver tells of each of them.
+    """
+    found = {}
+    for path in sorted(glob.glob(os.path.join(directory, "*", "information"))):
+        with contextlib.suppress(OSError), open(path) as file:
+            models = [line.partition(":")[2] for line in file if line.startswith("Model:")]
+            found.update({f"{ACCELERATOR}{accelerator_name(model)}": 1 for model in models})
+    return found
+
+
+def accelerator_name(model: str) -> str:
+    """Return what Ray calls GPUs of a model: "NVIDIA A100-SXM4-40GB" A100, "GeForce RTX 3090" GeForce-RTX-3090."""
+    words = [word for word in model.split() if word not in ("NVIDIA", "Tesla", "Quadro")] or ["unknown"]
+    number = next((index for index, word in enumerate(words) if any(map(str.isdigit, word))), len(words) - 1)
+    name = [*words[:number], words[number].partition("-")[0]]
+    return (" " if all(map(str.isupper, name[:-1])) else "-").join(name)
 
 
 def python_minor() -> str:
@@ -96,7 +122,7 @@ def total_resources(settings: dict[str, Any]) -> dict[str, int]:
             raise ConfigError(f"the name of a resource must not hold '@', as {name!r} does")
         if not is_text(name):
             raise ConfigError(f"the name of a resource must be a text that can be encoded, not {name!r}")
-    given.update(settings.get("resources") or {})
+    given = (accelerators() if given["GPU"] else {}) | given | (settings.get("resources") or {})
     if isinstance(given["GPU"], float) and given["GPU"] != int(given["GPU"]):
         raise ConfigError(f"num_gpus of a node must be a whole number, not {given['GPU']!r}")
     for name, amount in given.items():

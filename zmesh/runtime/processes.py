@@ -1,6 +1,7 @@
 """Start and stop a node from a program or a command; watch processes by pidfd."""
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -30,7 +31,9 @@ def open_pidfd(pid: int) -> int | None:
     """Return a descriptor that is readable once the process is gone, or None if it is already."""
     try:
         return os.pidfd_open(pid)
-    except ProcessLookupError:
+    except OSError as error:
+        if error.errno not in (errno.ESRCH, errno.EINVAL, errno.ENOENT):  # the last two: it is no process but a thread
+            raise
         return None
 
 

@@ -13,7 +13,7 @@ from zmesh.wire.ids import ObjectID, PeerID
 class KeepActor:
     """Client to its own node, and from there to the keeper of `job`: make this actor, unless one has its name.
 
-    `spec` is [name, shape, fallback shape or nil, options, digest, blob, max_retries, priority]. `args` are packed with
+    `spec` is [name, shape, fallback shapes, options, digest, blob, max_retries, priority]. `args` are packed with
     places for the objects `deps`; `held` are those inside of the arguments, and those the class needs. The asker holds
     all of them until it is answered by Kept. `here`: it should live on this node. `asker` is filled in by the node.
     """
