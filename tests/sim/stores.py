@@ -14,7 +14,7 @@ from typing import Any
 
 import msgpack
 
-from tests.sim.guests import Guests
+from tests.sim.guests import FULL_WAIT_S, NBYTES, Guests
 from tests.sim.simulator import Host, Process
 from zmesh.core import effects as fx
 from zmesh.core.records import Entry
@@ -30,10 +30,9 @@ from zmesh.core.spilling import (
     WriteOut,
 )
 from zmesh.wire import messages as m
+from zmesh.wire.ids import is_guest, store_peer
 from zmesh.wire.store_messages import Unmap
 
-NBYTES = 100_000  # of each segment
-FULL_WAIT_S = 1.0  # a producer asks again for so long
 AGAIN_S = 0.05
 TRIM_S = 0.05
 FULL_ERROR = m.ERROR, ("StoreFullError", "simulated", {})
@@ -335,7 +334,7 @@ class Stores(Guests):
         was = process.alive
         super().kill(process, status)
         process.maps.clear()
-        if was and self.room:
+        if was and self.room and not is_guest(process.peer):
             host = self.host_of(process)
             closes = max(self._channels.get(process.peer, 0.0), self.now + self.rng.uniform(0.0, 0.02))
             self.at(closes - self.now, lambda: self._channel_closed(host, process.peer))
@@ -555,6 +554,39 @@ class Stores(Guests):
             for peer in cell.mappers
             if not self.processes[peer].alive
         ]
+
+    def _serve_guest(self, host: Host, guest: bytes, request: list[Any]) -> None:
+        if not self.room:
+            super()._serve_guest(host, guest, request)
+            return
+        number, verb, segment = request
+
+        def answer(*facts: Any) -> None:
+            host.core.forward(store_peer(host.id), guest, msgpack.packb([number, *facts]), self.now)
+
+        def granted(store: Store, why: str) -> None:
+            if why:
+                answer("full")
+                return
+            store.ledger.add(segment, NBYTES, [], self.now, held=True)
+            self.written[segment] = store.memory[segment] = next(self._contents)
+            self.makers[segment] = guest
+            store.ledger.unhold(segment, self.now)
+            answer()
+
+        def opened(store: Store, why: str) -> None:
+            assert why or store.memory[segment] == self.written[segment], f"of {segment}\n{self.tail()}"
+            answer(*([b"bytes"] if not why else [] if why == GONE else [b"", 1]))
+
+        def carry_out(store: Store) -> None:
+            if verb == "write":
+                store.ledger.room(NBYTES, guest, self.now, lambda why, text: granted(store, why))
+            elif verb == "read":
+                store.ledger.open(segment, b"", self.now, lambda why, text: opened(store, why))
+            elif self.makers.get(segment) == guest:
+                self._drop(store, segment)
+
+        self._on_store(host, carry_out, settle=False)
 
     def left_in_stores(self) -> list[Any]:
         """Return what is in any store that nobody needs.
