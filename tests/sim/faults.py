@@ -77,6 +77,11 @@ class Faulty(Members, Stores):
         self.counts = dict.fromkeys(self.counts, 0)
         self.fault = fault
 
+    @property
+    def again(self) -> int:
+        """How many tasks were started that had been before, under this number or another."""
+        return sum(attempt > 0 for _, _, _, attempt, _ in self.starts)
+
     # The fault.
 
     def _count(self, what: str) -> int:
