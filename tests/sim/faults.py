@@ -14,6 +14,7 @@ from typing import Any
 from tests.sim.guests import Guest
 from tests.sim.members import Members
 from tests.sim.simulator import NODE, Host, Process, Simulation
+from tests.sim.store_users import StoreUsers
 from tests.sim.stores import Stores
 from zmesh.core import effects as fx
 from zmesh.core.names import Names
@@ -47,7 +48,7 @@ class Part:
     once: list[tuple[Process, Task]] = field(default_factory=list)  # may start once only
 
 
-class Faulty(Members, Stores):
+class Faulty(Members, StoreUsers):
     """A simulation with one fault.
 
     Attributes:
