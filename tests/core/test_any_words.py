@@ -89,7 +89,7 @@ class Talk:
         small, oid, peer, group, shape, some = self.small, self.oid, self.peer, self.group, self.shape, self.some
         flag = lambda: self.rng.random() < 0.5  # noqa: E731
         obj = lambda: [oid(), *self.value(), some(oid)]  # noqa: E731
-        spec = lambda: ["A", shape(), None, {}, b"digest", b"blob", small(), 0]  # noqa: E731
+        spec = lambda: ["A", shape(), [shape()], {}, b"digest", b"blob", small(), 0]  # noqa: E731
         return {
             m.Hello: lambda: m.Hello(self.rng.choice(["driver", "worker", "observer"]), 7, {"cwd": "/"}),
             m.Goodbye: m.Goodbye,

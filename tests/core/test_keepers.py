@@ -221,6 +221,19 @@ def test_a_name_that_another_has_is_told_and_nothing_is_made() -> None:
     assert not [one for one in effects if isinstance(one, m.Demand)]
 
 
+def test_a_name_that_nobody_is_said_to_have_is_told_and_nothing_is_made() -> None:
+    keeper = Keeper()
+    keeper.ask()
+    (promote,) = keeper.said(m.Promote)
+    keeper.hear(NODE, m.Ack(promote.request))
+    (asked,) = keeper.said(NameAsk)
+    keeper.hear(NODE, NameTold(asked.request, []))
+    effects = [e.message for e in keeper.core.effects if isinstance(e, Send)]
+    (kept,) = [one for one in effects if isinstance(one, k.Kept)]
+    assert "try again" in kept.error
+    assert not [one for one in effects if isinstance(one, m.Demand)]
+
+
 def test_the_same_creation_again_is_the_same_function_and_only_here_by_wish() -> None:
     keeper = Keeper()
     shapes = []

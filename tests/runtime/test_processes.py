@@ -26,8 +26,8 @@ from zmesh.exceptions import ConfigError, NotRunningError
 from zmesh.runtime import processes, rundir
 from zmesh.runtime.forkserver import describe_status
 
-DEADLINE_S = 5.0
-WAIT_S = 2.0  # for something to be gone
+DEADLINE_S = 30.0
+WAIT_S = 20.0  # for something to be gone
 
 STAND_IN = r"""
 import errno, importlib.util, json, os, select, signal, sys, time

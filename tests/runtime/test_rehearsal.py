@@ -56,7 +56,7 @@ def test_a_play_leaves_nothing_in_its_process(run_dir: RunDir) -> None:
     before = state()
     for _ in rehearsal.rehearse(run_dir):
         assert session.get_current() is None
-        assert state() == before
+    assert state() == before
 
 
 def own_bytes(pid: int) -> int:

@@ -120,7 +120,10 @@ class KeeperCore(ClientCore):
     def _settle_name(self, order: Order, handle: Handle, found: Any, now: float) -> None:
         """The name is ours, or another's."""
         m, oid = order.wanted, self.references.oid(handle)
-        assert found, "who takes a name hears who has it"
+        if not found:  # who takes a name hears who has it, unless a member is out of its mind
+            error = f"the actor {m.name!r} cannot be made: who keeps its name did not say whose it is; try again"
+            self._answer(order, Kept(0, [], error=error))
+            return
         if found[2] != oid:
             self._answer(order, Kept(0, list(found)))
             return

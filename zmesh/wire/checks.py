@@ -174,7 +174,7 @@ _place_or_none = _either(_only(()), _place)
 _failure = _either(_only(()), _resolved)
 _shapes = _list(_shape)
 _listed = _row(_oid, _number(m.PENDING, m.ERROR), _size, _segment, _count, _either(_flag, _count), _count, _text, _text)
-_creation = _row(_text, _shape, _either(_nothing, _shape), _dict, _bytes, _bytes, _whole, _whole)
+_creation = _row(_text, _shape, _list(_shape), _dict, _bytes, _bytes, _whole, _whole)
 
 CHECKS: dict[type[Any], tuple[Check, ...]] = {
     # {message that a node or its keepers take from other processes: a check for each field}
