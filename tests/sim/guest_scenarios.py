@@ -75,8 +75,8 @@ def guest_tasks(sim: Faulty) -> None:
 
 def guest_shares(sim: Faulty) -> None:
     """A guest and a program of another host share objects, in both directions, and by way of tasks."""
-    guest = _begin(sim)
     sim.harmless.remove("host 1 leaves")  # what its programs own ends with it
+    guest = _begin(sim)
     reader = sim.driver("r", other(1))
     often = sim.spec(guest, max_retries=-1)
     small = guest.core.put(m.INLINE, b"value", [])
@@ -107,8 +107,8 @@ def guest_shares(sim: Faulty) -> None:
 
 def guest_actors(sim: Faulty) -> None:
     """A guest makes an actor and calls it, calls one of another program, and lets go of both."""
-    guest = _begin(sim)
     sim.harmless.remove("host 1 leaves")
+    guest = _begin(sim)
     owner = sim.driver("r", other(1))
     handle = sim.create(guest, program("actor", seconds=0.01), restarts=-1)
     calls = [sim.call(guest, handle, program("work", value=i), retries=-1) for i in range(3)]
