@@ -14,6 +14,7 @@ from typing import Any
 from tests.sim.guests import Guest
 from tests.sim.members import Members
 from tests.sim.simulator import NODE, Host, Process, Simulation
+from tests.sim.store_users import StoreUsers
 from tests.sim.stores import Stores
 from zmesh.core import effects as fx
 from zmesh.core.names import Names
@@ -47,7 +48,7 @@ class Part:
     once: list[tuple[Process, Task]] = field(default_factory=list)  # may start once only
 
 
-class Faulty(Members, Stores):
+class Faulty(Members, StoreUsers):
     """A simulation with one fault.
 
     Attributes:
@@ -76,6 +77,11 @@ class Faulty(Members, Stores):
         self.main = self.driver("d")
         self.counts = dict.fromkeys(self.counts, 0)
         self.fault = fault
+
+    @property
+    def again(self) -> int:
+        """How many tasks were started that had been before, under this number or another."""
+        return sum(attempt > 0 for _, _, _, attempt, _ in self.starts)
 
     # The fault.
 
@@ -244,6 +250,7 @@ def run(scenario: Scenario, seed: int, fault: Fault | None) -> Faulty:
         starts += sum(caller in names and seq == task.seq for _, caller, seq, _ in sim.call_starts)
         assert starts <= 1, f"{task.spec.name} {task.seq} started {starts} times\n{sim.tail()}"
     sim.run(sim.now + 1.0)
+    assert not sim.mapped_by_the_dead(), f"{sim.mapped_by_the_dead()}\n{sim.tail()}"
     for process, entry in sim.part.held:
         if process.alive:
             assert told[id(entry)] in (None, outcome(entry)), f"it had another outcome before\n{sim.tail()}"

@@ -15,16 +15,7 @@ from zmesh.core.effects import Effect, Recycle, Resolved, Send
 from zmesh.core.nested import Nested
 from zmesh.core.records import Copy, Entry, Handle, Share, Spec, View
 from zmesh.core.restored import Restored
-from zmesh.wire.ids import (
-    NODE_ID_BYTES,
-    NodeID,
-    ObjectID,
-    PeerID,
-    guest_segment,
-    node_peer,
-    object_id,
-    split_object_id,
-)
+from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer, object_id, split_object_id
 from zmesh.wire.lineage_messages import Seek
 from zmesh.wire.messages import (
     ERROR,
@@ -181,15 +172,6 @@ class References(Restored, Nested, Bequests):
             self._effects.append(Recycle([location[0]]))
         else:
             self._effects.append(Send(_home(producer), FreeSegments([(producer, segment, clean)])))
-
-    def place(self, location: Any) -> Any:
-        """Return where bytes lie as others know it now: a guest takes its own along to another node."""
-        segment, nbytes, producer = location
-        return (guest_segment(segment, self._me), nbytes, self._me) if producer in self.moved else location
-
-    def told(self, entry: Entry) -> Any:
-        """Return the value of an entry as others are told it."""
-        return self.place(entry.value) if self.moved and entry.status == STORED else entry.value
 
     # What others hold of ours.
 
