@@ -147,6 +147,7 @@ class Talk:
             a.ActorState: lambda: a.ActorState(oid(), small(), self.rng.choice([b"", peer()]), [], flag()),
             a.ActorQuery: lambda: a.ActorQuery(oid(), small() - 1),
             a.Unheld: lambda: a.Unheld(oid()),
+            a.ShareActor: lambda: a.ShareActor(small(), oid()),
             a.KillActor: lambda: a.KillActor(oid(), flag()),
             a.NameAsk: lambda: a.NameAsk(small(), self.rng.randrange(3), "ns", self.name(), oid(), b"d", small()),
             a.NameTold: lambda: a.NameTold(small(), self.rng.choice([[], self.entry()])),

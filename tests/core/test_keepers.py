@@ -13,7 +13,7 @@ from zmesh.core.node import NodeCore
 from zmesh.core.timers import Timers
 from zmesh.wire import keeper_messages as k
 from zmesh.wire import messages as m
-from zmesh.wire.actor_messages import ACTOR_DEAD, ActorState, NameAsk, NameTold
+from zmesh.wire.actor_messages import ACTOR_DEAD, ActorState, NameAsk, NameTold, ShareActor
 from zmesh.wire.codec import decode, encode
 from zmesh.wire.ids import actor_id, node_peer, object_id
 from zmesh.wire.shortcut_messages import Shortcut
@@ -264,3 +264,12 @@ def test_a_keeper_has_nothing_on_a_node_that_leaves_and_owns_no_bytes() -> None:
     keeper.hear(NODE, ListObjects(7))
     (told,) = keeper.said(Objects)
     assert told.request == 7
+
+
+def test_a_keeper_hears_thieves_and_actors_and_nodes_and_nobody_else() -> None:
+    keeper = KeeperCore(K, [], Timers(), lambda status: (1, None, "ended"))
+    for word in (ShareActor(1, actor_id(K, 1)), m.Steal(1, {}, 0.1), m.Done([], [], [])):
+        assert keeper.hears(OTHER, word)
+    assert not keeper.hears(OTHER, m.Done([], [[7, 0.1]], [])), "of no function it has"
+    assert not keeper.hears(OTHER, m.Ack(1))
+    assert keeper.hears(node_peer(FAR), m.Ack(1))

@@ -21,13 +21,13 @@ from zmesh.core.client import ClientCore
 from zmesh.core.counting_inputs import Input
 from zmesh.core.effects import Send, Warn
 from zmesh.core.records import Entry, Handle, Inputs, Spec
-from zmesh.wire.actor_messages import NAME_TAKE
+from zmesh.wire.actor_messages import NAME_TAKE, ShareActor
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID, node_peer
 from zmesh.wire.keeper_messages import KeepActor, Keeps, Kept
 from zmesh.wire.messages import ERROR, PENDING, STORED, Done, GiveBack, Hold, Steal, Unpin, Unsteal
 from zmesh.wire.shortcut_messages import Shortcut
 
-WORDS_OF_THIEVES = (Done, GiveBack, Steal, Unpin, Unsteal)
+WORDS_OF_THIEVES = (Done, GiveBack, ShareActor, Steal, Unpin, Unsteal)
 
 
 @dataclass(slots=True)
