@@ -31,6 +31,7 @@ from zmesh.core.replicas import Replicas
 from zmesh.core.resources import Resources
 from zmesh.core.shortcuts import Openings
 from zmesh.core.status import ending, load, status
+from zmesh.core.strangers import Strangers
 from zmesh.core.tallies import Tallies
 from zmesh.core.timers import Timers
 from zmesh.wire.counting_messages import Held, Recount, Uncounted, WhoHolds
@@ -54,7 +55,6 @@ from zmesh.wire.messages import (
     Leaving,
     LetGo,
     Log,
-    NodeGone,
     PeersGone,
     Promote,
     Pull,
@@ -142,6 +142,7 @@ class NodeCore(DeathInputs, MemberInputs):
         self.evacuation = Evacuation(
             node, effects, copies=self.copies, members=totals, clients=self._clients, directly=self.openings.names
         )
+        self.strangers = Strangers(effects, timers, send=self.forward, dead=self.links.ended)
         self._store = (0, 0, 0)
         self.pressure = pressure or Pressure()
         self._mourners: dict[PeerID, dict[PeerID, bool]] = {}  # {dead worker: clients that have not buried it}
@@ -415,8 +416,7 @@ class NodeCore(DeathInputs, MemberInputs):
         elif node in self.neighbours.totals:
             self.links.send(self.openings.names.get(to, node), source, to, frame, now)
         elif source in self._clients:
-            # It was told once, but may have learnt of what lay there only afterwards.
-            self._effects.append(Send(source, NodeGone(node, "it is no member of the mesh")))
+            self.strangers.keep(node, source, to, frame, now)
 
     def log(self, peer: PeerID, name: str, stream: int, text: str, now: float) -> None:
         """A worker wrote whole lines: they go to the driver of its job."""
@@ -493,4 +493,5 @@ class NodeCore(DeathInputs, MemberInputs):
         self.links.check()
         self.openings.check()
         self.neighbours.check()
+        self.strangers.check()
         self.lending.check(self.matchmaking.own())

@@ -33,6 +33,7 @@ class MemberInputs:
     pressure: Any
     replicas: Any
     resources: Any
+    strangers: Any
     load: Any
     _alive: Any
     _announce: Any
@@ -56,6 +57,7 @@ class MemberInputs:
             if self.links.came_back(node):
                 # It may not know that we took it for dead: the first word of the new link says so.
                 self._effects.append(Send(node_peer(node), Watch([])))
+            self.strangers.met(node, now)
             self.actors.names.members_changed()
             if not self._mesh_timer:
                 self._mesh_timer = self._timers.set(now + MESH_WINDOW_S, self._tell_mesh)
