@@ -13,7 +13,7 @@ from zmesh.core.worker import BLOCK_AFTER_S, WorkerCore
 from zmesh.wire import actor_messages as a
 from zmesh.wire import messages as m
 from zmesh.wire.codec import decode, encode
-from zmesh.wire.ids import node_peer, object_id
+from zmesh.wire.ids import actor_id, node_peer, object_id
 
 N = b"n" * 8
 NODE = node_peer(N)
@@ -811,6 +811,19 @@ def test_an_actor_that_ended_submits_nothing_more_and_leaves_when_its_threads_le
     worker.core.references.drop(shared)
     assert worker.core.next(1.0) is None
     assert worker.did(Exit) == [Exit()]
+
+
+def test_an_actor_asks_its_owner_for_its_own_handle(worker: Worker) -> None:
+    _threaded(worker, [])
+    oid = actor_id(D, 1)
+    for error, status in (("", m.INLINE), ("nobody has a handle of it", m.ERROR)):
+        entry, ticket = worker.core.ask_own_handle(oid)
+        (asked,) = worker.said(D)
+        assert asked == a.ShareActor(ticket.seq, oid)
+        worker.hear(D, a.ActorShared(ticket.seq, error))
+        assert ticket.status == status
+        assert entry.share is not None
+        assert entry.share.holds >= 1
 
 
 def test_what_a_dead_caller_was_given_is_not_taken_back_twice(worker: Worker) -> None:

@@ -329,7 +329,8 @@ def client_tables(core: Any) -> dict[str, Any]:
         "told": [queue.told for queue in core.victim.queues.values() if queue.told],
         "lent": references._lent, "borrowed": references._borrowed, "away": references._away,
         "tickets": references._tickets, "claims": references._claims, "given": references._given,
-        "views": references._views, "uncounted": references._uncounted, "actors": actors.known,
+        "views": references._views, "uncounted": references._uncounted, "inherited": references._inherited,
+        "on word": references._on_word, "following": actors._following, "actors": actors.known,
         "serving": actors.serving, "links": actors._links, "recipes": len(core.lineage),
         "sought": core.lineage._sought, "pulls": core.pulls._copies,
     }  # fmt: skip
@@ -341,7 +342,8 @@ def node_tables(core: Any) -> dict[str, Any]:
     placement = core.groups.placement
     return {
         "objects": len(core.directory), "remembered": core.directory._remembered, "copies": core.copies._copies,
-        "mourners": core._mourners, "kept": core._kept, "places": core.actors.places._places,
+        "burials": core.burials._burials, "early": core.burials._early,
+        "announced": core._announced, "kept": core._kept, "places": core.actors.places._places,
         "names": names._entries, "asked": names._asked, "ours": names._ours,
         "workers": core.matchmaking.workers, "demands": core.matchmaking.demands,
         "groups": [one for one in placement.describe().values() if one["state"] != "REMOVED"],

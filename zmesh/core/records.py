@@ -295,6 +295,7 @@ class Actor:
         "oid",
         "open",
         "ordered",
+        "own",
         "peer",
         "queue",
         "retiring",
@@ -310,6 +311,7 @@ class Actor:
         self.name = name
         self.ordered = ordered  # it runs one call at a time, so those of one caller start in order
         self.creation = creation  # of an own one
+        self.own: Handle | None = None  # the entry of its handles here, if it is one
         self.version = 0 if creation is not None else -1  # see messages.ActorState
         self.peer: PeerID = b""  # where it is; empty while it is not known to be alive
         self.failure: Any = None  # (status, value) that every call gets, once it is dead

@@ -11,8 +11,9 @@ import os
 import queue
 import threading
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from zmesh.core.records import Entry
 from zmesh.core.running import Running
 from zmesh.object_ref import ActorExit
 from zmesh.runtime import calls, serialization
@@ -214,6 +215,18 @@ class ActorProcess:
         how = "it called exit_actor()" if isinstance(error, ActorExit) else f"it called sys.exit({error})"
         self.failure = self._died(how)
         return (*self.failure, [], 0)
+
+    def own_handle(self) -> Entry:
+        """Return the entry of a handle of this actor, counted as any that arrives; asks for that, and waits."""
+        session, references = self._worker.session, self._core.references
+        for ask in (references.claim_found, self._core.ask_own_handle):  # its home may not have heard of it
+            with self._reactor.lock:
+                entry, ticket = ask(self.id)
+            session._wait_entries([ticket], 1, None)
+            if ticket.status != ERROR:
+                return cast(Entry, entry)
+            session._do(lambda entry=entry: references.unclaim(entry))
+        return cast(Entry, session.borrow(self.id))  # nobody has one any more: its calls will say so
 
     def about_to_wait(self) -> None:
         """User code waits for objects in this thread."""

@@ -145,7 +145,7 @@ class ActorSession:
         while True:
             with session.reactor.lock:
                 order = KeepActor(0, session.job, told, payload, deps, held, *called, ordered, here)
-                ticket = core.actors.keep(order)
+                ticket = core.actors.keep(order, inputs.deps)
             kept = session.redeem(ticket)
             if kept.made:
                 with session.reactor.lock:
@@ -228,8 +228,7 @@ class ActorSession:
         """
         session = self._session
         reactor, core = session.reactor, session.core
-        if session.closed:
-            reactor.check_usable()  # before the lock, which may have been held as we were forked
+        session.check_open()
         payload, inputs = self._pack(spec, args, kwargs)
         with reactor.lock:
             reactor.holder = threading.get_ident()

@@ -184,8 +184,11 @@ class Keyring:
     def load_or_create(cls, path: str) -> "Keyring":
         """Read the keyring, or make it if there is none; of two who make it at once, one wins and both use that."""
         if not os.path.lexists(path):
-            with contextlib.suppress(ConfigError):
+            try:
                 return cls.create(path)
+            except ConfigError:
+                if not os.path.lexists(path):
+                    raise
         return cls.load(path)
 
     def save(self) -> None:
@@ -193,6 +196,13 @@ class Keyring:
         self._write(replace=True)
 
     def _write(self, *, replace: bool) -> None:
+        try:
+            self._write_file(replace=replace)
+        except OSError as error:
+            text = f"cannot write the key to {self.path}: {error.strerror}. Say another place with --key-file"
+            raise ConfigError(text) from None
+
+    def _write_file(self, *, replace: bool) -> None:
         directory = os.path.dirname(self.path)
         os.makedirs(directory, mode=0o700, exist_ok=True)
         keys = [{"id": key.id, "secret": key.secret.reveal().hex(), "created": key.created} for key in self.keys]

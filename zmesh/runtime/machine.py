@@ -13,10 +13,10 @@ from typing import Any
 from zmesh.core.pressure import KILL_AT, STEADY_AT
 from zmesh.exceptions import ConfigError
 from zmesh.limits import AMOUNT_MAX, is_amount, is_text
+from zmesh.options import ACCELERATOR
 
 UNIT = 10_000
 GPUS = "/proc/driver/nvidia/gpus"
-ACCELERATOR = "accelerator_type:"  # and what kind of GPUs a node has: a resource of which it has 1, as in Ray
 DEFAULT_PORT = 27700  # P; P + 1 and P + 2 are used too. Source: below ip_local_port_range, so no dial takes it
 PORTS = range(DEFAULT_PORT, DEFAULT_PORT + 1000, 10)  # tried in turn, if none was named: several nodes of one machine
 _claims: list[socket.socket] = []  # of the base port that this process chose; open as long as it lives
@@ -24,6 +24,7 @@ WILDCARDS = ("0.0.0" + ".0", "::", "*")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 COMPRESSIONS = ("none", "lz4")
 SPILL_BYTES_MAX = 1 << 62  # by default only the disk itself is the limit
+MEMORY_LIMIT_MIN = 16 << 20
 STORE_FRACTION = 0.3  # of physical memory. Source: Ray's default, which users know
 
 
@@ -302,6 +303,9 @@ def memory_limit(settings: dict[str, Any]) -> int:
     given = settings.get("memory_limit") or 0
     if not isinstance(given, int) or given < 0:
         raise ConfigError(f"memory_limit must be bytes, not {given!r}")
+    if 0 < given < MEMORY_LIMIT_MIN:
+        text = f"memory_limit must be at least {MEMORY_LIMIT_MIN:,} bytes, as one worker takes that, not {given:,}"
+        raise ConfigError(text)
     return given
 
 

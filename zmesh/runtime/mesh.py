@@ -144,7 +144,7 @@ class Mesh:
         """Say why nobody took us in, as far as we know."""
         seeds = ", ".join(f"{host}:{port}" for host, port in self._seeds)
         return (
-            f"no member answered in {timeout_s:.1f} s at {seeds}: {self._sockets.state_of(self._seeds)}. "
+            f"no member took us in at {seeds} ({timeout_s:.0f} s): {self._sockets.state_of(self._seeds)}. "
             f"A member answers to {self._host}:{self._port}-{self._port + 2}: see --host, --advertise, the firewall"
         )
 

@@ -147,11 +147,13 @@ def stop_node(record: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         if now is None or (now["pid"], now["node"]) != (record["pid"], record["node"]):
             return {}
         kill(pidfd, signal.SIGTERM)
-        if not wait_exit(pidfd, timeout_s):
+        obeyed = wait_exit(pidfd, timeout_s)
+        if not obeyed:
             kill(pidfd)
             wait_exit(pidfd, timeout_s)
         fd, farewell = farewell, None
-        return rundir.read_farewell(fd) if fd is not None else {}
+        told = rundir.read_farewell(fd) if fd is not None else {}
+        return told if obeyed else told | {"notes": [f"the node did not end in {timeout_s:g} s, and was killed"]}
     finally:
         os.close(pidfd)
         if farewell is not None:

@@ -89,7 +89,7 @@ def note_ref(ref: Any) -> None:
     stack = _packing.stack
     if not stack:
         raise LocalProtocolError(
-            "an ObjectRef can only be pickled inside a zmesh call; pass it as an argument, return it, or put it"
+            "an ObjectRef or handle can only be pickled inside a zmesh call: pass it, return it, or put it"
         )
     stack[-1].append(ref)
 
@@ -417,13 +417,13 @@ def _parts_of_function(function: types.FunctionType, path: str) -> Iterator[tupl
 
 
 def _parts_of_state(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    own: Any = type(value).__getstate__
-    if own is not object.__getstate__:
+    cls: Any = type(value)
+    if cls.__getstate__ is not object.__getstate__:
         state = value.__getstate__()  # what it wants pickled, which may leave attributes out
     else:
         state = getattr(value, "__dict__", None)
-        for cls in type(value).__mro__:
-            slots = cls.__dict__.get("__slots__", ())
+        for base in cls.__mro__:
+            slots = base.__dict__.get("__slots__", ())
             for name in (slots,) if isinstance(slots, str) else slots:
                 if hasattr(value, name):
                     yield f"{path}.{name}", getattr(value, name)

@@ -28,6 +28,7 @@ from typing import Any
 
 from zmesh.wire.actor_messages import (
     ActorQuery,
+    ActorShared,
     ActorState,
     Call,
     CallerGone,
@@ -39,6 +40,7 @@ from zmesh.wire.actor_messages import (
     NameTold,
     Retire,
     Settle,
+    ShareActor,
     Unheld,
 )
 from zmesh.wire.counting_messages import COUNTING_MESSAGES
@@ -592,4 +594,6 @@ MESSAGES: tuple[type[Any], ...] = (
     *COUNTING_MESSAGES,
     *KEEPER_MESSAGES,
     *DEATH_MESSAGES,
+    ShareActor,
+    ActorShared,
 )
