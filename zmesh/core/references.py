@@ -177,7 +177,7 @@ class References(Restored, Nested, Bequests):
 
     def listed(self) -> list[Any]:
         """Return what Objects tells of what this process owns."""
-        rows: list[Any] = self.catalog.rows(self._lent.values(), self.oid)
+        rows: list[Any] = self.catalog.rows(self._lent.values(), self.oid, self.told)
         return rows
 
     def lend(self, entry: Entry) -> Key:
