@@ -93,6 +93,7 @@ class ActorCode:
 
     def _live(self, process: Any, running: Any, code: dict[str, Any], end: Callable[..., None]) -> None:
         """Be an actor: serve once `seconds` have passed, or fail."""
+        self.lives[running.victim, running.seq] = True
 
         def made() -> None:
             if not process.alive or process.core.thief.running is not running:

@@ -80,8 +80,8 @@ class Faulty(Members, StoreUsers):
 
     @property
     def again(self) -> int:
-        """How many tasks were started that had been before, under this number or another."""
-        return sum(attempt > 0 for _, _, _, attempt, _ in self.starts)
+        """How many tasks, but not actors, were started that had been before, under this number or another."""
+        return sum(attempt > 0 and (owner, seq) not in self.lives for _, owner, seq, attempt, _ in self.starts)
 
     # The fault.
 

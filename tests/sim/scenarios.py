@@ -411,6 +411,32 @@ def joining(sim: Faulty) -> None:
     sim.await_all([*calls, *users])
 
 
+def joined(sim: Faulty) -> None:
+    """Programs use at once what one on a host that joined just now owns, before their nodes have heard of that host."""
+    sim.harmless.remove("host 1 leaves")  # one of them is there
+    roles(sim, "actor")
+    sim.join()
+    host = sim.newcomer
+    if host is None:
+        raise EndedError
+    owner, reader = sim.driver("n", host.id), sim.driver("r", other(1))
+    sim.run_until(lambda: not owner.alive or owner.core.welcome is not None, 300.0)
+    value = owner.core.put(m.INLINE, b"value", [])
+    handle = sim.create(owner, program("actor"), restarts=-1)
+    sim.keep([value, handle], owner)
+    sim.promote_of(owner, [value, handle])
+    for borrower in (reader, sim.main):
+        for entry in (value, handle) if owner.alive and borrower.alive else ():
+            held = borrow(sim, entry, borrower, owner)
+            assert held is not None or sim.struck, f"it is there\n{sim.tail()}"
+            if held is not None and borrower.alive and entry is handle:
+                sim.keep([sim.call(borrower, held, program("work"), retries=-1)], borrower)
+            elif held is not None and borrower.alive:
+                borrower.core.fetch(held)
+                sim.settle(borrower)
+    sim.pause(2.0)
+
+
 def streams(sim: Faulty) -> None:
     """Streams of a task and of an actor's call, with back-pressure, on other hosts; then those that nobody reads on."""
     roles(sim, "actor", "worker")
@@ -449,5 +475,6 @@ SCENARIOS = {
     "references": Scenario(references, errors=(*DIED, *GONE)),
     "rebuilt": Scenario(rebuilt, errors=(*DIED, *GONE, *ACTOR)),
     "joining": Scenario(joining, hosts=2, errors=(*DIED, *GONE, *ACTOR)),
+    "joined": Scenario(joined, hosts=2, errors=(*DIED, *GONE, *ACTOR)),
     "leaving": Scenario(leaving, errors=(*DIED, *GONE)),
 }

@@ -95,6 +95,7 @@ class Simulation(UserCode, Network):
         self.processes: dict[bytes, Process] = {}
         self.started: dict[tuple[bytes, int], int] = {}  # {(owner, seq): how often its code was entered}
         self.starts: list[tuple[float, bytes, int, int, bytes]] = []  # (time, owner, seq, attempt, worker)
+        self.lives: dict[tuple[bytes, int], bool] = {}  # {(owner, seq) of an actor's creation: True}
         self.call_starts: list[tuple[bytes, bytes, int, int]] = []  # (actor's worker, caller, seq, attempt)
         self.method_specs: dict[Any, Spec] = {}
         self.written: dict[int, int] = {}  # {segment: times it was written}

@@ -162,6 +162,7 @@ class StoreUsers(Stores):
     def put_stored(self, process: Process) -> Entry | None:
         """Put something large, as `zmesh.put` does; None if there was no room, or the program died."""
         found: list[int] = []
+        self.run_until(lambda: not process.alive or process.core.welcome is not None, 300.0)
         self.allocate(process, found.append)
         self.run_until(lambda: bool(found) or not process.alive, 300.0)
         if not process.alive or not found[0]:

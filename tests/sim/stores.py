@@ -46,6 +46,7 @@ class Store:
     files: dict[int, int] = field(default_factory=dict)  # {segment with a file: its content}
     serving: dict[int, int] = field(default_factory=dict)  # {segment: transfers from it under way}
     over: dict[bytes, bool] = field(default_factory=dict)  # {client that is gone: True}
+    hung_up: dict[bytes, bool] = field(default_factory=dict)  # {client whose channel is closed: True}
     wake: float = -1.0
     trimmed_s: float = -1.0
 
@@ -322,6 +323,7 @@ class Stores(Guests):
             for segment in [one for one, (who, _) in self._parked.items() if who == peer]:
                 store.ledger.withdraw(self._parked.pop(segment)[1])
             store.ledger.gone(peer, self.now)
+            store.hung_up[peer] = True
 
         self._on_store(host, gone, settle=settle)
 
@@ -368,14 +370,14 @@ class Stores(Guests):
                 super()._carry_out(process, effect)
 
     def mapped_by_the_dead(self) -> list[Any]:
-        """Return what ledgers take to be mapped by processes that are dead since a while: it could never be spilled."""
+        """Return what ledgers take to be mapped by processes whose channel is closed: it could never be spilled."""
         return [
             (host.process.name, segment, self.processes[peer].name)
             for host in self.hosts.values()
             if host.process.alive and host.id in self.stores
             for segment, cell in self.stores[host.id].ledger._cells.items()
             for peer in cell.mappers
-            if not self.processes[peer].alive
+            if peer in self.stores[host.id].hung_up
         ]
 
     def left_in_stores(self) -> list[Any]:

@@ -80,6 +80,7 @@ class Links:
         self._known = known
         self._links: dict[NodeID, Link] = {}
         self._closed: dict[NodeID, bool] = {}  # {node: True} of links that ended, the first to end first
+        self._early: dict[NodeID, bool] = {}  # {node not known yet: True} of which something was not taken
         self._epoch = 0  # of a first link: above that of all that were forgotten, as one of these may come back
 
     def _link(self, node: NodeID) -> Link:
@@ -228,6 +229,8 @@ class Links:
     def _current(self, node: NodeID, epoch: int) -> Link | None:
         """Return the link a word of that epoch belongs to; None if it is of a link that ended, or of a stranger."""
         if not self._known(node):
+            if len(self._early) < CLOSED_MAX:
+                self._early[node] = True
             return None
         link = self._link(node)
         if epoch > link.epoch:
@@ -258,7 +261,13 @@ class Links:
         link = self._link(node)
         link.open, before = True, link.open
         self._closed.pop(node, None)
+        if self._early.pop(node, False):
+            self._tell(link, missing=True)
         return not before
+
+    def ended(self, node: NodeID) -> bool:
+        """Whether that member is known to be dead."""
+        return node in self._closed
 
     def forget(self, node: NodeID) -> None:
         """That NodeID will never be heard of again."""

@@ -32,6 +32,7 @@ from zmesh.core.replicas import Replicas
 from zmesh.core.resources import Resources
 from zmesh.core.shortcuts import Openings
 from zmesh.core.status import ending, load, status
+from zmesh.core.strangers import Strangers
 from zmesh.core.tallies import Tallies
 from zmesh.core.timers import Timers
 from zmesh.wire.counting_messages import Held, Recount, Uncounted, WhoHolds
@@ -56,7 +57,6 @@ from zmesh.wire.messages import (
     Leaving,
     LetGo,
     Log,
-    NodeGone,
     PeersGone,
     Promote,
     Pull,
@@ -144,6 +144,7 @@ class NodeCore(DeathInputs, MemberInputs):
         self.evacuation = Evacuation(
             node, effects, copies=self.copies, members=totals, clients=self._clients, directly=self.openings.names
         )
+        self.strangers = Strangers(effects, timers, send=self.forward, dead=self.links.ended)
         self._store = (0, 0, 0)
         self.pressure = pressure or Pressure()
         self._announced: dict[PeerID, bool] = {}  # {dead client of another member, not buried: True}
@@ -424,8 +425,7 @@ class NodeCore(DeathInputs, MemberInputs):
                 return
             self.links.send(self.openings.names.get(to, node), source, to, frame, now)
         elif source in self._clients:
-            # It was told once, but may have learnt of what lay there only afterwards.
-            self._effects.append(Send(source, NodeGone(node, "it is no member of the mesh")))
+            self.strangers.keep(node, source, to, frame, now)
 
     def log(self, peer: PeerID, name: str, stream: int, text: str, now: float) -> None:
         """A worker wrote whole lines: they go to the driver of its job."""
@@ -503,4 +503,5 @@ class NodeCore(DeathInputs, MemberInputs):
         self.links.check()
         self.openings.check()
         self.neighbours.check()
+        self.strangers.check()
         self.lending.check(self.matchmaking.own())

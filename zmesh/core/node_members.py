@@ -34,6 +34,7 @@ class MemberInputs:
     pressure: Any
     replicas: Any
     resources: Any
+    strangers: Any
     load: Any
     _alive: Any
     _announce: Any
@@ -58,6 +59,7 @@ class MemberInputs:
                 # It may not know that we took it for dead: the first word of the new link says so.
                 self._effects.append(Send(node_peer(node), Watch([])))
             self.burials.node_came_back(node)
+            self.strangers.met(node, now)
             self.actors.names.members_changed()
             if not self._mesh_timer:
                 self._mesh_timer = self._timers.set(now + MESH_WINDOW_S, self._tell_mesh)
