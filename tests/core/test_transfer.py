@@ -233,6 +233,24 @@ def test_what_cannot_be_had_where_it_was_made_is_asked_for_where_it_is_counted()
     assert effects[-1] == Finished(MOVED, transfer.GONE)
 
 
+def test_one_whose_host_has_no_room_for_it_is_not_lost_but_for_its_home() -> None:
+    effects: list[Any] = []
+    receiver = Receiver(effects, reachable={S: True, HOME: True}.__contains__)
+    receiver.start(OID, 1, CHUNK_BYTES, S, 0.0)
+    receiver.refused(S, OID, "all is in use", 0.0, full=True)
+    assert effects[-1] == Finished(OID, "all is in use", full=True)
+    for arrives in (True, False):
+        receiver.start(MOVED, 1, CHUNK_BYTES, S, 0.0)
+        receiver.refused(S, MOVED, "all is in use", 0.0, full=True)
+        assert effects[-1].node == HOME, "which may have a copy"
+        if arrives:
+            receiver.arrived(HOME, MOVED, 0, 0.0)
+            assert effects[-1] == Finished(MOVED, "")
+        else:
+            receiver.refused(HOME, MOVED, "never heard of it", 0.0)
+            assert effects[-1] == Finished(MOVED, "all is in use", full=True)
+
+
 def test_one_that_waits_for_its_turn_goes_to_its_home_when_its_source_leaves() -> None:
     effects: list[Any] = []
     members = {S: True, HOME: True}

@@ -263,6 +263,17 @@ def test_objects_of_another_host_come_from_its_disk(nodes: Nodes) -> None:  # no
     assert zmesh.get(sums.options(**on(b)).remote(refs)) == [number * ITEMS for number in range(60)]
 
 
+def test_three_times_the_store_is_read_on_another_host(nodes: Nodes) -> None:  # noqa: F811
+    """What was served a moment ago took all the room, and what came next was told to be lost."""
+    a, b = nodes.start(store_bytes=STORE_BYTES // 4), nodes.start(store_bytes=STORE_BYTES // 4)
+    nodes.await_members(a, 2)
+    zmesh.init(a.name)
+    refs = [put(number, ITEMS // 2) for number in range(50)]
+    far = ends.options(**on(b))
+    assert zmesh.get([far.remote(ref) for ref in refs]) == [(number, number) for number in range(50)]
+    assert zmesh.get([ends.remote(ref) for ref in refs]) == [(number, number) for number in range(50)]
+
+
 def test_a_guest_puts_three_times_the_store(nodes: Nodes) -> None:  # noqa: F811
     nodes.start(store_bytes=STORE_BYTES)
     zmesh.init(nodes.all[0].address)

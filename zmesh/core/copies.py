@@ -102,7 +102,7 @@ class Copies:
         """The bytes are here, at (segment, nbytes, producer), or will never be: then `error` says why.
 
         Args:
-            full: they are where they were, and find no room here.
+            full: they are where they were, and find no room here, or none there to come back from disk.
         """
         copy = self._copies.get(oid)
         if copy is None or copy.status != PENDING:

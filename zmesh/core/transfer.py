@@ -38,10 +38,15 @@ class Ask:
 
 @dataclass(slots=True)
 class Finished:
-    """A transfer is over: all bytes are here, or `error` says why they will never be."""
+    """A transfer is over: all bytes are here, or `error` says why they will not be.
+
+    Attributes:
+        full: they are not lost, but on disk where they lie, and find no room in memory there.
+    """
 
     oid: ObjectID
     error: str
+    full: bool = False
 
 
 @dataclass(slots=True)
@@ -60,6 +65,7 @@ class Transfer:
     here: int = 0  # bytes
     chunks: dict[int, bool] = field(default_factory=dict)  # {offset: True} that are here
     why: str = ""  # it could not be had where it was made
+    full: bool = False  # as its host has no room to bring it back from disk
 
 
 class Receiver:
@@ -124,11 +130,12 @@ class Receiver:
             transfer.insist = True
             self._turn_to(transfer, node, now)
 
-    def refused(self, node: NodeID, oid: ObjectID, why: str, now: float) -> None:
-        """A node does not have what we asked for."""
+    def refused(self, node: NodeID, oid: ObjectID, why: str, now: float, *, full: bool = False) -> None:
+        """A node does not have what we asked for, or, if it is `full`, has it on disk and no room for it in memory."""
         transfer = self.transfers.get(oid)
         if transfer is not None and node == transfer.source:
             if node == transfer.origin:
+                transfer.full = transfer.full or full
                 self._give_up(transfer, why or "its node never heard of it", now)
             else:
                 self._return(transfer, now)
@@ -194,7 +201,7 @@ class Receiver:
         del self.transfers[transfer.oid]
         if transfer in self._waiting:
             self._waiting.remove(transfer)
-        self._effects.append(Finished(transfer.oid, error))
+        self._effects.append(Finished(transfer.oid, error, full=bool(error) and transfer.full))
         for one in list(self._waiting):
             if self._active(one.source) < TRANSFERS_MAX:
                 self._waiting.remove(one)

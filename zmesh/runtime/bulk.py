@@ -8,6 +8,7 @@ through a queue and gets answers through another.
     server to receiver   C, object, offset, codec | the chunk
                          S, object, NodeID of who serves it instead
                          E, object, why not
+                         F, object, why there is no room there to bring it back from disk
 
 Sources: "copy=False" and recv_into: pyzmq's documentation; figures: docs/performance.md.
 """
@@ -36,6 +37,9 @@ from zmesh.wire.ids import NODE_ID_BYTES, OBJECT_ID_BYTES, NodeID, ObjectID
 FRAME_BYTES_MAX = 2 * CHUNK_BYTES
 LOOK_S = 1.0
 KEEP_MAPPED_S = 30.0  # a served object stays mapped so long after the last request
+# ... but it may go to disk so soon: it comes back if its receiver is slower. As long as all that was served lately
+# counted as in use, a store was full of it, and nothing else found room to be served.
+IN_USE_S = 0.1
 SAMPLE_BYTES = 32 * 1024
 SAMPLE_EVERY = 16  # chunks
 PAYS_BELOW = 0.6  # of the sample's size: lz4 runs at the speed of the encryption it saves
@@ -68,8 +72,8 @@ class Bulk:
     Args:
         accepted: {client key: key id} of the gate; replaced as a whole by `rekey`.
         open_segment: asked in the loop thread for the bytes of (object, segment): tells, now or later, a descriptor to
-            keep, or -1, and the segment of this host they lie in.
-        arrived: told in the loop thread that a transfer is over: (object, error).
+            keep, or -1, the segment of this host they lie in, and why there is no room for them, if that is why.
+        arrived: told in the loop thread that a transfer is over: (object, error, whether that host has no room).
 
     Raises:
         ConfigError: the port is taken.
@@ -82,8 +86,8 @@ class Bulk:
         port: int,
         keys: list[CurveKeys],
         accepted: dict[bytes, str],
-        open_segment: Callable[[ObjectID, int, Callable[[int, int], None]], None],
-        arrived: Callable[[ObjectID, str], None],
+        open_segment: Callable[[ObjectID, int, Callable[[int, int, str], None]], None],
+        arrived: Callable[[ObjectID, str, bool], None],
     ) -> None:
         self._me = me
         self._host, self._port = host, port
@@ -271,7 +275,7 @@ class Bulk:
             view = self._places[place][:nbytes]
         except OSError as error:
             why = f"this host has no memory for it: {error.strerror}"
-            self._answers.put(lambda: self._arrived(oid, why))
+            self._answers.put(lambda: self._arrived(oid, why, False))
             return
         finally:
             os.close(fd)
@@ -311,8 +315,9 @@ class Bulk:
                 oid, rest = head[1 : _WORD.size], head[_WORD.size :]
                 if head[:1] == b"S":
                     self._receiver.referred(node, oid, rest[:NODE_ID_BYTES], monotonic())
-                elif head[:1] == b"E":
-                    self._receiver.refused(node, oid, rest.decode(errors="replace"), monotonic())
+                elif head[:1] in (b"E", b"F"):
+                    why = rest.decode(errors="replace")
+                    self._receiver.refused(node, oid, why, monotonic(), full=head[:1] == b"F")
             self._drop_rest(link.socket)
             self._carry_out()
 
@@ -362,7 +367,7 @@ class Bulk:
                     self._say(who, b"E", oid, error.encode())
             else:
                 mapped.here = None
-        self._answers.put(lambda: self._arrived(oid, error))
+        self._answers.put(lambda: self._arrived(oid, error, effect.full))
 
     def _forget_place(self, place: int) -> None:
         self._places.pop(place, None)
@@ -373,7 +378,7 @@ class Bulk:
         idle: list[ObjectID] = []
         for oid, mapped in self._objects.items():
             if mapped.place in segments:
-                if mapped.here is not None or mapped.parked or now - mapped.used_s < LOOK_S:
+                if mapped.here is not None or mapped.parked or (mapped.served and now - mapped.used_s < IN_USE_S):
                     busy[mapped.place] = True
                 else:
                     idle.append(oid)
@@ -435,9 +440,11 @@ class Bulk:
 
     def _open(self, oid: ObjectID, segment: int) -> None:
         """In the loop thread: find the bytes somebody asks for."""
-        self._open_segment(oid, segment, lambda fd, place: self._orders.put(lambda: self._opened(oid, place, fd)))
+        self._open_segment(
+            oid, segment, lambda fd, place, full: self._orders.put(lambda: self._opened(oid, place, fd, full))
+        )
 
-    def _opened(self, oid: ObjectID, place: int, fd: int) -> None:
+    def _opened(self, oid: ObjectID, place: int, fd: int, full: str) -> None:
         waiting = self._opening.pop(oid, [])
         if fd >= 0:
             try:
@@ -456,7 +463,10 @@ class Bulk:
                     self._requested(who, oid, place, offset, length, insist)
                 return
         for who, _, _, _ in waiting:
-            self._say(who, b"E", oid, b"its node let go of it, or never heard of it")
+            if full:
+                self._say(who, b"F", oid, full.encode())
+            else:
+                self._say(who, b"E", oid, b"its node let go of it, or never heard of it")
 
     def _send_chunk(self, who: bytes, oid: ObjectID, mapped: Mapped, offset: int, length: int) -> None:
         chunk = mapped.view[offset : offset + length]

@@ -6,7 +6,7 @@ another node when its own dies; what it reads it keeps as long as there are view
     guest to node, each a msgpack list       node to guest
     [n, "make", segment, size]               [n] or, if the store is full, [n, used, capacity, segments, why]
     [n, "write", segment, offset, bytes]     [n]
-    [n, "read", segment, offset, nbytes]     [n, bytes] or, if it is lost, [n]
+    [n, "read", segment, offset, nbytes]     [n, bytes] or, if it is lost, [n], or [n, text]: there is no room for it
     [0, "unregister", [segment]]             no answer
 """
 
@@ -23,6 +23,7 @@ from typing import Any
 import msgpack
 import numpy
 
+from zmesh.exceptions import StoreFullError
 from zmesh.runtime.segments import GUEST_PIECE_BYTES
 from zmesh.runtime.store import FULL_WAIT_S, Slab, full, lost, unpin
 
@@ -146,6 +147,7 @@ class GuestStore:
 
         Raises:
             ObjectLostError: the node does not know it, or went away.
+            StoreFullError: the node has it on disk, and no room for it.
         """
         with self._reading:
             own = self._slabs.get(segment)
@@ -166,6 +168,8 @@ class GuestStore:
         self._wait(download.is_over)
         if download.trouble is _LOST:
             raise lost(segment, "the node that had it died while it was on its way to this program")
+        if download.trouble:
+            raise StoreFullError(f"an object of {nbytes:,} bytes cannot be read: {download.trouble[0]}. Drop arrays")
         if download.trouble is not None:
             raise lost(segment, "the node let go of it, or never had it")
         return download.array
@@ -249,8 +253,8 @@ class _Download(_Moving):
 
     def move(self, at: int, size: int) -> None:
         def take(answer: Any) -> None:
-            if answer is _LOST or not answer or len(answer[0]) != size:
-                self.end(_LOST if answer is _LOST else "gone")
+            if answer is _LOST or not answer or isinstance(answer[0], str):
+                self.end(answer)  # [] if it is lost
                 return
             self.array[at : at + size] = numpy.frombuffer(answer[0], numpy.uint8)
             self.moved(size)

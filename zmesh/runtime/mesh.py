@@ -368,7 +368,7 @@ class Mesh:
 
         def made(segment: int, why: str) -> None:
             if segment:
-                self._segments.open(segment, self._me, lambda fd: self._fill(effect, size, segment, os.dup(fd)))
+                self._segments.open(segment, self._me, lambda fd, _: self._fill(effect, size, segment, os.dup(fd)))
                 return
             used, capacity = self._segments.used_bytes, self._segments.ledger.capacity_bytes
             error = f"{size:,} bytes do not fit into the store of this host, where {used:,} of {capacity:,} are in use"
@@ -390,7 +390,7 @@ class Mesh:
         origin = effect.producer[:NODE_ID_BYTES]
         self._bulk.fetch(effect.oid, effect.segment, effect.nbytes, origin, fd, size, segment)
 
-    def _bytes_arrived(self, oid: ObjectID, error: str) -> None:
+    def _bytes_arrived(self, oid: ObjectID, error: str, full: bool) -> None:
         found = self._copies.get(oid)
         if found is None:
             return
@@ -398,7 +398,7 @@ class Mesh:
         if error:
             del self._copies[oid]
             self._drop_segment(segment)
-            self._core.fetched(oid, None, error, monotonic())
+            self._core.fetched(oid, None, error, monotonic(), full=full)
         else:
             self._segments.fill(segment)
             self._core.fetched(oid, (segment, nbytes, self._me), "", monotonic())
@@ -437,11 +437,11 @@ class Mesh:
         if segments:
             self._bulk.unmap(segments, lambda closed, busy: self._segments.closed(self._me, closed, busy))
 
-    def _open_segment(self, oid: ObjectID, segment: int, then: Callable[[int, int], None]) -> None:
+    def _open_segment(self, oid: ObjectID, segment: int, then: Callable[[int, int, str], None]) -> None:
         """Find the bytes somebody asks for: `then` gets a descriptor to keep, or -1, and the segment they lie in."""
         copy = self._copies.get(oid)
         place = copy[0] if copy is not None else segment
-        self._segments.open(place, self._me, lambda fd: then(os.dup(fd) if fd >= 0 else -1, place))
+        self._segments.open(place, self._me, lambda fd, full: then(os.dup(fd) if fd >= 0 else -1, place, full))
 
     # The end.
 

@@ -18,6 +18,7 @@ import msgpack
 
 from zmesh.core.spilling import (
     FULL,
+    GONE,
     RESIDENT,
     AskUnmap,
     DropFile,
@@ -157,15 +158,20 @@ class SegmentServer:
         self.ledger.hold(segment)
         return os.dup(self._segments[segment].fd)
 
-    def open(self, segment: int, peer: PeerID, then: Callable[[int], None]) -> None:
-        """Have `then` called with a descriptor of a segment, ours to lend and open until it is dropped; -1: lost.
+    def open(self, segment: int, peer: PeerID, then: Callable[[int, str], None]) -> None:
+        """Have `then` called with a descriptor of a segment, ours to lend and open until it is dropped.
 
-        At once, or when it is back from disk. `peer` maps it and answers `unmap`; b"": nobody does.
+        At once, or when it is back from disk. `peer` maps it and answers `unmap`; b"": nobody does. A descriptor of -1
+        stands for a segment that is lost, or, with a text, for one that finds no room in memory, which the text tells.
         """
 
         def opened(why: str, text: str) -> None:
-            del text
-            then(-1 if why else self._segments[segment].fd)
+            if why and why != GONE:
+                used = f"{self.ledger.used_bytes:,} of {self.ledger.capacity_bytes:,} bytes are in use"
+                full = f"it is on disk, and there is no room in the store of its host, where {used}"
+                then(-1, f"{full}: {text}" if text else full)
+            else:
+                then(-1 if why else self._segments[segment].fd, "")
 
         self.ledger.open(segment, peer, monotonic(), opened)
         self._carry_out()
@@ -312,7 +318,11 @@ class SegmentServer:
                 if known is None or not 0 <= at <= at + nbytes <= known.size or nbytes > GUEST_PIECE_BYTES:
                     answer([])
                     return
-                self.open(segment, b"", lambda fd: answer([os.pread(fd, nbytes, at)] if fd >= 0 else []))
+                self.open(
+                    segment,
+                    b"",
+                    lambda fd, full: answer([os.pread(fd, nbytes, at)] if fd >= 0 else [full] * bool(full)),
+                )
             case "unregister", [list(segments)]:
                 mine = self._produced.get(peer, {})
                 self.drop([segment for segment in segments if segment in mine])
