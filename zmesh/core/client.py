@@ -5,11 +5,12 @@ releases it. Holds no rule of its own beyond which machine hears of what.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from zmesh.core.actor_calls import ActorCalls
 from zmesh.core.actor_inputs import ActorInputs
 from zmesh.core.catalog import Catalog
+from zmesh.core.counting_inputs import Input
 from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, UnmapSegments, Warn
 from zmesh.core.evacuation import Rescue
 from zmesh.core.group_watch import GroupWatch
@@ -129,44 +130,7 @@ class ClientCore(ActorInputs, LineageInputs):
             arguments=self._arguments, late=self._late, take=self._take,
             starved=lambda task, lost, now: self.lineage.starved(task, lost, now),
         )  # fmt: skip
-        self._inputs = self._words()
         self.lineage = self._new_lineage()
-
-    def _words(self) -> dict[type[Any], Callable[[PeerID, Any, float], None]]:
-        return {
-            Done: self._done,
-            Steal: self._steal,
-            GiveBack: self._give_back,
-            Unsteal: self._unsteal,
-            Unpin: lambda peer, message, now: self.references.unpinned(peer, message.objects),
-            Welcome: self._welcome,
-            WorkerDied: self._worker_died,
-            Infeasible: self._infeasible,
-            Log: self._log,
-            StatusReply: lambda _, message, now: self.references.answered(message.request, INLINE, message.status),
-            Ack: lambda peer, message, now: self.references.acknowledged(peer, message.request, message.error),
-            Fetched: self._fetched,
-            Pulled: lambda _, message, now: self.pulls.pulled(message.objects),
-            Mesh: self._mesh,
-            NodeGone: self._node_gone,
-            GroupState: lambda _, message, now: self.groups.heard(message, now),
-            GroupReply: lambda _, message, now: self.groups.replied(message),
-            Shortcut: self.shortcuts.offered,
-            Switch: self.shortcuts.switched,
-            Carry: self.shortcuts.carried,
-            Leaving: lambda peer, message, now: self._rescue.leaving(peer, message.node),
-            RecycleSegments: lambda _, message, now: self.effects.append(Recycle(list(message.segments))),
-            ListObjects: lambda peer, m, now: self.effects.append(
-                Send(peer, Objects(m.request, self.references.listed()))
-            ),
-            Objects: lambda _, message, now: self.references.answered(message.request, INLINE, message.objects),
-            Unmap: lambda _, message, now: self.effects.append(UnmapSegments(list(message.segments))),
-            ActorState: lambda _, message, now: self.actors.told(message, now),
-            Unheld: lambda _, message, now: self.actors.unheld(message.actor, own=True),
-            Kept: lambda _, message, now: self.actors.kept(message),
-            NameTold: lambda _, message, now: self.references.answered(message.request, INLINE, message.found),
-            KillActor: lambda _, message, now: self.actors.kill_told(message, now),
-        }
 
     # Inputs from the user's threads.
 
@@ -244,7 +208,7 @@ class ClientCore(ActorInputs, LineageInputs):
         if handle is None:
             self.effects.append(Warn(f"{type(message).__name__} from {peer.hex()} is not for a client: dropped"))
             return
-        handle(peer, message, now)
+        handle(self, peer, message, now)
         self._flush()
 
     def node_lost(self, text: str, now: float) -> None:
@@ -589,3 +553,39 @@ class ClientCore(ActorInputs, LineageInputs):
         self.actors.check()
         unresolved = self.unresolved()
         assert len(unresolved) == self.tasks.open, (len(unresolved), self.tasks.open)
+
+    # Of the class: tables of bound methods would make what they name each worker's own.
+    _inputs: ClassVar[dict[type[Any], Input]] = LineageInputs._inputs | {
+        Done: _done,
+        Steal: _steal,
+        GiveBack: _give_back,
+        Unsteal: _unsteal,
+        Unpin: lambda self, peer, message, now: self.references.unpinned(peer, message.objects),
+        Welcome: _welcome,
+        WorkerDied: _worker_died,
+        Infeasible: _infeasible,
+        Log: _log,
+        StatusReply: lambda self, _, message, now: self.references.answered(message.request, INLINE, message.status),
+        Ack: lambda self, peer, message, now: self.references.acknowledged(peer, message.request, message.error),
+        Fetched: _fetched,
+        Pulled: lambda self, _, message, now: self.pulls.pulled(message.objects),
+        Mesh: _mesh,
+        NodeGone: _node_gone,
+        GroupState: lambda self, _, message, now: self.groups.heard(message, now),
+        GroupReply: lambda self, _, message, now: self.groups.replied(message),
+        Shortcut: lambda self, peer, message, now: self.shortcuts.offered(peer, message, now),
+        Switch: lambda self, peer, message, now: self.shortcuts.switched(peer, message, now),
+        Carry: lambda self, peer, message, now: self.shortcuts.carried(peer, message, now),
+        Leaving: lambda self, peer, message, now: self._rescue.leaving(peer, message.node),
+        RecycleSegments: lambda self, _, message, now: self.effects.append(Recycle(list(message.segments))),
+        ListObjects: lambda self, peer, m, now: self.effects.append(
+            Send(peer, Objects(m.request, self.references.listed()))
+        ),
+        Objects: lambda self, _, message, now: self.references.answered(message.request, INLINE, message.objects),
+        Unmap: lambda self, _, message, now: self.effects.append(UnmapSegments(list(message.segments))),
+        ActorState: lambda self, _, message, now: self.actors.told(message, now),
+        Unheld: lambda self, _, message, now: self.actors.unheld(message.actor, own=True),
+        Kept: lambda self, _, message, now: self.actors.kept(message),
+        NameTold: lambda self, _, message, now: self.references.answered(message.request, INLINE, message.found),
+        KillActor: lambda self, _, message, now: self.actors.kill_told(message, now),
+    }

@@ -4,7 +4,7 @@ A base of ClientCore (core/client.py), which makes what is used here.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from zmesh.core.actor_calls import ActorCalls
 from zmesh.core.effects import Effect, Send
@@ -17,6 +17,8 @@ from zmesh.core.timers import Timers
 from zmesh.core.victim import Victim
 from zmesh.wire.counting_messages import Held, Recount, Uncounted, WhoHolds
 from zmesh.wire.ids import NodeID, PeerID
+
+Input = Callable[[Any, PeerID, Any, float], None]  # (core, from whom, message, now)
 
 
 class CountingInputs:
@@ -32,16 +34,11 @@ class CountingInputs:
     victim: Victim
     _flush: Any
 
-    def _counting(self) -> dict[type[Any], Callable[[PeerID, Any, float], None]]:
+    def _start_counting(self) -> None:
         self.holder = Holder(self.effects, self.timers, self.references.held)
         self.sightings = Sightings(self.references.borrows)
         self.references.wake, self.references.home_gone = self.holder.wake, self._home_gone
         self.references.let_go = self.sightings.let_go
-        return {
-            WhoHolds: self._who_holds,
-            Recount: lambda peer, _, now: self.holder.recount(peer),
-            Uncounted: self._uncounted,
-        }
 
     def _needed_by(self, peer: PeerID) -> list[Entry]:
         """Return what the tasks or calls of ours that a process has need."""
@@ -64,3 +61,9 @@ class CountingInputs:
         del peer
         for entry in self.references.uncounted(message.objects):
             self.tasks.entry_resolved(entry, now)
+
+    _inputs: ClassVar[dict[type[Any], Input]] = {
+        WhoHolds: _who_holds,
+        Recount: lambda self, peer, message, now: self.holder.recount(peer),
+        Uncounted: _uncounted,
+    }

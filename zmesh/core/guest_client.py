@@ -8,9 +8,10 @@ there and whoever counted on it: tasks without a result go to the next node, wit
 
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from zmesh.core.client import ClientCore
+from zmesh.core.counting_inputs import Input
 from zmesh.core.effects import Address, Dial, Effect, Rehomed, Send, Talk
 from zmesh.core.links import Links
 from zmesh.core.records import LEASED, QUEUED, WAITING, Actor, Task, Thief
@@ -242,3 +243,5 @@ class GuestCore(ClientCore):
                 args = (*place(args[:3]), *args[3:])
             deps = [(status, place(value) if key is not None else value, key) for status, value, key in deps]
         return args, deps
+
+    _inputs: ClassVar[dict[type[Any], Input]] = ClientCore._inputs | {Welcome: _welcome}

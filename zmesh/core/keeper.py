@@ -9,9 +9,10 @@ handle, until it is dead; when none is left the keeper may end (core/keepers.py)
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from zmesh.core.client import ClientCore
+from zmesh.core.counting_inputs import Input
 from zmesh.core.effects import Send
 from zmesh.core.records import Entry, Handle, Inputs, Spec
 from zmesh.wire.actor_messages import NAME_TAKE
@@ -41,10 +42,6 @@ class KeeperCore(ClientCore):
         self._made: dict[str, Spec] = {}  # {what creations said of it: spec}
         self._seen = 0
         self._told = Keeps(0, False, [])
-        self._inputs |= {
-            KeepActor: self._keep,
-            Shortcut: lambda peer, message, now: None,  # only a process of its own gains by one
-        }
 
     def receive(self, peer: PeerID, message: Any, now: float) -> None:
         """Take one message; see ClientCore.receive."""
@@ -152,3 +149,8 @@ class KeeperCore(ClientCore):
         if told != self._told:
             self._told = told
             self.effects.append(Send(self.node, told))
+
+    _inputs: ClassVar[dict[type[Any], Input]] = ClientCore._inputs | {
+        KeepActor: _keep,
+        Shortcut: lambda self, peer, message, now: None,  # only a process of its own gains by one
+    }

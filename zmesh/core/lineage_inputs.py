@@ -3,9 +3,9 @@
 A base of ClientCore (core/client.py), which makes what is used here.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
-from zmesh.core.counting_inputs import CountingInputs
+from zmesh.core.counting_inputs import CountingInputs, Input
 from zmesh.core.effects import Effect, Recycle
 from zmesh.core.lineage import Lineage
 from zmesh.core.records import Inputs, Spec, Task
@@ -28,7 +28,6 @@ class LineageInputs(CountingInputs):
     tasks: Tasks
     timers: Timers
     victim: Victim
-    _inputs: Any
     _seq: int
 
     def _new_lineage(self) -> Lineage:
@@ -37,14 +36,7 @@ class LineageInputs(CountingInputs):
             run=self._run_again, needed=lambda: len(self.victim.totals) > 1,
         )  # fmt: skip
         self.references.freed, self.references.remake = lineage.freed, lineage.remake
-        self._inputs |= self._counting() | {
-            Missing: lambda _, message, now: lineage.missing(message.objects, now),
-            Forget: lambda _, message, now: lineage.forget(message.objects),
-            Trim: self._trim,
-            Guarded: lambda _, message, now: self.references.answered(
-                message.request, INLINE, (message.copies, message.why)
-            ),
-        }
+        self._start_counting()
         return lineage
 
     def _run_again(self, spec: Spec, args: Any, inputs: Inputs | None, depth: int, attempt: int, now: float) -> Task:
@@ -59,3 +51,12 @@ class LineageInputs(CountingInputs):
         del peer, message, now
         self.lineage.make_room()
         self.effects.append(Recycle([]))
+
+    _inputs: ClassVar[dict[type[Any], Input]] = CountingInputs._inputs | {
+        Missing: lambda self, peer, message, now: self.lineage.missing(message.objects, now),
+        Forget: lambda self, peer, message, now: self.lineage.forget(message.objects),
+        Trim: _trim,
+        Guarded: lambda self, peer, message, now: self.references.answered(
+            message.request, INLINE, (message.copies, message.why)
+        ),
+    }

@@ -1,10 +1,11 @@
 """A worker: a thief of one victim at a time, and a client itself, as its tasks may submit tasks. Wiring only."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from zmesh.core.actor_server import ActorServer
 from zmesh.core.client import ClientCore
+from zmesh.core.counting_inputs import Input
 from zmesh.core.effects import Effect, Exit, Send
 from zmesh.core.records import Entry
 from zmesh.core.running import Running
@@ -61,20 +62,6 @@ class WorkerCore(ClientCore):
             pulls=self.pulls,
         )
         self.server = ActorServer(effects, keeps=self._keeps, pulls=self.pulls)
-        self._inputs |= {
-            Call: lambda peer, message, now: self.server.called(peer, message, now),
-            CallerGone: self._caller_gone,
-            Retire: self._retire,
-            Attach: self._attach,
-            Detach: lambda _, message, now: self._detach(message, now),
-            Work: lambda peer, message, _: self.thief.work(peer, message),
-            Unstolen: lambda peer, message, _: self.thief.unstolen(peer, message),
-            Cancel: self._cancel,
-            Consumed: self._consumed,
-            Stop: self._stop,
-            Pulled: self._pulled,
-            Taken: lambda peer, message, _: self.references.taken(peer, message.seq),
-        }
 
     def _keeps(self, victim: PeerID) -> list[Any]:
         return [] if self.references.keeps_nothing else self.references.keeps(victim)
@@ -245,3 +232,18 @@ class WorkerCore(ClientCore):
         self.thief.check()
         self.server.check()
         assert self.thief.state in (FREE, ATTACHED, CLOSING)
+
+    _inputs: ClassVar[dict[type[Any], Input]] = ClientCore._inputs | {
+        Call: lambda self, peer, message, now: self.server.called(peer, message, now),
+        CallerGone: _caller_gone,
+        Retire: _retire,
+        Attach: _attach,
+        Detach: lambda self, _, message, now: self._detach(message, now),
+        Work: lambda self, peer, message, _: self.thief.work(peer, message),
+        Unstolen: lambda self, peer, message, _: self.thief.unstolen(peer, message),
+        Cancel: _cancel,
+        Consumed: _consumed,
+        Stop: _stop,
+        Pulled: _pulled,
+        Taken: lambda self, peer, message, _: self.references.taken(peer, message.seq),
+    }
