@@ -89,7 +89,7 @@ def note_ref(ref: Any) -> None:
     stack = _packing.stack
     if not stack:
         raise LocalProtocolError(
-            "an ObjectRef can only be pickled inside a zmesh call; pass it as an argument, return it, or put it"
+            "an ObjectRef or ActorHandle can only be pickled inside a zmesh call: pass it on, return it, or put it"
         )
     stack[-1].append(ref)
 
