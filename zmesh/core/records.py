@@ -34,6 +34,12 @@ def environment_of(shape: Shape) -> str:
     return next((name for name in shape if name.startswith(ENVIRONMENT)), "")
 
 
+def add_to(target: Shape, shape: Shape) -> None:
+    """Add amounts to those of a shape."""
+    for name, amount in shape.items():
+        target[name] = target.get(name, 0) + amount
+
+
 def without_environment(shape: Shape) -> Shape:
     """Return what of a shape nodes have to have: all but its runtime environment, without zeros."""
     return {name: amount for name, amount in shape.items() if amount and not name.startswith(ENVIRONMENT)}
