@@ -177,6 +177,20 @@ def test_blocked_workers_lend_their_cpu_and_take_it_back(host: Host) -> None:
     assert states == ["attached"] * 3
 
 
+def test_a_worker_that_came_for_the_program_as_its_parent_task_waited_goes_to_that() -> None:
+    """Blocked may come before the Demand it is about. Then nothing else happened, and the task waited for ever."""
+    host = Host(cpus=1)
+    host.driver()
+    (parent,) = attached(host)
+    host.core.receive(parent, m.Blocked(), host.now)
+    (other,) = host.born()
+    host.said()
+    host.core.receive(parent, m.Demand(DRIVER, CPU, 1, depth=1), host.now)
+    assert host.said(other) == [], "its client may be about to send it something"
+    host.pass_time(Limits().fresh_s)
+    assert [type(message) for message in host.said(other)] == [m.Detach]
+
+
 def test_those_that_run_more_than_there_is_after_waits_come_back_when_their_tasks_are_over(host: Host) -> None:
     parents = attached(host, 2)
     host.demand(4)

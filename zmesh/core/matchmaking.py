@@ -538,10 +538,11 @@ class Matchmaking:
         """Attached workers that wait for work: surplus ones of anybody, and parked ones of the same job."""
         found = []
         for worker in self._detachable(demand):
-            assert worker.demand is not None
-            surplus = worker.demand.lacks < 0
-            old = now - worker.attached_s >= self._limits.fresh_s
-            if (surplus or (worker.job == demand.job and old)) and not self.executes(worker):
+            surplus = worker.demand is not None and worker.demand.lacks < 0
+            due = worker.attached_s + self._limits.fresh_s
+            if now < due and worker.job == demand.job:
+                self._look_later(due)  # nothing else may ever happen: what it waits for may wait for this demand
+            if (surplus or (worker.job == demand.job and now >= due)) and not self.executes(worker):
                 found.append((not surplus, worker))
         return [worker for _, worker in sorted(found, key=lambda pair: pair[0])]
 
