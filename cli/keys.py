@@ -31,7 +31,7 @@ def path(key_file: str | None) -> None:
     click.echo(keys.path(key_file))
 
 
-@key.command("export")
+@key.command("export", short_help="Print the key, for `zmesh key import` elsewhere.")
 @_FILE
 @click.option("--output", metavar="FILE", help="Write to a new file that only you can read.")
 def export_command(key_file: str | None, output: str | None) -> None:
@@ -48,7 +48,7 @@ def export_command(key_file: str | None, output: str | None) -> None:
         keys.write_private(output, line)
 
 
-@key.command("import")
+@key.command("import", short_help="Take over the key of a mesh.")
 @_FILE
 @click.option("--force", is_flag=True, help="Replace the key of another mesh.")
 @click.argument("file", type=click.File(), default="-")

@@ -57,16 +57,16 @@ def _label(text: str) -> tuple[str, str]:
     return key, value
 
 
-@main.command()
+@main.command(short_help="Start this host's node, or join a mesh.")
 @click.option("--host", metavar="ADDR", help="Address of this machine to listen on; 127.0.0.1 by default.")
 @click.option(
     "--port", type=click.IntRange(1, 65533), help="Base port P: P, P+1, P+2 are used; 27700, or the next free."
 )
 @click.option("--advertise", metavar="ADDR", help="Address by which others find this node, if not --host.")
 @click.option("--join", multiple=True, metavar="ADDR[:PORT]", help="Any living member of the mesh to join; repeatable.")
-@click.option("--key-file", metavar="FILE", help="Keyring; see zmesh key path.")
+@click.option("--key-file", metavar="FILE", help="Keyring that is there; see zmesh key.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label tasks can ask for; repeatable.")
-@click.option("--name", default="default", show_default=True, envvar="ZMESH_NODE", help="Name; see ZMESH_NODE.")
+@click.option("--name", default="default", show_default=True, envvar="ZMESH_NODE", help="What to call it.")
 @click.option("--num-cpus", type=click.FloatRange(min=0), help="CPUs it has; all by default.")
 @click.option("--num-gpus", type=click.IntRange(min=0), help="GPUs it has; all by default.")
 @click.option("--resources", default="{}", metavar="JSON", help="Custom resources, e.g. '{\"disk\": 2}'.")
@@ -161,7 +161,7 @@ def down(name: str, everything: bool) -> None:
         click.echo("no node of this user runs here")
 
 
-@main.command()
+@main.command(short_help="Show the node, and the members of its mesh.")
 @click.option("--node", "--name", "name", default="default", show_default=True, envvar="ZMESH_NODE", help="Which node.")
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known, as JSON.")
 def status(name: str, as_json: bool) -> None:
@@ -178,7 +178,7 @@ def status(name: str, as_json: bool) -> None:
     click.echo(describe(name, told))
 
 
-@main.command()
+@main.command(short_help="List what takes memory, and who made it.")
 @click.option("--node", "--name", "name", default="default", show_default=True, envvar="ZMESH_NODE", help="Which node.")
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known, as JSON.")
 def objects(name: str, as_json: bool) -> None:
@@ -191,7 +191,7 @@ def objects(name: str, as_json: bool) -> None:
     click.echo(json.dumps(rows, indent=2) if as_json else list_objects(rows))
 
 
-@main.command()
+@main.command(short_help="Say which members reach each other.")
 @click.option("--node", "--name", "name", default="default", show_default=True, envvar="ZMESH_NODE", help="Which node.")
 def doctor(name: str) -> None:
     """Say which members of the mesh reach each other, and why the others do not. Exit code 1 if any do not."""

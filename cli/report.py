@@ -54,7 +54,7 @@ def describe(name: str, told: dict[str, Any]) -> str:
     if len(members) > 1:
         dead = sum(member["state"] == "dead" for member in members)
         lines.append(f"  {'members':10} {len(members) - dead}{f', and {dead} dead' if dead else ''}")
-        lines += [_member(member) for member in members]
+        lines += _table([_member(member) for member in members])
     return "\n".join(lines)
 
 
@@ -63,14 +63,19 @@ def _that_matter(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [member for member in members if member["state"] != "left"]
 
 
-def _member(member: dict[str, Any]) -> str:
+def _table(rows: list[list[str]]) -> list[str]:
+    """Return lines with columns as wide as they must be: 80 signs are few."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [f"    {'  '.join(map(str.ljust, row, widths))}".rstrip() for row in rows]
+
+
+def _member(member: dict[str, Any]) -> list[str]:
     total, available = member["total"], member["available"]
     cpus = total.get("CPU", 0)
     used = f"{cpus - available.get('CPU', 0):g}" if available else "?"  # a newcomer has not said yet
     booked = f"CPU {used} of {cpus:g}"
     store = f"store {size(member['store'][0])}" if member["store"] else ""
-    name = member["name"] or "-"
-    return f"    {name:12} {member['state']:8} {member['address']:22} {member['node']}  {booked:14} {store}".rstrip()
+    return [member["name"] or "-", member["state"], member["address"], member["node"], booked, store]
 
 
 def list_objects(rows: list[dict[str, Any]]) -> str:
@@ -96,16 +101,21 @@ def diagnose(found: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> tuple
     if not found:
         return "this node is private: other hosts cannot reach it. `zmesh up` starts one they can", False
     lines, sound = [], True
+    dead = [member["node"] for member, _ in found if member["state"] == "dead"]
     names = {member["node"]: f"{member['name'] or '-'} {member['address']}" for member, _ in found}
     for member, told in found:
         complaints = []
-        if told is None:
+        if told is None and member["state"] == "dead":
+            complaints.append(
+                "does not answer us: it is dead. It goes from this list when a node starts at its address"
+            )
+        elif told is None:
             complaints.append(f"does not answer us: it is {member['state']}, and on the link: {member['link']}")
         else:
             for other in _that_matter(told["members"]):
-                if other["node"] != told["node"] and (
-                    other["state"] != "alive" or other["link"] not in ("connected", "unused")
-                ):
+                if other["node"] == told["node"] or (other["node"] in dead and other["state"] == "dead"):
+                    continue
+                if other["state"] != "alive" or other["link"] not in ("connected", "unused"):
                     who = names.get(other["node"], other["address"])
                     complaints.append(f"takes {who} for {other['state']}; link: {other['link']}")
             unknown = [who for node, who in names.items() if node not in [one["node"] for one in told["members"]]]

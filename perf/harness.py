@@ -226,14 +226,13 @@ def take_turn(function: str, name: str, parameters: dict[str, Any]) -> dict[str,
             "scratch": scratch,
             "pipe": writer,
         }
-        path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
         driver = subprocess.Popen(
             [sys.executable, str(HERE / "driver.py"), json.dumps(order)],
             pass_fds=[writer],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": path},
+            env=_environment(),
         )
         os.close(writer)
         try:
@@ -251,6 +250,14 @@ def take_turn(function: str, name: str, parameters: dict[str, Any]) -> dict[str,
         if "figures" in answer:
             answer["figures"]["left_behind"] = killed
     return answer
+
+
+def _environment() -> dict[str, str]:
+    """Return a contender's variables: it finds what is here, and compiles a module once, as where people work."""
+    path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    variables = {**os.environ, "PYTHONPATH": path}
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)
+    return variables
 
 
 def _read_answer(reader: int) -> dict[str, Any] | None:

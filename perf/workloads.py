@@ -1,7 +1,7 @@
 """The functions that contenders run in their workers: importable by name everywhere, and the same for everybody.
 
-Whoever drives puts this directory on PYTHONPATH (harness.py does). numpy is imported inside, so that a question
-without arrays measures workers without numpy.
+Whoever drives puts this directory on PYTHONPATH (harness.py does). What one question needs is imported inside its
+function, so that the others measure workers without it.
 """
 
 import importlib
@@ -9,8 +9,6 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
-
-from processes import memory_of
 
 PAGE_ITEMS = 512  # float64 items in a page of 4 KiB
 
@@ -80,6 +78,8 @@ def get_memory_with(array: Any) -> tuple[int, int, int, float]:
 
 
 def _private_memory() -> tuple[int, int]:
+    from processes import memory_of
+
     told = memory_of(os.getpid())
     return told["Anonymous"], told["Private_Dirty"]
 

@@ -35,6 +35,7 @@ FACE = (
     "zmesh.keys",
     "zmesh.local_mode",
     "zmesh.local_actors",
+    "zmesh.signatures",
     *LEAVES,
 )
 PURE = ("zmesh.core.effects", "zmesh.core.timers", "zmesh.core.records", "zmesh.core.running", "zmesh.core.labels")
@@ -52,13 +53,14 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     "zmesh.core.lineage_inputs": ("zmesh.core.*", "zmesh.wire.*"),
     "zmesh.core.counting_inputs": ("zmesh.core.*", "zmesh.wire.*"),
     "zmesh.core.node_members": ("zmesh.core.*", "zmesh.wire.*"),
+    "zmesh.core.node_deaths": ("zmesh.core.*", "zmesh.wire.*"),
     "zmesh.core.guest_client": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.worker": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.actor_home": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.node": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.matchmaking": (*PURE, "zmesh.core.overbooked", "zmesh.wire.*"),
     "zmesh.core.tasks": (*PURE, "zmesh.core.streams", "zmesh.wire.*"),
-    "zmesh.core.references": (*PURE, "zmesh.core.restored", "zmesh.core.nested", "zmesh.wire.*"),
+    "zmesh.core.references": (*PURE, "zmesh.core.restored", "zmesh.core.nested", "zmesh.core.bequests", "zmesh.wire.*"),
     "zmesh.core.orphans": (*PURE, "zmesh.core.sightings", "zmesh.wire.*"),
     "zmesh.core.groups": (*PURE, "zmesh.core.placement", "zmesh.core.bundles", "zmesh.wire.*"),
     "zmesh.core.placement": (*PURE, "zmesh.core.packing", "zmesh.wire.*"),

@@ -5,7 +5,7 @@ import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from zmesh import actor_options
+from zmesh import actor_options, signatures
 from zmesh import options as opts
 from zmesh.actor_options import ASYNC_CONCURRENCY, ActorOptions, MethodOptions
 from zmesh.exceptions import (
@@ -18,6 +18,7 @@ from zmesh.exceptions import (
 from zmesh.limits import is_text
 from zmesh.object_ref import ActorExit, ObjectRef, ObjectRefGenerator
 from zmesh.options import STREAMING, UNIT
+from zmesh.signatures import Takes
 
 if TYPE_CHECKING:
     from zmesh.runtime.session import Session
@@ -34,14 +35,14 @@ class Description:
 
     Attributes:
         name: of the class.
-        methods: {name: (options, whether it is a generator)}.
+        methods: {name: (options, whether it is a generator, what it takes)}.
         ordered: it runs one call at a time.
         max_task_retries, max_pending_calls: of its options.
         groups: its concurrency groups.
     """
 
     name: str
-    methods: dict[str, tuple[MethodOptions, bool]]
+    methods: dict[str, tuple[MethodOptions, bool, Takes]]
     ordered: bool
     max_task_retries: int
     max_pending_calls: int
@@ -105,6 +106,17 @@ class ActorClass:
         name = self._cls.__name__
         raise TypeError(f"actor class {name} cannot be instantiated directly: use {name}.remote()")
 
+    def __getattr__(self, name: str) -> Any:
+        """Give a constant, a static or a class method of the class: they need no actor."""
+        found = inspect.getattr_static(self.__dict__.get("_cls"), name, None)
+        if name.startswith("__") or found is None:
+            raise AttributeError(f"actor class {self.__dict__.get('__name__')} has no attribute {name!r}")
+        if inspect.isroutine(found) and not isinstance(found, staticmethod | classmethod):
+            raise AttributeError(
+                f"{name} is a method of actors: make one, actor = {self.__name__}.remote(), and call it"
+            )
+        return getattr(self._cls, name)
+
     def __mro_entries__(self, bases: tuple[Any, ...]) -> NoReturn:
         """Refuse: an actor class has no subclasses."""
         name = self._cls.__name__
@@ -137,12 +149,9 @@ class ActorClass:
             SerializationError: the class or an argument cannot be pickled.
             TypeError: `__init__` takes no such arguments.
         """
-        signature = self._signature
-        if signature is not None:
-            try:
-                signature.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{self.__name__}.remote(): {error}") from None
+        takes = self._takes
+        if kwargs or not takes.least <= len(args) <= takes.most:
+            takes.check(self.__name__, args, kwargs)
         session = self._session
         told, options = self._description, self._options
         detached = options.lifetime == "detached"
@@ -170,20 +179,17 @@ class ActorClass:
         return handle
 
     @functools.cached_property
-    def _signature(self) -> inspect.Signature | None:
-        """What arguments an instance is made of; None if nobody can say."""
-        try:
-            return inspect.signature(self._cls, follow_wrapped=False)  # a decorator of __init__ may give it more
-        except (TypeError, ValueError):
-            return None
+    def _takes(self) -> Takes:
+        """What arguments an instance is made of."""
+        return signatures.of_function(self._cls)
 
     def _register(self, session: "Session") -> None:
         options = self._options
         task = actor_options.as_task(options)
         captured = session.group
-        shape, fallback = opts.placed(task, captured)
+        shapes = opts.placed(task, captured)
         at_once = options.max_concurrency or (ASYNC_CONCURRENCY if self._is_async else 1)
-        cpu = [name for name in shape if name.partition("@")[0] == "CPU"]  # also as a placement group calls it
+        cpu = [name for name in shapes[0] if name.partition("@")[0] == "CPU"]  # also as a placement group calls it
         lent = dict.fromkeys(cpu, UNIT) if options.num_cpus is None else {}
         environment = session.environment(options.runtime_env)
         sent: dict[str, Any] = {"max_calls": 1}
@@ -193,7 +199,7 @@ class ActorClass:
         if environment is not None:
             sent["env"] = environment
             mark = {f"env:{environment['id']}": 1}
-            shape, fallback = shape | mark, fallback and fallback | mark
+            shapes = [shape | mark for shape in shapes]
         plan = {
             "places": {"": at_once, **(options.concurrency_groups or {})},
             "async": self._is_async,
@@ -203,10 +209,10 @@ class ActorClass:
         self._spec = session.spec(
             (self._cls, self._description),
             self._description.name,
-            shape,
+            shapes[0],
             STREAMING,
             {
-                "fallback": fallback,
+                "fallbacks": shapes[1:],
                 "options": sent | {"actor": plan},
                 "max_retries": options.max_restarts,
                 "retry_classes": (),
@@ -240,18 +246,18 @@ class ActorClass:
 
 def _describe(cls: type[Any], options: ActorOptions) -> tuple[bool, Description]:
     """Return whether the actor is async, and what handles must know."""
-    methods: dict[str, tuple[MethodOptions, bool]] = {name: (MethodOptions(), False) for name in _BUILT_IN}
+    methods = {name: (MethodOptions(), False, signatures.ANY) for name in _BUILT_IN}
     is_async = False
     groups = tuple(options.concurrency_groups or ())
     for name in dir(cls):
         function = getattr(cls, name, None)
-        if not callable(function) or (name.startswith("__") and hasattr(object, name)) or inspect.isclass(function):
+        if not callable(function) or (name.startswith("__") and name in vars(object)) or inspect.isclass(function):
             continue
         is_async = is_async or inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
         streams = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
         given: MethodOptions = getattr(function, _MARK, MethodOptions())
         _check_group(given, groups, f"{cls.__name__}.{name}")
-        methods[name] = (given, streams)
+        methods[name] = (given, streams, signatures.of_method(cls, name))
     at_once = options.max_concurrency or (ASYNC_CONCURRENCY if is_async else 1)
     ordered = at_once == 1 and not groups
     description = Description(
@@ -289,7 +295,7 @@ class ActorHandle:
                 f"actor {self._description.name} has no method {name!r} (attributes can only be read by its methods); "
                 f"it has: {methods}"
             )
-        return ActorMethod(self, _ALIASES.get(name, name), known[0], known[1])
+        return ActorMethod(self, _ALIASES.get(name, name), *known)
 
     def __del__(self) -> None:
         # May run in any thread, inside a garbage collection, inside our own lock: append, and nothing that waits.
@@ -309,8 +315,16 @@ class ActorHandle:
             return NotImplemented
         return self._entry is other._entry or self._actor_id == other._actor_id
 
+    def __copy__(self) -> "ActorHandle":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "ActorHandle":
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _borrow, (self._session.note(self), self._description)  # type: ignore[arg-type]  # it is as good as a ref
+
+    __getstate__ = __reduce__  # as of a ref
 
     def __repr__(self) -> str:
         return f"ActorHandle({self._description.name}, {self._actor_id.hex()})"
@@ -327,11 +341,12 @@ def _borrow(oid: bytes, description: Description) -> ActorHandle:
 class ActorMethod:
     """A method of an actor: `.remote()` calls it. Any thread."""
 
-    def __init__(self, handle: ActorHandle, name: str, options: MethodOptions, streams: bool) -> None:
+    def __init__(self, handle: ActorHandle, name: str, options: MethodOptions, streams: bool, takes: Takes) -> None:
         self._handle = handle
         self._name = name
         self._options = options
         self._streams = streams
+        self._takes = takes
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse: the method runs in the actor."""
@@ -346,7 +361,7 @@ class ActorMethod:
         options = actor_options.parse_method(given, self._options)
         told = self._handle._description
         _check_group(options, told.groups, f"{told.name}.{self._name}")
-        return ActorMethod(self._handle, self._name, options, self._streams)
+        return ActorMethod(self._handle, self._name, options, self._streams, self._takes)
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method and return at once. Calls of one process to one actor start in the order they were made.
@@ -360,9 +375,12 @@ class ActorMethod:
             MeshError: zmesh was shut down, or this is a fork of the process that has the handle.
             PendingCallsLimitExceededError: max_pending_calls calls have no result yet.
             SerializationError: an argument cannot be pickled.
+            TypeError: the method takes no such arguments.
         """
-        handle = self._handle
+        handle, takes = self._handle, self._takes
         session, told = handle._session, handle._description
+        if kwargs or not takes.least <= len(args) <= takes.most:
+            takes.check(f"{told.name}.{self._name}", args, kwargs)
         returns = _number_of_returns(self._options, self._streams)
         spec = _specs(session).get((told.name, self._name, self._options, told.max_task_retries, returns))
         if spec is None:
@@ -470,7 +488,8 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
 
 
 def exit_actor() -> NoReturn:
-    """End the actor whose method runs now, in good order; this call, and those to come, raise ActorDiedError.
+    """End the actor whose method runs now, in good order; this call, others that run, and those to come raise
+    ActorDiedError.
 
     Raises:
         LocalProtocolError: no actor's method runs here.

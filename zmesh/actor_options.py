@@ -1,13 +1,13 @@
 """The options of actors and of their methods: names, defaults and limits. Values are checked where they are given."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from zmesh import options as opts
 from zmesh import runtime_env as envs
 from zmesh.exceptions import ConfigError
-from zmesh.limits import is_text, is_whole
+from zmesh.limits import check_whole, is_text, is_whole
 from zmesh.options import TaskOptions
 
 DEFAULT_NAMESPACE = "default"  # mesh-wide: programs that say nothing else see each other's actors
@@ -28,7 +28,7 @@ class ActorOptions:
         max_concurrency: calls that run at once. 1 by default, and 1,000 for an actor with `async def` methods.
         concurrency_groups: {name: calls that run at once} of methods that have places of their own. Decorator only.
         max_pending_calls: calls of one process that may be without a result; -1: any number.
-        scheduling_strategy, label_selector: where it should live; as for tasks.
+        scheduling_strategy, label_selector, fallback_strategy, accelerator_type: where it should live; as for tasks.
         runtime_env: variables, files and packages it finds, laid over those of the program: zmesh.runtime_env.
         priority: actors with a higher one start first.
         name: by which anybody in the mesh finds it: zmesh.get_actor(name). No two actors of a namespace have the same.
@@ -49,6 +49,8 @@ class ActorOptions:
     max_pending_calls: int = -1
     scheduling_strategy: Any = None
     label_selector: Mapping[str, str] | None = None
+    fallback_strategy: Sequence[Mapping[str, Mapping[str, str]]] | None = None
+    accelerator_type: str | None = None
     runtime_env: Mapping[str, Any] | None = None
     priority: int = 0
     name: str | None = None
@@ -81,7 +83,10 @@ class MethodOptions:
 VALID = tuple(ActorOptions.__dataclass_fields__)
 DEFAULTS: dict[str, Any] = {name: field.default for name, field in ActorOptions.__dataclass_fields__.items()}
 VALID_OF_METHODS = tuple(MethodOptions.__dataclass_fields__)
-_OF_TASKS = ("num_gpus", "memory", "resources", "scheduling_strategy", "label_selector", "priority", "runtime_env")
+_OF_TASKS = (
+    "num_gpus", "memory", "resources", "accelerator_type", "scheduling_strategy", "label_selector", "fallback_strategy",
+    "priority", "runtime_env",
+)  # fmt: skip
 
 
 def parse(given: Mapping[str, Any], base: ActorOptions | None = None) -> ActorOptions:
@@ -105,8 +110,8 @@ def parse(given: Mapping[str, Any], base: ActorOptions | None = None) -> ActorOp
     if not is_whole(pending, 1) and pending != -1:
         raise ConfigError(f"max_pending_calls must be a whole number from 1, or -1 for any number, not {pending!r}")
     at_once = options.max_concurrency
-    if at_once is not None and not is_whole(at_once, 1):
-        raise ConfigError(f"max_concurrency must be a whole number from 1, not {at_once!r}")
+    if at_once is not None:
+        check_whole("max_concurrency", at_once)
     for name, count in (options.concurrency_groups or {}).items():
         if not isinstance(name, str) or not name or not is_whole(count, 1):
             raise ConfigError(f"concurrency_groups must map names to whole numbers from 1, not {name!r} to {count!r}")

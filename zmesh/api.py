@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zmesh import init_settings
 from zmesh import runtime_env as envs
 from zmesh.exceptions import ArgumentError, ConfigError, LocalProtocolError, NotRunningError
-from zmesh.limits import check_seconds, is_whole
+from zmesh.limits import check_seconds, check_whole
 from zmesh.object_ref import ObjectRef, ObjectRefGenerator
 
 if TYPE_CHECKING:
@@ -205,10 +205,23 @@ def _entries(refs: Iterable[Any], what: str) -> list[Any]:
     entries = []
     for ref in refs:
         if not isinstance(ref, ObjectRef):
-            kind = "an ObjectRefGenerator: iterate over it" if isinstance(ref, ObjectRefGenerator) else repr(type(ref))
-            raise ArgumentError(f"{what} takes ObjectRefs, not {kind}")
+            raise ArgumentError(f"{what} takes ObjectRefs, not {_described(ref)}")
         entries.append(ref._entry)
     return entries
+
+
+def _described(value: Any) -> str:
+    """Say what was given for a ref, and what may have been meant."""
+    kind = type(value).__name__
+    if isinstance(value, ObjectRefGenerator):
+        return f"{kind}: iterate over it, and get what it yields"
+    if kind == "ActorHandle":
+        return f"{kind}: call one of its methods by .remote(), and get what that returns"
+    if kind in ("ActorMethod", "RemoteFunction", "ActorClass"):
+        return f"{kind}: call it by .remote(), and get what that returns"
+    if isinstance(value, Mapping):
+        return f"{kind}: get its values(), which must be refs"
+    return f"{kind}: all refs must be in one list" if isinstance(value, list | tuple | set) else kind
 
 
 def get(refs: Any, timeout: float | None = None, *, writable: bool = False) -> Any:
@@ -233,8 +246,8 @@ def get(refs: Any, timeout: float | None = None, *, writable: bool = False) -> A
     if type(refs) is ObjectRef:
         session, entries = refs._session, [refs._entry]
     else:
-        if isinstance(refs, ObjectRef | ObjectRefGenerator) or not isinstance(refs, Iterable):
-            raise ArgumentError(f"get() takes an ObjectRef or a list of them, not {type(refs).__name__}")
+        if isinstance(refs, ObjectRef | ObjectRefGenerator | Mapping) or not isinstance(refs, Iterable):
+            raise ArgumentError(f"get() takes an ObjectRef or a list of them, not {_described(refs)}")
         refs = list(refs)
         entries = _entries(refs, "get()")
         if not entries:
@@ -257,8 +270,7 @@ def put(value: Any, *, replicas: int = 1) -> "ObjectRef[Any]":
         StoreFullError: it does not fit; the text has the numbers.
         ArgumentError: it is itself an ObjectRef.
     """
-    if not is_whole(replicas, 1):
-        raise ConfigError(f"replicas must be a number of hosts from 1, not {replicas!r}")
+    check_whole("replicas", replicas)
     session = auto_init()
     return session.put(value) if replicas == 1 else session.put_replicated(value, replicas)
 

@@ -5,7 +5,8 @@
               TaskUnschedulableError, PlacementGroupUnschedulableError
       they    TaskError (also an instance of the user's own class), TaskCancelledError, TaskTimeoutError,
               WorkerDiedError > OutOfMemoryError, NodeDiedError, GetTimeoutError,
-              ObjectLostError > OwnerDiedError, StoreFullError > SpillError, RemoteProtocolError
+              ObjectLostError > OwnerDiedError, StoreFullError > SpillError,
+              RemoteProtocolError > UnknownWordError,
               StreamReplayError, TaskPlacementGroupRemovedError, RuntimeEnvError,
               ActorError > ActorDiedError > ActorPlacementGroupRemovedError, ActorError > ActorUnavailableError,
               ActorNotFoundError, ActorAlreadyExistsError, PendingCallsLimitExceededError
@@ -230,6 +231,10 @@ class SpillError(StoreFullError):
 
 class RemoteProtocolError(MeshError):
     """A message of another process broke the rules of the protocol, and was dropped."""
+
+
+class UnknownWordError(RemoteProtocolError):
+    """A message is none that this process hears; a newer version may send such."""
 
 
 # Us.

@@ -60,6 +60,23 @@ def marks(selector: Any) -> tuple[str, ...]:
     return tuple(_mark(key, text) for key, text in given.items())
 
 
+def fallbacks(strategy: Any) -> list[tuple[str, ...]]:
+    """Return the marks of each set of labels that a fallback_strategy= is content with, the most wanted first.
+
+    Raises:
+        ConfigError: it is none; the text shows what it may be.
+    """
+    if strategy is None:
+        return []
+    if not isinstance(strategy, list | tuple) or not all(
+        isinstance(one, Mapping) and set(one) == {"label_selector"} for one in strategy
+    ):
+        raise ConfigError(
+            f'fallback_strategy must be a list such as [{{"label_selector": {{"zone": "a"}}}}], not {strategy!r}'
+        )
+    return [marks(one["label_selector"]) for one in strategy]
+
+
 def _mark(key: str, text: str) -> str:
     bare = text.removeprefix("!")
     listed = _LIST.fullmatch(bare)

@@ -76,7 +76,7 @@ def stop(name: str) -> StoppedNode:
     if record is None and ":" in name:
         raise ConfigError(f"{name!r} is an address: a node is stopped on its own host, by its name")
     if record is None:
-        raise NotRunningError(f"no node named {name!r} of this user runs on this host")
+        raise NotRunningError(rundir.absence(name))
     return StoppedNode(name, **processes.stop_node(record, STOP_TIMEOUT_S))
 
 

@@ -18,6 +18,19 @@ def is_whole(value: Any, least: int) -> bool:
     return type(value) is int and least <= value <= WHOLE_MAX
 
 
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Check what must be a whole number from `least`.
+
+    Args:
+        name: what the caller calls it.
+
+    Raises:
+        ConfigError: it is something else, or too large.
+    """
+    if not is_whole(value, least):
+        raise ConfigError(f"{name} must be a whole number from {least}, not {value!r}")
+
+
 def is_text(value: Any) -> bool:
     """Whether it is a text that a message can carry: half a surrogate pair, as odd file names give, cannot travel."""
     if not isinstance(value, str):

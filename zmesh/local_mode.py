@@ -53,6 +53,12 @@ class LocalSession:
     def nudge(self) -> None:
         """Nobody sleeps."""
 
+    def own_handle(self) -> Entry:
+        """Return the entry of a handle of the actor whose method runs."""
+        actor = self.in_actor()
+        assert actor is not None
+        return self.borrow(actor.id)
+
     def in_actor(self) -> LocalActor | None:
         """Return the actor whose method runs now."""
         return self.actors.running[-1] if self.actors.running else None

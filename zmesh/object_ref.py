@@ -70,8 +70,16 @@ class ObjectRef(Generic[T]):
             return NotImplemented
         return self._entry is other._entry or self.binary() == other.binary()
 
+    def __copy__(self) -> "ObjectRef[T]":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "ObjectRef[T]":
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _borrow, (self._session.note(self),)
+
+    __getstate__ = __reduce__  # who looks for what in it cannot be pickled finds nothing but itself
 
     def __repr__(self) -> str:
         return f"ObjectRef({self.hex()})"
@@ -137,6 +145,8 @@ class ObjectRefGenerator:
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("an ObjectRefGenerator cannot be pickled: pass the refs it yields")
+
+    __getstate__ = __reduce__
 
     def __repr__(self) -> str:
         return f"ObjectRefGenerator(taken={self._taken})"

@@ -1,16 +1,18 @@
 """The options of a remote function: their names, defaults and limits. Values are checked where they are given."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from zmesh import label_selectors
 from zmesh import runtime_env as envs
 from zmesh.exceptions import ConfigError
-from zmesh.limits import AMOUNT_MAX, WHOLE_MAX, is_amount, is_mark, is_text, is_whole
+from zmesh.limits import AMOUNT_MAX, WHOLE_MAX, check_whole, is_amount, is_mark, is_text, is_whole
 
 UNIT = 10_000  # resources are counted in units of 1/10,000
 STREAMING = -1
+ACCELERATOR = "accelerator_type:"  # and the name of its GPUs: a resource of which a node has 1
+_SHARE_OF_ACCELERATOR = 0.001  # so that a thousand tasks may run beside each other: as in Ray
 _SHARE_WITHOUT_RESOURCES = (
     16  # of the 1,000 a bundle has: some 60 tasks without resources at once, as outside of groups
 )
@@ -18,11 +20,9 @@ _SHARE_WITHOUT_RESOURCES = (
 _STRATEGIES = ("DEFAULT", "SPREAD")
 _IN_GROUP = "use scheduling_strategy=PlacementGroupSchedulingStrategy(group, index, capture)"
 _INSTEAD = {  # {option that others have and we do not: what to do}
-    "accelerator_type": "label the nodes (`zmesh up --label accelerator=H100`) and ask for it by label_selector=",
     "allow_out_of_order_execution": "calls of async and threaded actors start when they can; leave it out",
     "enable_task_events": "no events of tasks are kept; leave it out",
     "enable_tensor_transport": "arrays travel through shared memory; leave it out",
-    "fallback_strategy": "use scheduling_strategy=NodeLabelSchedulingStrategy(soft=...)",
     "object_store_memory": "the store is shared by all; leave it out",
     "placement_group": _IN_GROUP,
     "placement_group_bundle_index": _IN_GROUP,
@@ -55,6 +55,8 @@ class TaskOptions:
             but in the placement group of the task that submits, if that captures what it submits.
         label_selector: {label: "a", "!a", "in(a,b)" or "!in(a,b)"}: what the labels of its node must be, besides what
             the strategy says.
+        fallback_strategy: [{"label_selector": {...}}, ...]: what it is content with instead if no node fits, in order.
+        accelerator_type: what GPUs its node must have, e.g. "A100": the name in its resource "accelerator_type:A100".
         timeout: seconds it may run; then its worker is killed and it counts as died.
         priority: higher ones start first; 0 by default.
         generator_backpressure: items a stream may be ahead of its reader; None: without limit.
@@ -73,6 +75,8 @@ class TaskOptions:
     name: str = ""
     scheduling_strategy: Any = None
     label_selector: Mapping[str, str] | None = None
+    fallback_strategy: Sequence[Mapping[str, Mapping[str, str]]] | None = None
+    accelerator_type: str | None = None
     timeout: float | None = None
     priority: int = 0
     generator_backpressure: int | None = None
@@ -136,8 +140,7 @@ def _check(options: TaskOptions) -> None:
         raise ConfigError(f"max_retries must be a whole number from -1 (without end), not {options.max_retries!r}")
     if not is_whole(options.oom_retries, -1):
         raise ConfigError(f"oom_retries must be a whole number from -1 (without end), not {options.oom_retries!r}")
-    if not is_whole(options.max_calls, 0):
-        raise ConfigError(f"max_calls must be a whole number from 0, not {options.max_calls!r}")
+    check_whole("max_calls", options.max_calls, 0)
     if not is_whole(options.priority, -WHOLE_MAX):
         raise ConfigError(f"priority must be a whole number, not {options.priority!r}")
     if options.timeout is not None and not (isinstance(options.timeout, int | float) and options.timeout > 0):
@@ -155,6 +158,9 @@ def _check_types(options: TaskOptions) -> None:
             isinstance(cls, type) and issubclass(cls, BaseException) for cls in classes
         ):
             raise ConfigError(f"retry_exceptions must be True, False or a list of exception classes, not {classes!r}")
+    kind = options.accelerator_type
+    if kind is not None and (not is_text(kind) or not kind or "@" in kind):
+        raise ConfigError(f'accelerator_type must be a name such as "A100", not {kind!r}')
     if not is_text(options.name):
         raise ConfigError(f"name must be a text, not {options.name!r}")
     strategy = options.scheduling_strategy
@@ -168,10 +174,9 @@ def _check_types(options: TaskOptions) -> None:
 
 
 def _check_labels(options: TaskOptions) -> None:
-    if options.label_selector is None:
-        return
     label_selectors.marks(options.label_selector)
-    if getattr(options.scheduling_strategy, "group", None) is not None:
+    label_selectors.fallbacks(options.fallback_strategy)
+    if getattr(options.scheduling_strategy, "group", None) is not None and _wants_labels(options):
         raise ConfigError("label_selector has no effect in a placement group, whose bundles lie where they lie")
 
 
@@ -179,13 +184,13 @@ def shape(options: TaskOptions) -> dict[str, int]:
     """Return the resources a task of these options books, in units of 1/10,000."""
     amounts: dict[str, float] = {"CPU": options.num_cpus, "GPU": options.num_gpus, "memory": options.memory}
     amounts.update(options.resources or {})
+    if options.accelerator_type is not None:
+        amounts[f"{ACCELERATOR}{options.accelerator_type}"] = _SHARE_OF_ACCELERATOR
     return {name: max(1, round(amount * UNIT)) for name, amount in amounts.items() if amount}
 
 
-def placed(
-    options: TaskOptions, captured: Mapping[str, Any] | None = None
-) -> tuple[dict[str, int], dict[str, int] | None]:
-    """Return what a task books, with marks for where it should run, and the same without those that are only wishes.
+def placed(options: TaskOptions, captured: Mapping[str, Any] | None = None) -> list[dict[str, int]]:
+    """Return what a task books, with marks for where it should run; first as it is wished for, then what will do too.
 
     A mark is a resource of which each node that is meant has plenty: "node:<id>", "label:<key>=<value>", "spread".
     What a task takes from a bundle of a placement group has names of its own: "CPU@<group>:<index>", "CPU@<group>".
@@ -199,22 +204,29 @@ def placed(
     plain = shape(options)
     strategy = options.scheduling_strategy
     if captured is not None and is_captured(options):
-        return in_bundle(plain, captured["id"], captured["bundles"], -1), None
-    plain |= dict.fromkeys(label_selectors.marks(options.label_selector), 1)
-    if strategy == "SPREAD":
-        return plain | {"spread": 1}, None
-    if strategy is None or isinstance(strategy, str):
-        return plain, None
+        return [in_bundle(plain, captured["id"], captured["bundles"], -1)]
     if hasattr(strategy, "within"):
         plain = strategy.within(plain)
-    hard = plain | dict.fromkeys(strategy.hard_marks(), 1)
-    full = hard | dict.fromkeys(strategy.soft_marks(), 1)
-    return full, hard if full != hard else None
+    shapes = []
+    labels = label_selectors.marks(options.label_selector), *label_selectors.fallbacks(options.fallback_strategy)
+    for marks in labels:
+        wished = plain | dict.fromkeys(marks, 1)
+        if strategy == "SPREAD":
+            wished["spread"] = 1
+        elif strategy is not None and not isinstance(strategy, str):
+            wished |= dict.fromkeys(strategy.hard_marks(), 1)
+            shapes.append(wished | dict.fromkeys(strategy.soft_marks(), 1))
+        shapes.append(wished)
+    return [one for index, one in enumerate(shapes) if one not in shapes[:index]]
 
 
 def is_captured(options: TaskOptions) -> bool:
     """Whether a task runs in the placement group of the one that submits it, if that captures its children."""
-    return options.scheduling_strategy is None and options.label_selector is None
+    return options.scheduling_strategy is None and not _wants_labels(options)
+
+
+def _wants_labels(options: TaskOptions) -> bool:
+    return options.label_selector is not None or options.fallback_strategy is not None
 
 
 def group_of(options: TaskOptions, captured: Mapping[str, Any] | None) -> Any:
@@ -245,5 +257,5 @@ def key(options: TaskOptions) -> Any:
 
 def _frozen(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return tuple(sorted(value.items()))
-    return tuple(value) if isinstance(value, list) else value
+        return tuple((name, _frozen(value[name])) for name in sorted(value))
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value

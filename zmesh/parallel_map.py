@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from zmesh import api
-from zmesh.exceptions import ConfigError
+from zmesh.limits import check_whole
 from zmesh.remote_function import RemoteFunction, remote
 
 CHUNK_S = 0.02  # a chunk should take so long: its overhead is then below 1 %, and the last ones end together
@@ -47,8 +47,8 @@ class _Sizer:
 def _prepare(
     function: Any, iterables: tuple[Iterable[Any], ...], chunksize: int | None
 ) -> tuple[Any, Any, Iterator[Any]]:
-    if chunksize is not None and (type(chunksize) is not int or chunksize < 1):
-        raise ConfigError(f"chunksize must be a whole number from 1, or None, not {chunksize!r}")
+    if chunksize is not None:
+        check_whole("chunksize", chunksize)
     if not iterables:
         raise TypeError("map() needs at least one iterable")
     if isinstance(function, RemoteFunction):
@@ -100,8 +100,7 @@ def map_unordered(
 
 def _window(buffersize: int | None) -> int:
     if buffersize is not None:
-        if type(buffersize) is not int or buffersize < 1:
-            raise ConfigError(f"buffersize must be a whole number from 1, or None, not {buffersize!r}")
+        check_whole("buffersize", buffersize)
         return buffersize
     return max(8, int(4 * api.auto_init().total_cpus()))
 

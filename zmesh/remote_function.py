@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from zmesh import actor_options
+from zmesh import actor_options, signatures
 from zmesh import options as opts
 from zmesh.exceptions import ConfigError
 from zmesh.object_ref import ObjectRef, ObjectRefGenerator
@@ -69,7 +69,11 @@ class RemoteFunction:
         Raises:
             SerializationError: the function or an argument cannot be pickled.
             TaskUnschedulableError: the strategy names a node that is not there.
+            TypeError: the function takes no such arguments.
         """
+        takes = self._takes
+        if kwargs or not takes.least <= len(args) <= takes.most:
+            takes.check(getattr(self._function, "__qualname__", repr(self._function)), args, kwargs)
         session = self._session
         if session is None or session.closed or session.group is not self._group:
             from zmesh import api
@@ -83,10 +87,14 @@ class RemoteFunction:
             return ObjectRefGenerator(task, session)
         return [ObjectRef(output, session) for output in task.outputs or ()] if self._returns else None
 
+    @functools.cached_property
+    def _takes(self) -> signatures.Takes:
+        return signatures.of_function(self._function)
+
     def _register(self, session: "Session") -> None:
         options = self._options
         captured = session.group
-        shape, fallback = opts.placed(options, captured)
+        shapes = opts.placed(options, captured)
         environment = session.environment(options.runtime_env)
         name = options.name or getattr(self._function, "__qualname__", repr(self._function))
         retry = options.retry_exceptions
@@ -105,14 +113,14 @@ class RemoteFunction:
         if environment is not None:
             sent["env"] = environment
             mark = {f"env:{environment['id']}": 1}  # a worker serves one environment only
-            shape, fallback = shape | mark, fallback and fallback | mark
+            shapes = [shape | mark for shape in shapes]
         self._spec = session.spec(
             self._function,
             name,
-            shape,
+            shapes[0],
             self._returns,
             {
-                "fallback": fallback,
+                "fallbacks": shapes[1:],
                 "options": sent,
                 "max_retries": options.max_retries,
                 "oom_retries": options.oom_retries,
@@ -157,7 +165,7 @@ def remote(*args: Any, **given: Any) -> Any:
         ConfigError: an unknown option, or a value that makes no sense.
         TypeError: neither a function nor a class.
     """
-    if len(args) == 1 and not given and callable(args[0]):
+    if len(args) == 1 and not given:
         return _make(args[0], {})
     if args:
         raise TypeError("@zmesh.remote takes keyword options only, e.g. @zmesh.remote(num_cpus=2)")
@@ -176,12 +184,12 @@ def _check_names(given: dict[str, Any]) -> None:
 
 
 def _make(target: Any, given: dict[str, Any]) -> Any:
-    if inspect.isclass(target):
-        from zmesh import actor
+    from zmesh import actor
 
+    if inspect.isclass(target):
         return actor.make(target, given)
-    if isinstance(target, RemoteFunction):
-        raise TypeError(f"{target!r} is a remote function already")
+    if isinstance(target, RemoteFunction | actor.ActorClass):
+        raise TypeError(f"{target!r} is remote already: use its .options() to change them")
     if not callable(target):
         raise TypeError(f"@zmesh.remote needs a function or a class, not {target!r}")
     if inspect.iscoroutinefunction(target):

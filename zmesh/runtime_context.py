@@ -100,7 +100,7 @@ class RuntimeContext:
         actor = self._session.in_actor()
         if actor is None:
             raise LocalProtocolError("current_actor is for methods of actors: no actor runs in this process")
-        return ActorHandle(self._session.borrow(actor.id), self._session, actor.description)
+        return ActorHandle(self._session.own_handle(), self._session, actor.description)
 
     @property
     def runtime_env(self) -> dict[str, Any]:

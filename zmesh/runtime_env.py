@@ -17,6 +17,15 @@ from zmesh.exceptions import ConfigError
 from zmesh.limits import is_text
 
 KEYS = ("env_vars", "working_dir", "py_modules", "pip")
+_INSTEAD = {  # {key that others have and we do not: what to do}
+    "excludes": "name what is to stay in a file .zmeshignore of the directory, written as a .gitignore",
+    "config": "leave it out: an environment takes as long as it takes",
+    "worker_process_setup_hook": "call it in the task, or in __init__ of the actor",
+    **dict.fromkeys(
+        ("conda", "uv", "container", "image_uri", "py_executable"),
+        "start the nodes in that environment, or use pip=",
+    ),
+}
 PACKAGE_BYTES_MAX = 512 << 20  # of the files in one package. Source: Ray's limit for the same
 IGNORE_FILES = (".zmeshignore", ".gitignore")  # the first that is there counts
 
@@ -64,7 +73,8 @@ def check(given: Any) -> dict[str, Any]:
     checked = {}
     for key, value in given.items():
         if key not in checks:
-            raise ConfigError(f"unknown key {key!r} in runtime_env; valid keys are: {', '.join(KEYS)}")
+            instead = f": {_INSTEAD[key]}" if key in _INSTEAD else f"; valid keys are: {', '.join(KEYS)}"
+            raise ConfigError(f"unknown key {key!r} in runtime_env{instead}")
         if value is not None:
             checked[key] = checks[key](value)
     return checked
@@ -88,7 +98,9 @@ def _directory(value: Any) -> Any:
         raise ConfigError(f"runtime_env: working_dir must be a directory of this machine, not {value!r}")
     path = os.path.abspath(os.path.expanduser(os.fspath(value)))
     if not os.path.isdir(path):
-        raise ConfigError(f"runtime_env: working_dir {value!r} is no directory of this machine")
+        raise ConfigError(
+            f"runtime_env: working_dir {value!r} is no directory of this machine: addresses of archives will not do"
+        )
     return path
 
 

@@ -76,6 +76,62 @@ def test_map_keeps_the_output_of_a_job_whole_also_if_it_is_much() -> None:
     assert lines[60_000:] == [lines[-1]] * 60_000
 
 
+def test_a_key_file_that_is_not_there_is_an_error_that_says_how_to_make_it(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a typo.json"
+    up = zmesh("up", "--key-file", str(path))
+    assert up.returncode == 2
+    assert f"`zmesh key create --key-file '{path}'` makes one" in up.stderr
+    assert not path.exists()
+    assert zmesh("key", "create", "--key-file", str(path)).returncode == 0
+    assert zmesh("up", "--key-file", str(path)).returncode == 0
+
+
+def test_a_node_that_was_killed_is_told_from_one_that_never_was() -> None:
+    assert zmesh("up").returncode == 0
+    pid = json.loads(zmesh("status", "--json").stdout)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    for words in (["status"], ["down"]):
+        told = zmesh(*words)
+        assert told.returncode == 1
+        assert f"the last one (pid {pid}) was killed, or crashed; see " in told.stderr
+    assert zmesh("up").returncode == 0
+    assert zmesh("down").returncode == 0
+    assert "killed" not in zmesh("status").stderr
+
+
+@pytest.mark.slow
+def test_a_node_that_does_not_answer_is_said_to_do_so() -> None:
+    assert zmesh("up").returncode == 0
+    pid = json.loads(zmesh("status", "--json").stdout)["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        told = zmesh("status")
+        assert told.returncode == 1
+        assert f"(pid {pid}) did not answer in 10 s" in told.stderr
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--name", "p-x"], "begin with neither a dot nor `p-`"),
+        (["--memory-limit", "1"], "memory_limit must be at least 16,777,216 bytes"),
+    ],
+)
+def test_settings_of_up_that_make_no_sense_say_what_would(words: list[str], text: str) -> None:
+    up = zmesh("up", *words)
+    assert up.returncode == 2
+    assert text in up.stderr
+
+
+def test_the_list_of_commands_fits_into_80_columns() -> None:
+    for words in (["--help"], ["key", "--help"]):
+        told = zmesh(*words).stdout
+        assert "..." not in told.partition("Commands:")[2]
+        assert max(map(len, told.splitlines())) <= 80
+
+
 def test_map_shows_stderr_on_stderr() -> None:
     done = zmesh("map", "echo out; echo err >&2; : {}", ":::", "1")
     assert (done.stdout, done.stderr) == ("out\n", "err\n")

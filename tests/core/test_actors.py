@@ -15,6 +15,7 @@ from zmesh.core.timers import Timers
 from zmesh.wire import actor_messages as a
 from zmesh.wire import messages as m
 from zmesh.wire.codec import decode, encode
+from zmesh.wire.death_messages import Followed
 from zmesh.wire.ids import actor_id, node_peer, object_id
 
 N, FAR = b"n" * 8, b"f" * 8
@@ -96,6 +97,30 @@ class Driver:
 @pytest.fixture
 def driver() -> Driver:
     return Driver()
+
+
+def test_an_actor_that_wants_its_handle_is_counted_at_its_home_before_it_is_told(driver: Driver) -> None:
+    handle = driver.actor()
+    oid = driver.core.references.oid(handle)
+    driver.hear(W, a.ShareActor(5, oid))
+    said = [e.message for e in driver.core.effects if isinstance(e, Send)]
+    assert [type(message) for message in said] == [a.ActorState, m.Promote, m.Hold]
+    assert said[2].holders == [(oid, W)]
+    driver.hear(NODE, m.Ack(said[1].request))
+    assert driver.said(a.ActorShared, W) == []
+    driver.hear(NODE, m.Ack(said[2].request))
+    assert driver.said(a.ActorShared, W) == [a.ActorShared(5)]
+    driver.hear(W, a.ShareActor(6, oid))
+    assert [type(e.message) for e in driver.core.effects if isinstance(e, Send)] == [m.Hold]
+
+
+def test_an_actor_of_which_nobody_has_a_handle_is_told_so(driver: Driver) -> None:
+    handle = driver.actor()
+    oid = driver.core.references.oid(handle)
+    driver.core.references.drop(handle)
+    for actor in (oid, actor_id(D, 99)):
+        driver.hear(W, a.ShareActor(5, actor))
+        assert driver.said(a.ActorShared, W)[0].error == "nobody has a handle of it"
 
 
 def test_few_calls_go_singly_and_more_wait_for_company(driver: Driver) -> None:
@@ -245,6 +270,7 @@ def test_an_item_that_is_taken_while_its_actor_is_gone_is_told_to_nobody(driver:
     actor = driver.core.actors.find(handle, "A", ordered=True)
     task = driver.core.call(actor, handle, spec, b"x", None, 0, driver.now)
     driver.hear(NODE, a.ActorState(actor_id(OTHER, 7), 1, W))
+    driver.hear(NODE, Followed(W))
     driver.hear(W, m.Done([(task.seq, 0, m.ITEM, (0, m.INLINE, b"i", []))], [], []))
     driver.core.tasks.consumed(task, 1)
     assert driver.said(m.Consumed) == [m.Consumed(task.seq, 1)]
@@ -283,6 +309,33 @@ def test_an_actor_is_killed_whatever_state_it_is_in(driver: Driver) -> None:
     driver.core.kill_actor(serving.actor, 0.0, no_restart=True)
     driver.died(W2, serving.actor.creation)
     assert "killed" in driver.call(serving).value[1]
+
+
+def test_an_actor_whose_name_was_found_and_that_is_killed_before_its_start_is_never_made(driver: Driver) -> None:
+    spec = driver.core.new_spec(D, "A", CPU, num_returns=-1, options={"max_calls": 1})
+    handle = driver.core.new_actor(spec, b"x", None, 0, name="A", ordered=True)
+    driver.core.references.promote([handle])
+    driver.hear(NODE, m.Ack(1))
+    oid = driver.core.references.oid(handle)
+    driver.hear(NODE, a.KillActor(oid, no_restart=False))
+    assert handle.actor.failure is None
+    driver.hear(NODE, a.KillActor(oid, no_restart=True))
+    driver.core.start_actor(handle, driver.now)
+    assert "killed by zmesh.kill()" in handle.actor.failure[1][1]
+    assert driver.said(m.Demand) == []
+    assert driver.call(handle).value[0] == "ActorDiedError"
+    driver.core.check()
+
+
+def test_an_actor_that_nobody_holds_as_it_starts_retires_once_it_is_made(driver: Driver) -> None:
+    spec = driver.core.new_spec(D, "A", CPU, num_returns=-1, options={"max_calls": 1})
+    handle = driver.core.new_actor(spec, b"x", None, 0, name="A", ordered=True)
+    driver.core.references.promote([handle])
+    driver.hear(NODE, a.Unheld(driver.core.references.oid(handle)))
+    driver.pass_time(0.0)
+    driver.core.start_actor(handle, driver.now)
+    driver.made(handle)
+    assert driver.said(a.Retire, W) == [a.Retire()]
 
 
 def test_others_have_an_actor_killed_through_its_home(driver: Driver) -> None:
@@ -391,8 +444,10 @@ def test_a_borrower_asks_where_the_actor_is_follows_it_and_hears_of_its_end(driv
     assert [q.version for q in driver.said(a.ActorQuery, NODE)] == [0]
     driver.hear(NODE, a.ActorState(oid, 1, W))
     assert driver.core.effects[1] == Connect(W)
-    assert [type(e.message) for e in driver.core.effects if isinstance(e, Send)] == [a.Follow, a.Call]
+    assert [type(e.message) for e in driver.core.effects if isinstance(e, Send)] == [a.Follow]
     driver.core.effects.clear()
+    driver.hear(NODE, Followed(W))
+    assert driver.said(a.Call, W), "only now: what it lends outlives the caller"
     driver.died(W)
     assert [q.version for q in driver.said(a.ActorQuery, NODE)] == [1]
     driver.hear(NODE, a.ActorState(oid, 3, FAR_WORKER))
@@ -406,10 +461,27 @@ def test_a_borrower_asks_where_the_actor_is_follows_it_and_hears_of_its_end(driv
     driver.hear(NODE, a.ActorState(actor_id(OTHER, 8), 1, W))  # of one that was forgotten meanwhile
 
 
+def test_a_caller_whose_actor_dies_or_moves_before_it_is_followed_asks_again(driver: Driver) -> None:
+    handle, oid = driver.borrow(), actor_id(OTHER, 7)
+    call = driver.call(handle)
+    driver.hear(NODE, a.ActorState(oid, 1, W))
+    driver.said(a.ActorQuery)
+    driver.died(W)
+    assert [q.version for q in driver.said(a.ActorQuery, NODE)] == [1]
+    driver.hear(NODE, a.ActorState(oid, 3, W2))
+    driver.hear(NODE, a.ActorState(oid, 4))
+    driver.hear(NODE, Followed(W2))
+    assert driver.said(a.Call) == [], "it is not there any more"
+    driver.hear(NODE, a.ActorState(oid, 5, FAR_WORKER))
+    assert driver.said(a.Call, FAR_WORKER)
+    assert call.attempt == 0
+
+
 def test_a_borrower_fails_what_may_have_run_when_the_actor_restarts(driver: Driver) -> None:
     handle = driver.borrow()
     call = driver.call(handle)
     driver.hear(NODE, a.ActorState(actor_id(OTHER, 7), 1, W))
+    driver.hear(NODE, Followed(W))
     driver.core.effects.clear()
     driver.hear(NODE, a.ActorState(actor_id(OTHER, 7), 2))
     assert call.value[0] == "ActorUnavailableError"
@@ -422,6 +494,7 @@ def test_a_borrower_forgets_an_actor_with_its_last_handle_unless_one_came_back(d
     handle = driver.borrow()
     driver.answer(driver.call(handle), peer=W)
     driver.hear(NODE, a.ActorState(actor_id(OTHER, 7), 1, W))
+    driver.hear(NODE, Followed(W))
     again = driver.borrow()
     assert again is handle
     call = driver.call(handle)
@@ -672,6 +745,21 @@ def test_calls_after_the_end_are_answered_and_those_before_the_beginning_ignored
     early = ActorServer(server.effects, keeps=lambda peer: [], pulls=server.pulls)
     early.called(D, a.Call([], []), 0.0)
     assert server.effects == []
+
+
+def test_the_end_answers_the_calls_that_run_and_they_do_not_answer_again() -> None:
+    server = Server(io=2)
+    server.called(1, 2, group="io")
+    call, stream = server.next(), server.next()
+    server.core.end((m.ERROR, ("ActorDiedError", "over", {})), 0.0)
+    assert server.done() == [(D, [1, 2])]
+    assert stream.stopped == m.CANCELLED
+    server.core.item(stream, m.INLINE, b"i", [], 0.0)
+    server.finish(call)
+    server.finish(stream)
+    assert server.next() is None
+    assert server.done() == []
+    assert server.core.idle
 
 
 def test_a_stream_counts_what_its_reader_took() -> None:

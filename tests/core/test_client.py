@@ -10,9 +10,10 @@ from zmesh.core.records import LEASED, Entry, Inputs, Spec, Task
 from zmesh.core.thief import LINKS_MAX
 from zmesh.core.timers import Timers
 from zmesh.core.worker import BLOCK_AFTER_S, WorkerCore
+from zmesh.wire import actor_messages as a
 from zmesh.wire import messages as m
 from zmesh.wire.codec import decode, encode
-from zmesh.wire.ids import node_peer, object_id
+from zmesh.wire.ids import actor_id, node_peer, object_id
 
 N = b"n" * 8
 NODE = node_peer(N)
@@ -427,6 +428,31 @@ def test_work_no_node_can_run_fails_after_a_grace_also_when_it_comes_later(drive
     assert later.value[0] == "TaskUnschedulableError"
 
 
+def test_wishes_that_no_node_meets_are_given_up_one_after_the_other(driver: Driver) -> None:
+    wishes = [CPU | {f"label:zone={zone}": 1} for zone in "abc"]
+    spec = driver.core.new_spec(D, "g", wishes[0], fallbacks=wishes[1:])
+    tasks = [driver.submit(spec), driver.submit(spec)]
+    for wish in wishes:
+        assert spec.shape == wish
+        driver.hear(NODE, m.Infeasible(wish, "no node has that"))
+        assert tasks[1].status == m.PENDING
+        driver.pass_time(INFEASIBLE_GRACE_S)
+    assert [task.value[0] for task in tasks] == ["TaskUnschedulableError"] * 2
+
+
+def test_a_node_that_is_gone_is_asked_for_anew_though_it_was_asked_for_before(driver: Driver) -> None:
+    """The last Demand was for as many workers, and nobody looks at it again."""
+    driver.hear(NODE, m.Mesh([CPU, CPU]))
+    task = driver.submit()
+    driver.steal()
+    driver.done(task)
+    driver.hear(W, m.Unsteal(1))
+    driver.said()
+    driver.hear(NODE, m.Mesh([CPU]))
+    driver.submit()
+    assert [word.workers for word in driver.said(NODE) if isinstance(word, m.Demand)] == [0, 1]
+
+
 def test_when_the_node_is_lost_everything_fails_and_nothing_hangs(driver: Driver) -> None:
     leased = driver.submit(driver.core.new_spec(D, "g", CPU, max_retries=0))
     driver.steal()
@@ -734,6 +760,91 @@ def test_an_actor_that_ended_leaves_with_the_actors_it_made(worker: Worker) -> N
     worker.core.finished(m.END, 1, [], 0, 1.0)
     assert worker.did(Exit) == [Exit()]
     assert child.refs == 1
+
+
+def _threaded(worker: Worker, seqs: list[int], options: dict[str, Any] | None = None) -> list[Any]:
+    """Make it an actor that runs these calls of ours at once; returns them."""
+    worker.work(1, options={"max_calls": 1})
+    worker.core.next(0.0)
+    worker.core.serve({"": 4}, {}, b"", 0.0)
+    spec = (0, D, "A.m", 1, {"method": "m"} | (options or {}), b"", b"")
+    worker.hear(D, a.Call([spec], [(seq, 0, 0, 0, b"x") for seq in seqs]))
+    worker.core.effects.clear()
+    return [worker.core.next_call(0.0) for _ in seqs]
+
+
+OVER = (m.ERROR, ("ActorDiedError", "it called exit_actor()", {}))
+
+
+def test_what_calls_submitted_is_cancelled_with_the_call_whose_thread_submitted_it(worker: Worker) -> None:
+    _threaded(worker, [1, 2])
+    spec = worker.core.new_spec(D, "child", CPU)
+    children = []
+    for seq in (1, 2):
+        worker.core.who_runs = lambda seq=seq: (D, seq)
+        children.append(worker.core.submit(spec, b"", None, 1, 0.0))
+    worker.core.who_runs = lambda: None
+    children.append(worker.core.submit(spec, b"", None, 1, 0.0))
+    worker.hear(D, m.Cancel(1, 0, True))
+    assert [child.status for child in children] == [m.ERROR, m.PENDING, m.PENDING]
+
+
+def test_an_actor_that_ended_submits_nothing_more_and_leaves_when_its_threads_let_go(worker: Worker) -> None:
+    running = _threaded(worker, [1, 2, 3])
+    spec = worker.core.new_spec(D, "child", CPU)
+    worker.core.who_runs = lambda: (D, 1)
+    child = worker.core.submit(spec, b"", None, 1, 0.0)
+    shared = worker.core.put(m.INLINE, b"x", [])
+    worker.core.references.promote([shared])
+    worker.hear(NODE, m.Ack(1))
+    worker.core.actor_ended(OVER, 0.0)
+    assert child.value[0] == "TaskCancelledError"
+    (done,) = [message for message in worker.said(D) if isinstance(message, m.Done)]
+    assert [result[:3] for result in done.results] == [(seq, 0, m.ERROR) for seq in (1, 2, 3)]
+    assert worker.core.submit(spec, b"", None, 1, 0.0).value == OVER[1]
+    made = worker.core.new_actor(spec, b"", None, 1, name="A", ordered=True)
+    worker.core.start_actor(made, 0.0)
+    assert made.actor.failure[1][0] == "ActorDiedError"
+    for call, status, value, inside in (
+        (running[0], m.INLINE, b"r", [b"o"]),
+        (running[1], m.MANY, [(m.INLINE, b"r", [b"o"]), (m.INLINE, b"r", [])], []),
+        (running[2], m.INLINE, b"r", [b"o"]),
+    ):
+        worker.core.give(call, [shared])
+        if call is running[2]:
+            worker.core.item(call, status, value, inside, 0.0)
+            status, value, inside = m.END, 1, []
+        worker.core.call_finished(call, status, value, inside, 1, 0.0)
+    worker.core.check()
+    worker.core.finished(m.END, 1, [], 0, 1.0)
+    assert worker.did(Exit) == []
+    worker.core.references.drop(shared)
+    assert worker.core.next(1.0) is None
+    assert worker.did(Exit) == [Exit()]
+
+
+def test_an_actor_asks_its_owner_for_its_own_handle(worker: Worker) -> None:
+    _threaded(worker, [])
+    oid = actor_id(D, 1)
+    for error, status in (("", m.INLINE), ("nobody has a handle of it", m.ERROR)):
+        entry, ticket = worker.core.ask_own_handle(oid)
+        (asked,) = worker.said(D)
+        assert asked == a.ShareActor(ticket.seq, oid)
+        worker.hear(D, a.ActorShared(ticket.seq, error))
+        assert ticket.status == status
+        assert entry.share is not None
+        assert entry.share.holds >= 1
+
+
+def test_what_a_dead_caller_was_given_is_not_taken_back_twice(worker: Worker) -> None:
+    (call,) = _threaded(worker, [1])
+    value = worker.core.put(m.INLINE, b"x", [])
+    worker.core.give(call, [value])
+    worker.core.actor_ended(OVER, 0.0)
+    worker.hear(NODE, a.CallerGone(D))
+    assert value.refs == 1
+    worker.core.call_finished(call, m.INLINE, b"r", [b"o"], 1, 0.0)
+    assert value.refs == 1
 
 
 def test_stop_is_refused_by_a_worker_that_owns_something(worker: Worker) -> None:

@@ -12,10 +12,11 @@ from zmesh.core.guests import GUEST_SILENCE_S, Guests
 from zmesh.core.records import Entry, Inputs, Task
 from zmesh.core.timers import Timers
 from zmesh.wire import messages as m
-from zmesh.wire.codec import encode
+from zmesh.wire.codec import decode, encode
 from zmesh.wire.group_messages import GroupState, WatchGroup
 from zmesh.wire.guest import GUEST_CODEC, Knock, Opened
-from zmesh.wire.ids import is_guest, local_peer, node_peer, object_id, store_peer
+from zmesh.wire.ids import actor_id, guest_segment, is_guest, local_peer, node_peer, object_id, store_peer
+from zmesh.wire.lineage_messages import Missing
 
 A, B = b"a" * 8, b"b" * 8
 AT_A, AT_B = ("10.0.0.1", 27700), ("10.0.0.2", 27700)
@@ -39,11 +40,9 @@ class Guest:
 
     def carry_out(self) -> list[Any]:
         """Send what is to be sent; returns the messages that left, as (to, message)."""
-        sends = self.take(fx.Send)
-        for send in sends:
+        for send in self.take(fx.Send):
             self.core.send(send.to, encode(send.message), self.now)
-        posted = [post.to for post in self.take(fx.Post)]
-        return [(send.to, send.message) for send in sends if send.to in posted]
+        return [(post.to, decode(post.frame)) for post in self.take(fx.Post)]
 
     def pass_time(self, seconds: float) -> None:
         end = self.now + seconds
@@ -196,11 +195,17 @@ def test_own_bytes_come_along_under_the_new_name() -> None:
     guest.hear(FAR, m.Steal(1, CPU, 0.005))
     work = next(message for _, message in guest.carry_out() if isinstance(message, m.Work))
     _, _, _, _, args, deps = work.tasks[0]
-    assert args[:3] == (6, 100, guest.core.me)
-    assert deps[0][:2] == (m.STORED, (5, 100, guest.core.me))
+    me = guest.core.me
+    assert args[:3] == (guest_segment(6, me), 100, me)
+    assert deps[0][:2] == (m.STORED, (guest_segment(5, me), 100, me))
     assert guest.core.references.promote([put]) is not None
     promoted = next(message for _, message in guest.carry_out() if isinstance(message, m.Promote))
-    assert promoted.objects[0][2] == (5, 100, guest.core.me)
+    assert promoted.objects[0][2] == (guest_segment(5, me), 100, me)
+    oid = guest.core.references.oid(put)
+    guest.hear(node_peer(B), Missing([(oid, guest_segment(5, me), me)]))
+    guest.pass_time(0.1)
+    failed = next(message for _, message in guest.carry_out() if isinstance(message, m.Resolve))
+    assert failed.objects[0][1] == m.ERROR, "it was asked for at the place that it was told to lie at"
     guest.hear(FAR, m.Done([(task.seq, 0, m.INLINE, b"r")], [], []))
     guest.core.references.drop(put)
     assert any(6 in effect.segments for effect in guest.take(fx.Recycle))
@@ -245,11 +250,59 @@ def test_what_it_borrowed_is_counted_under_its_new_name_before_the_old_one_ends(
     holders = [(object_id(FAR, seq), guest.core.me) for seq in (1, 2)]
     hello, hold = guest.carry_out()
     assert type(hello[1]) is m.Hello
-    assert hold == (node_peer(B), m.Hold(0, holders))
+    assert hold == (node_peer(B), m.Hold(0, tuple(holders)))
     guest.core.references.drop(mine)
     guest.core.references.drop(twice)
     guest.core.references.drop(twice)
-    assert [word.objects for _, word in guest.carry_out()] == [[(object_id(FAR, seq), 1, True)] for seq in (1, 2)]
+    assert [word.objects for _, word in guest.carry_out()] == [((object_id(FAR, seq), 1, True),) for seq in (1, 2)]
+
+
+def test_what_is_asked_before_it_says_hello_is_asked_after_that() -> None:
+    """Its node would take it for somebody whose death it knows of."""
+    guest = Guest()
+    guest.attach()
+    guest.carry_out()
+    guest.core.detached("a cable", guest.now)
+    guest.open(B)
+    borrowed = guest.core.references.borrow(object_id(FAR, 1), counted=True)
+    guest.core.fetch(borrowed)
+    assert guest.carry_out() == []
+    guest.core.restored(guest.now)
+    assert [type(word) for _, word in guest.carry_out()] == [m.Hello, m.Fetch]
+
+
+def test_what_it_said_to_the_old_node_is_not_said_to_the_next() -> None:
+    guest = Guest()
+    guest.attach()
+    borrowed = guest.core.references.borrow(object_id(FAR, 1), counted=True)
+    guest.core.detached("a cable", guest.now)
+    guest.take(fx.Send)
+    guest.core.references.drop(borrowed)
+    guest.open(B)
+    guest.core.references.promote([guest.core.put(m.INLINE, b"v", [])])
+    guest.carry_out()
+    guest.core.detached("another cable", guest.now)
+    guest.open(A)
+    guest.core.restored(guest.now)
+    assert [type(word) for _, word in guest.carry_out()] == [m.Hello]
+
+
+def test_nothing_is_left_of_an_actor_it_lost_once_its_last_handle_goes() -> None:
+    guest = Guest()
+    guest.attach()
+    spec = guest.core.new_spec(guest.core.me, "A", CPU, num_returns=-1, max_retries=0, options={"max_calls": 1})
+    handles = [guest.core.new_actor(spec, b"", None, 0, name="A", ordered=True) for _ in range(2)]
+    for handle in handles:
+        guest.core.start_actor(handle, guest.now)
+    guest.core.references.promote(handles)
+    guest.core.references.drop(handles[0])  # the old node would have said when others had none either
+    guest.core.detached("killed", guest.now)
+    guest.attach(B)
+    guest.pass_time(0.1)
+    assert list(guest.core.actors.known) == [actor_id(guest.core.me, handles[1].seq)]
+    guest.core.references.drop(handles[1])
+    guest.pass_time(0.1)
+    assert guest.core.actors.known == {}
 
 
 def test_words_of_a_link_count_only_while_there_is_a_node() -> None:

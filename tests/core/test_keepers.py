@@ -22,7 +22,7 @@ from zmesh.wire.store_messages import ListObjects, Objects
 N, FAR = b"n" * 8, b"f" * 8
 NODE = node_peer(N)
 D, OTHER, K = N + b"driver..", N + b"other...", N + b"keeper.."
-SPEC = ["A", {"CPU": m.UNIT}, None, {"max_calls": 1}, b"digest", b"blob", 0, 0]
+SPEC = ["A", {"CPU": m.UNIT}, [], {"max_calls": 1}, b"digest", b"blob", 0, 0]
 
 
 def order(request: int = 1, job: bytes = D, name: str = "x", here: bool = True, **needs: Any) -> k.KeepActor:
@@ -221,6 +221,19 @@ def test_a_name_that_another_has_is_told_and_nothing_is_made() -> None:
     assert not [one for one in effects if isinstance(one, m.Demand)]
 
 
+def test_a_name_that_nobody_is_said_to_have_is_told_and_nothing_is_made() -> None:
+    keeper = Keeper()
+    keeper.ask()
+    (promote,) = keeper.said(m.Promote)
+    keeper.hear(NODE, m.Ack(promote.request))
+    (asked,) = keeper.said(NameAsk)
+    keeper.hear(NODE, NameTold(asked.request, []))
+    effects = [e.message for e in keeper.core.effects if isinstance(e, Send)]
+    (kept,) = [one for one in effects if isinstance(one, k.Kept)]
+    assert "try again" in kept.error
+    assert not [one for one in effects if isinstance(one, m.Demand)]
+
+
 def test_the_same_creation_again_is_the_same_function_and_only_here_by_wish() -> None:
     keeper = Keeper()
     shapes = []
@@ -229,7 +242,7 @@ def test_the_same_creation_again_is_the_same_function_and_only_here_by_wish() ->
         keeper.named()
         shapes += [demand.shape for demand in keeper.said(m.Demand)]
     assert len(keeper.core.specs) == 2
-    assert keeper.core.specs[0].fallback == {"CPU": m.UNIT}
+    assert keeper.core.specs[0].fallbacks == [{"CPU": m.UNIT}]
     assert f"node:{N.hex()}" in keeper.core.specs[0].shape
     assert keeper.core.specs[1].shape == {"CPU": m.UNIT}
 

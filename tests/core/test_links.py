@@ -94,6 +94,20 @@ def frames(count: int) -> list[bytes]:
     return [b"%d" % index for index in range(count)]
 
 
+def test_what_a_stranger_says_is_taken_once_he_is_known() -> None:
+    """A node that joins may speak, and be spoken to, before the other side has heard of it."""
+    pair = Pair()
+    known: list[bytes] = []
+    pair.sides[B].links = Links(pair.sides[B].effects, pair.sides[B].timers, known=known.__contains__)
+    pair.send(b"first")
+    pair.send(b"second")
+    pair.settle(1.0)
+    assert pair.sides[B].got == []
+    known.append(A)
+    pair.settle()
+    assert pair.sides[B].got == [b"first", b"second"]
+
+
 def test_frames_arrive_once_in_order_and_one_acknowledgement_is_enough() -> None:
     pair = Pair()
     for frame in frames(50):

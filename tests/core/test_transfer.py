@@ -233,22 +233,18 @@ def test_what_cannot_be_had_where_it_was_made_is_asked_for_where_it_is_counted()
     assert effects[-1] == Finished(MOVED, transfer.GONE)
 
 
-def test_one_whose_host_has_no_room_for_it_is_not_lost_but_for_its_home() -> None:
+def test_what_lies_on_the_disk_of_a_full_store_is_not_lost_unless_its_home_has_it() -> None:
     effects: list[Any] = []
-    receiver = Receiver(effects, reachable={S: True, HOME: True}.__contains__)
-    receiver.start(OID, 1, CHUNK_BYTES, S, 0.0)
-    receiver.refused(S, OID, "all is in use", 0.0, full=True)
-    assert effects[-1] == Finished(OID, "all is in use", full=True)
-    for arrives in (True, False):
+    receiver = Receiver(effects, reachable=lambda node: True)
+    for home_has_it in (False, True):
         receiver.start(MOVED, 1, CHUNK_BYTES, S, 0.0)
-        receiver.refused(S, MOVED, "all is in use", 0.0, full=True)
-        assert effects[-1].node == HOME, "which may have a copy"
-        if arrives:
-            receiver.arrived(HOME, MOVED, 0, 0.0)
-            assert effects[-1] == Finished(MOVED, "")
+        receiver.refused(S, MOVED, "its store is full", 1.0, full=True)
+        if home_has_it:
+            receiver.arrived(HOME, MOVED, 0, 2.0)
         else:
-            receiver.refused(HOME, MOVED, "never heard of it", 0.0)
-            assert effects[-1] == Finished(MOVED, "all is in use", full=True)
+            receiver.refused(HOME, MOVED, "never heard of it", 2.0)
+    ends = [effect for effect in effects if isinstance(effect, Finished)]
+    assert ends == [Finished(MOVED, "its store is full", full=True), Finished(MOVED, "")]
 
 
 def test_one_that_waits_for_its_turn_goes_to_its_home_when_its_source_leaves() -> None:

@@ -374,7 +374,7 @@ def test_joining_needs_the_key(nodes: Nodes, tmp_path: pathlib.Path) -> None:
     with pytest.raises(zmesh.exceptions.ConfigError, match="there is no key"):
         nodes.start(join=seed, key_file=str(tmp_path / "none.json"))
     keys.create(str(tmp_path / "other.json"))
-    with pytest.raises(zmesh.exceptions.ConfigError, match=r"no member answered.*has another key"):
+    with pytest.raises(zmesh.exceptions.ConfigError, match=r"no member took us in.*has another key"):
         nodes.start(join=seed, key_file=str(tmp_path / "other.json"))
     assert json.loads(json.dumps(nodes.await_members(first, 1)))[0]["node"] == first.id
 

@@ -26,7 +26,13 @@ from zmesh.util.scheduling_strategies import (
 
 @pytest.fixture(scope="module", autouse=True)
 def mesh() -> Iterator[None]:
-    zmesh.init("local", num_cpus=2, labels={"zone": "a"}, runtime_env={"env_vars": {"A": "job", "B": "job"}})
+    zmesh.init(
+        "local",
+        num_cpus=2,
+        labels={"zone": "a"},
+        resources={"accelerator_type:L4": 1},
+        runtime_env={"env_vars": {"A": "job", "B": "job"}},
+    )
     yield
     zmesh.shutdown()
 
@@ -133,6 +139,37 @@ def test_a_label_selector_is_refused_in_a_placement_group() -> None:
     zmesh.util.remove_placement_group(group)
 
 
+def test_a_fallback_strategy_is_taken_in_its_order() -> None:
+    wanted = [{"label_selector": {"zone": "in(a,d)"}}, {"label_selector": {"zone": "c"}}]
+    options: Any = {"label_selector": {"zone": "b"}, "fallback_strategy": wanted}
+    refs = [variables_of_task.options(**options).remote() for _ in range(3)]
+    actor = Looking.options(**options).remote()
+    assert zmesh.get([*refs, actor.variables.remote()], timeout=30) == [("job", "job")] * 4
+    group = zmesh.util.placement_group([{"CPU": 1}])
+    for wrong in (
+        {"fallback_strategy": {"label_selector": {"zone": "a"}}},
+        {"fallback_strategy": [{"num_cpus": 1}]},
+        {"fallback_strategy": [{"label_selector": {"zone": 1}}]},
+        {"fallback_strategy": wanted, "scheduling_strategy": PlacementGroupSchedulingStrategy(group)},
+    ):
+        with pytest.raises(ConfigError, match=r"fallback_strategy|label_selector"):
+            variables_of_task.options(**wrong)
+    zmesh.util.remove_placement_group(group)
+
+
+def test_an_accelerator_type_is_a_resource_of_its_nodes() -> None:
+    here = variables_of_task.options(accelerator_type="L4", num_gpus=0)
+    assert zmesh.get([here.remote() for _ in range(3)]) == [("job", "job")] * 3
+    actor = Looking.options(accelerator_type="L4").remote()
+    assert zmesh.get(actor.variables.remote()) == ("job", "job")
+    assert zmesh.cluster_resources()["accelerator_type:L4"] == 1.0
+    with pytest.raises(TaskUnschedulableError, match="accelerator_type:A100"):
+        zmesh.get(variables_of_task.options(accelerator_type="A100").remote())
+    for wrong in ("", 1, "a@b"):
+        with pytest.raises(ConfigError, match="accelerator_type"):
+            Looking.options(accelerator_type=wrong)
+
+
 def test_none_stands_for_the_default_of_an_option() -> None:
     task = variables_of_task.options(num_cpus=None, num_gpus=None, memory=None, resources=None, max_retries=None)
     assert zmesh.get(task.options(name=None, retry_exceptions=None).remote()) == ("job", "job")
@@ -143,8 +180,6 @@ def test_none_stands_for_the_default_of_an_option() -> None:
 @pytest.mark.parametrize(
     ("option", "text"),
     [
-        ("accelerator_type", "label_selector"),
-        ("fallback_strategy", "soft="),
         ("placement_group", "PlacementGroupSchedulingStrategy"),
         ("enable_task_events", "leave it out"),
         ("object_store_memory", "leave it out"),

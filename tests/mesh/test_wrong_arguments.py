@@ -7,8 +7,10 @@ import pytest
 
 import zmesh
 from zmesh.exceptions import ArgumentError, ConfigError, MeshError
+from zmesh.util.barrier import Barrier
 from zmesh.util.queue import Queue
 from zmesh.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from zmesh.util.semaphore import Semaphore
 
 ZMESH: Any = zmesh
 
@@ -118,6 +120,20 @@ def test_the_same_for_actors_and_placement_groups() -> None:
         Queue("1")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="replicas"):
         zmesh.put(1, replicas=10**20)
+
+
+def test_a_count_is_a_whole_number_that_a_message_holds() -> None:
+    for call, name in (
+        (lambda count: list(zmesh.util.as_completed([], chunk_size=count)), "chunk_size"),
+        (lambda count: list(zmesh.util.map_unordered(same, [], backpressure_size=count)), "backpressure_size"),
+        (lambda count: zmesh.map(same, [], chunksize=count), "chunksize"),
+        (lambda count: list(zmesh.map(same, [], buffersize=count)), "buffersize"),
+        (Semaphore, "value"),
+        (Barrier, "parties"),
+    ):
+        for count in (0, 1.0, True, "1", 10**20):
+            with pytest.raises(ConfigError, match=f"{name} must be a whole number from 1"):
+                call(count)
 
 
 def test_an_empty_zmesh_node_names_no_node(monkeypatch: pytest.MonkeyPatch) -> None:

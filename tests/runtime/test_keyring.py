@@ -9,6 +9,7 @@ import pickle
 import stat
 import threading
 import traceback
+from collections.abc import Callable
 
 import pytest
 
@@ -54,6 +55,12 @@ def test_of_two_who_create_at_once_one_wins_and_both_have_the_same(path: str) ->
         thread.join()
     assert len(found) == 8
     assert len({ring.keys[0].id for ring in found}) == 1
+
+
+@pytest.mark.parametrize("make", [Keyring.create, Keyring.load_or_create])
+def test_a_key_that_cannot_be_written_is_an_error_that_says_where(make: Callable[[str], Keyring]) -> None:
+    with pytest.raises(ConfigError, match=r"cannot write the key to /proc/none/keyring\.json: .* --key-file"):
+        make("/proc/none/keyring.json")
 
 
 def _spoil(path: str, how: str) -> None:

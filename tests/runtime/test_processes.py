@@ -26,8 +26,8 @@ from zmesh.exceptions import ConfigError, NotRunningError
 from zmesh.runtime import processes, rundir
 from zmesh.runtime.forkserver import describe_status
 
-DEADLINE_S = 5.0
-WAIT_S = 2.0  # for something to be gone
+DEADLINE_S = 30.0
+WAIT_S = 20.0  # for something to be gone
 
 STAND_IN = r"""
 import errno, importlib.util, json, os, select, signal, sys, time
@@ -110,7 +110,15 @@ def fork_server(folder):
         os.close(fd)
         return text.decode()
 
-    forks = ForkServer.start(BlackBoxes(1024), run_worker, [], ("colorsys",))
+    def rehearsal():
+        for step in ("first", "second"):
+            with open(f"{folder}/rehearsed", "a") as file:
+                file.write(step + "\n")
+            yield
+            if "bad-rehearsal" in sys.argv:
+                raise RuntimeError("forgot the lines")
+
+    forks = ForkServer.start(BlackBoxes(1024), run_worker, [], ("colorsys",), rehearsal())
     pipes = {}
     say("forkserver", 0, forks.pid)
     poll = select.poll()
@@ -376,6 +384,26 @@ def test_a_worker_has_no_descriptors_but_its_three(node: StandIn) -> None:
 def test_a_worker_leads_a_session_of_its_own(node: StandIn) -> None:
     pid = node.spawn(1, "import os; print(os.getsid(0), os.getpgid(0))")
     assert node.hear("ended", 1)[4] == f"{pid} {pid}\n"
+
+
+def test_many_workers_are_forked_of_a_rehearsed_forkserver(node: StandIn, tmp_path: pathlib.Path) -> None:
+    node.spawn(1, "import time; time.sleep(60)")
+    node.spawn(2, "import time; time.sleep(60)")
+    node.spawn(3, f"print(open({str(tmp_path / 'rehearsed')!r}).read())")
+    assert node.hear("ended", 3)[4].split() == ["first", "second"]
+
+
+@pytest.mark.parametrize(("flag", "steps"), [("", "first\nsecond\n"), ("bad-rehearsal", "first\n")])
+def test_a_forkserver_with_nothing_to_do_rehearses(tmp_path: pathlib.Path, flag: str, steps: str) -> None:
+    told = tmp_path / "rehearsed"
+    node = StandIn(tmp_path, flag)
+    try:
+        assert wait_until(lambda: told.exists() and told.read_text() == steps)
+        node.spawn(1, "print('at work')")
+        assert node.hear("ended", 1)[4] == "at work\n"
+        assert told.read_text() == steps
+    finally:
+        node.end()
 
 
 def test_the_kernel_would_rather_kill_a_worker_than_the_node(node: StandIn) -> None:

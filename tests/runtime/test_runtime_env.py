@@ -31,7 +31,10 @@ def tree(tmp_path: pathlib.Path) -> pathlib.Path:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"conda": "x"}, "unknown key 'conda' in runtime_env; valid keys are: env_vars, working_dir, py_modules, pip"),
+        (
+            {"nothing": "x"},
+            "unknown key 'nothing' in runtime_env; valid keys are: env_vars, working_dir, py_modules, pip",
+        ),
         (["x"], "must be a dict"),
         ({"env_vars": ["A=1"]}, "env_vars must be a dict"),
         ({"env_vars": {"A": 1}}, "must map strings to strings, not 'A' to 1"),

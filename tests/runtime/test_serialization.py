@@ -401,6 +401,14 @@ class FrozenError(Exception):
     number: int
 
 
+class OnlyKeywordsError(LookupError):
+    __slots__ = ("needed",)
+
+    def __init__(self, *, needed: int, told: str) -> None:
+        super().__init__(f"needs {needed}")
+        self.needed, self.told = needed, told
+
+
 class FinalError(Exception):
     def __init_subclass__(cls) -> None:
         raise TypeError("no subclasses")
@@ -539,9 +547,6 @@ PLAIN = {
     "interrupts": (KeyboardInterrupt(), "KeyboardInterrupt"),
     "closes a generator": (GeneratorExit("x"), "GeneratorExit: x"),
     "cannot be subclassed": (FinalError("final"), "tests.runtime.test_serialization.FinalError: final"),
-    "cannot be unpickled": (NeedsTwoError(1, 2), "tests.runtime.test_serialization.NeedsTwoError: 1 and 2"),
-    "does not let itself be unpickled": (FrozenError(3), "tests.runtime.test_serialization.FrozenError: 3"),
-    "cannot be unpickled, local": (local_class_error(), "LocalError: local"),
     "cannot be pickled": (ValueError(threading.Lock()), "ValueError: <unlocked _thread.lock"),
     "ends who pickles it": (DeadlyError(), "DeadlyError: <its text cannot be had: SystemExit>"),
     "ends who unpickles it": (DeadlyToLoadError("x"), "DeadlyToLoadError: x"),
@@ -559,6 +564,22 @@ def test_an_error_that_cannot_be_combined_becomes_a_task_error_that_names_it(nam
     assert "in raised" in result.traceback_text or isinstance(error, DeadlyError)
     assert (result.function, result.pid) == ("work", 42)
     assert str(pickle.loads(pickle.dumps(result))) == str(result)
+
+
+def test_an_error_is_itself_whatever_its_init_takes() -> None:
+    two: Any = travelled(NeedsTwoError(1, 2))
+    assert isinstance(two, NeedsTwoError)
+    assert str(two) == str(two.cause) == "1 and 2"
+    frozen: Any = travelled(FrozenError(3))
+    assert isinstance(frozen, FrozenError)
+    assert (frozen.number, frozen.cause) == (3, FrozenError(3))
+    keyed: Any = travelled(OnlyKeywordsError(needed=4, told="b"))
+    assert isinstance(keyed, OnlyKeywordsError)
+    assert (keyed.needed, keyed.told, str(keyed)) == (4, "b", "needs 4")
+    local = local_class_error()
+    assert isinstance(travelled(local), type(local))
+    again: Any = pickle.loads(pickle.dumps(keyed))
+    assert (type(again), again.needed, again.told) == (type(keyed), 4, "b")
 
 
 def test_an_error_whose_str_raises_keeps_its_class() -> None:

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from tests.runtime.test_store import ALICE, BOB, get, wait_until
+from zmesh.core import spilling
 from zmesh.core.spilling import RESIDENT, SPILLED
 from zmesh.exceptions import ObjectLostError, SpillError, StoreFullError
 from zmesh.runtime import serialization
-from zmesh.runtime.segments import SegmentServer
+from zmesh.runtime.segments import NO_ROOM, SegmentServer
 from zmesh.runtime.spill_files import SpillDisk, SpillFile
 from zmesh.runtime.store import Store
 
@@ -169,6 +170,23 @@ def test_a_free_slab_goes_without_being_written(node: Node, alice: Store) -> Non
     wait_until(lambda: node.server.used_bytes == 0)
     assert node.server.ledger.disk_bytes == 0
     assert alice.trim() == 0
+
+
+def test_one_on_the_disk_of_a_full_store_is_not_called_lost(
+    node: Node, alice: Store, bob: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spilling, "FULL_WAIT_S", 0.1)
+    (cold,) = put_many(alice, 1)
+    held = []
+    while node.server.used_bytes + 2 * MIB <= CAPACITY or node.state(cold) != SPILLED:
+        held.append(get(alice, put(alice, np.arange(MIB // 8))))
+    found: list[int] = []
+    told: list[bytes] = []
+    node.call(lambda: node.server.open(cold[0], b"", found.append))
+    node.call(lambda: node.server.serve_guest(BOB, msgpack.packb([1, "read", cold[0], 0, 100]), told.append))
+    wait_until(lambda: found and told)
+    assert (found, [msgpack.unpackb(answer) for answer in told]) == ([NO_ROOM], [[1, b"", CAPACITY]])
+    del held
 
 
 def test_one_on_disk_that_nobody_needs_is_no_more(node: Node, alice: Store, bob: Store) -> None:

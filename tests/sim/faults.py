@@ -1,22 +1,28 @@
 """Faults at a chosen message: a scenario is run once to number its messages, then again with one fault at each.
 
 The same seed gives the same run up to the fault. What dies is the sender or the receiver of that message, or whoever
-has a role in the scenario; what is lost is a parcel between two hosts, its acknowledgement, or both, or gossip. In the
-end whoever is left must be at rest, with nothing in any table.
+has a role in the scenario; what is lost is a parcel between two hosts, its acknowledgement, or both, or gossip. Or a
+host joins or leaves in good order, or a guest is cut off. In the end whoever is left must be at rest, with nothing in
+any table.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.sim.guests import Guest
+from tests.sim.members import Members
 from tests.sim.simulator import NODE, Host, Process, Simulation
+from tests.sim.store_users import StoreUsers
+from tests.sim.stores import Stores
 from zmesh.core import effects as fx
 from zmesh.core.names import Names
 from zmesh.core.records import Entry, Task
 from zmesh.wire import messages as m
 
 DEATHS = ("sender", "sender after", "receiver")
-LOSSES = ("parcel", "acknowledgement", "both", "gossip")
+LOSSES = ("parcel", "acknowledgement", "both", "gossip", "disk write", "disk read")  # of the last two: they fail
 REST_S = 200.0  # longer than anything is kept for those who may come back
 LIMIT_S = 300.0
 GOSSIP_MAX = 100  # of the losses of one kind: later ones are of hosts at rest
@@ -42,21 +48,40 @@ class Part:
     once: list[tuple[Process, Task]] = field(default_factory=list)  # may start once only
 
 
-class Faulty(Simulation):
-    """A simulation with one fault. `roles` are who may be killed besides, by name; None: it is not there yet."""
+class Faulty(Members, StoreUsers):
+    """A simulation with one fault.
 
-    def __init__(self, seed: int, fault: Fault | None, *, hosts: int, cpus: int) -> None:
+    Attributes:
+        roles: who may be killed besides, by name; None: it is not there yet.
+        events: what else may happen at a message, by name.
+    """
+
+    def __init__(self, seed: int, fault: Fault | None, *, hosts: int, cpus: int, room: int = 0) -> None:
         self.fault: Fault | None = None
-        self.counts = dict.fromkeys(("message", "parcel", "acknowledgement", "gossip"), 0)
+        self.counts = dict.fromkeys(("message", *(one for one in LOSSES if one != "both")), 0)
         self.roles: dict[str, Callable[[], Process | Host | None]] = {}
         self.struck = False
         self.part = Part()
         self._swallow_next = False
-        super().__init__(seed, cpus, hosts=hosts)
+        Members.__init__(self, cpus)
+        Stores.__init__(self, room)
+        Simulation.__init__(self, seed, cpus, hosts=hosts)
+        self.events: dict[str, Callable[[], None]] = {}
+        self.harmless = ["a host joins"]  # those of the events after which all must be as without any
+        if hosts > 1:
+            self.events["a host joins"] = self.join
+        for index, host in enumerate(list(self.hosts.values())[1:], 1):
+            self.events[f"host {index} leaves"] = lambda host=host: self.leave(host)
+            self.harmless.append(f"host {index} leaves")
         self.warnings = []
         self.main = self.driver("d")
         self.counts = dict.fromkeys(self.counts, 0)
         self.fault = fault
+
+    @property
+    def again(self) -> int:
+        """How many tasks were started that had been before, under this number or another."""
+        return sum(attempt > 0 for _, _, _, attempt, _ in self.starts)
 
     # The fault.
 
@@ -71,6 +96,10 @@ class Faulty(Simulation):
     def _send(self, process: Process, to: bytes, message: Any) -> None:
         number, fault = self._count("message"), self.fault
         due = fault is not None and fault.what not in LOSSES and fault.at == number
+        if due and fault is not None and fault.what in self.events:
+            self._note(f"fault: {fault.what}, before {process.name} sends {type(message).__name__}")
+            self.struck, due = fault.what not in self.harmless, False
+            self.at(0.0, self.events[fault.what])
         if due and fault is not None and fault.what not in ("sender after", "receiver"):
             self._note(f"fault: {fault.what} dies before {process.name} sends {type(message).__name__}")
             self._strike(process if fault.what == "sender" else self._in_role(fault.what))
@@ -79,6 +108,27 @@ class Faulty(Simulation):
         if due and fault is not None and fault.what in ("sender after", "receiver"):
             self._note(f"fault: {fault.what} of {type(message).__name__} from {process.name} dies")
             self._strike(process if fault.what == "sender after" else self.processes.get(to))
+
+    def _step(self, who: Process, to: Process, what: str) -> bool:
+        """A step that is no message, between a process and its node's store, or of a disk."""
+        number, fault = self._count("message"), self.fault
+        if fault is not None and fault.what not in LOSSES and fault.at == number and who.alive:
+            self._note(f"fault: {fault.what} at {what} of {who.name}")
+            if fault.what in self.events:
+                self.struck = fault.what not in self.harmless
+                self.at(0.0, self.events[fault.what])
+            elif fault.what in ("sender after", "receiver"):
+                doomed = who if fault.what == "sender after" else to
+                self.at(0.0, lambda: self._strike(doomed))
+            else:
+                self._strike(who if fault.what == "sender" else self._in_role(fault.what))
+        return who.alive
+
+    def _disk_fails(self, what: str) -> bool:
+        number, fault = self._count(f"disk {what}"), self.fault
+        fails = fault is not None and fault == Fault(f"disk {what}", number)
+        self.struck = self.struck or fails
+        return fails
 
     def _in_role(self, name: str) -> Process | Host | None:
         return self.roles[name]() if name in self.roles else self.main
@@ -155,12 +205,23 @@ class Faulty(Simulation):
     def promote(self, entries: list[Any], process: Process | None = None) -> list[bytes]:
         """Have the node count these; returns their IDs."""
         process = process or self.main
-        self.alive(process)
-        ticket = process.core.references.promote(entries)
-        self.settle(process)
-        if ticket is not None:
+        while True:
+            self.alive(process)
+            if isinstance(process, Guest):
+                self.await_true(lambda: self.attached(process) or process.core.lost is not None, process)
+            ticket = process.core.references.promote(entries)
+            self.settle(process)
+            if ticket is None:
+                break
             self.await_all([ticket], process)
+            if ticket.status != m.ERROR or process.core.lost is not None:
+                break  # a guest whose node is gone asks the next
         return [process.core.references.oid(entry) for entry in entries]
+
+    def promote_of(self, process: Process, entries: list[Any]) -> None:
+        """As `promote` of a program whose end is not that of the scenario."""
+        with contextlib.suppress(EndedError):
+            self.promote(entries, process)
 
 
 @dataclass(frozen=True)
@@ -170,23 +231,26 @@ class Scenario:
     play: Callable[[Faulty], None]
     hosts: int = 3
     cpus: int = 1
+    room: int = 0  # segments that fit into each store; 0: no limit
     errors: tuple[str, ...] = ()
     planned: tuple[str, ...] = ()
 
 
 def run(scenario: Scenario, seed: int, fault: Fault | None) -> Faulty:
     """Play a scenario with a fault, and see that all is well in the end."""
-    sim = Faulty(seed, fault, hosts=scenario.hosts, cpus=scenario.cpus)
+    sim = Faulty(seed, fault, hosts=scenario.hosts, cpus=scenario.cpus, room=scenario.room)
     try:
         scenario.play(sim)
     except EndedError:
         assert fault is not None
     told = {id(entry): finish(sim, process, entry, scenario) for process, entry in sim.part.held}
     for process, task in sim.part.once:
-        starts = sim.started.get((process.peer, task.seq), 0)
-        starts += sum(caller == process.peer and seq == task.seq for _, caller, seq, _ in sim.call_starts)
+        names = process.names if isinstance(process, Guest) else [process.peer]
+        starts = sum(sim.started.get((name, task.seq), 0) for name in names)
+        starts += sum(caller in names and seq == task.seq for _, caller, seq, _ in sim.call_starts)
         assert starts <= 1, f"{task.spec.name} {task.seq} started {starts} times\n{sim.tail()}"
     sim.run(sim.now + 1.0)
+    assert not sim.mapped_by_the_dead(), f"{sim.mapped_by_the_dead()}\n{sim.tail()}"
     for process, entry in sim.part.held:
         if process.alive:
             assert told[id(entry)] in (None, outcome(entry)), f"it had another outcome before\n{sim.tail()}"
@@ -212,6 +276,11 @@ def faults_of(sim: Faulty) -> list[Fault]:
     return deaths + losses
 
 
+def events_of(sim: Faulty) -> list[Fault]:
+    """Return every host that could have come or gone in a run without any fault, at each message."""
+    return [Fault(what, at) for what in sim.events for at in range(1, sim.counts["message"] + 1)]
+
+
 def finish(sim: Faulty, process: Process, entry: Entry, scenario: Scenario) -> Any:
     """Let an entry come to its end; returns what it came to."""
     if process.alive:
@@ -227,6 +296,8 @@ def finish(sim: Faulty, process: Process, entry: Entry, scenario: Scenario) -> A
 def at_rest(sim: Simulation) -> None:
     """Verify that nothing is left anywhere: no worker, no booking, no entry in any table."""
     left: list[Any] = [("worker", worker.name) for worker in sim.live_workers()]
+    if isinstance(sim, Stores):
+        left += sim.left_in_stores()
     for process in sim.processes.values():
         if process.alive and process.slot < 0 and hasattr(process.core, "victim"):
             left += [(process.name, name, table) for name, table in client_tables(process.core).items() if table]
@@ -237,7 +308,15 @@ def at_rest(sim: Simulation) -> None:
                 left.append((host.process.name, "booked", host.core.resources.available))
             if host.copies:
                 left.append((host.process.name, "copies", host.copies))
+            known = [*host.core.guests._heard_s, *(name for name in host.core.links._links if len(name) == 16)]
+            left += [(host.process.name, "guest", name) for name in known if not _is_there(sim, name)]
     assert not left, f"{left}\n{sim.tail()}"
+
+
+def _is_there(sim: Simulation, name: bytes) -> bool:
+    """Whether a guest lives, and has this name now."""
+    guest = sim.processes[name]
+    return guest.alive and guest.peer == name
 
 
 def client_tables(core: Any) -> dict[str, Any]:
@@ -250,7 +329,8 @@ def client_tables(core: Any) -> dict[str, Any]:
         "told": [queue.told for queue in core.victim.queues.values() if queue.told],
         "lent": references._lent, "borrowed": references._borrowed, "away": references._away,
         "tickets": references._tickets, "claims": references._claims, "given": references._given,
-        "views": references._views, "uncounted": references._uncounted, "actors": actors.known,
+        "views": references._views, "uncounted": references._uncounted, "inherited": references._inherited,
+        "on word": references._on_word, "following": actors._following, "actors": actors.known,
         "serving": actors.serving, "links": actors._links, "recipes": len(core.lineage),
         "sought": core.lineage._sought, "pulls": core.pulls._copies,
     }  # fmt: skip
@@ -262,7 +342,8 @@ def node_tables(core: Any) -> dict[str, Any]:
     placement = core.groups.placement
     return {
         "objects": len(core.directory), "remembered": core.directory._remembered, "copies": core.copies._copies,
-        "mourners": core._mourners, "kept": core._kept, "places": core.actors.places._places,
+        "burials": core.burials._burials, "early": core.burials._early,
+        "announced": core._announced, "kept": core._kept, "places": core.actors.places._places,
         "names": names._entries, "asked": names._asked, "ours": names._ours,
         "workers": core.matchmaking.workers, "demands": core.matchmaking.demands,
         "groups": [one for one in placement.describe().values() if one["state"] != "REMOVED"],

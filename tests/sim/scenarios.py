@@ -25,7 +25,7 @@ def other(index: int) -> bytes:
 def on(driver: Process, node: bytes, **options: Any) -> Spec:
     """A function whose tasks run there for choice, elsewhere if that host is gone."""
     wish = {"CPU": m.UNIT, f"node:{node.hex()}": 1}
-    spec: Spec = driver.core.new_spec(driver.peer, "f", wish, fallback={"CPU": m.UNIT}, **options)
+    spec: Spec = driver.core.new_spec(driver.peer, "f", wish, fallbacks=[{"CPU": m.UNIT}], **options)
     return spec
 
 
@@ -45,7 +45,8 @@ def _worker(sim: Faulty, kind: str) -> Process | Host | None:
     return None
 
 
-def _roles(sim: Faulty, *kinds: str) -> None:
+def roles(sim: Faulty, *kinds: str) -> None:
+    """Have hosts, the program and workers of these kinds be killed."""
     _hosts(sim)
     for kind in kinds:
         sim.roles[kind] = lambda kind=kind: _worker(sim, kind)
@@ -53,7 +54,7 @@ def _roles(sim: Faulty, *kinds: str) -> None:
 
 def tasks(sim: Faulty) -> None:
     """Tasks of all kinds, served by all hosts: round trips, leases, children, results that lie elsewhere."""
-    _roles(sim, "owner", "worker")
+    roles(sim, "owner", "worker")
     driver = sim.main
     often, once = sim.spec(driver, max_retries=-1), sim.spec(driver, max_retries=0)
     calls = [sim.submit(driver, often, program("work", seconds=0.03, value=i)) for i in range(6)]
@@ -67,7 +68,7 @@ def tasks(sim: Faulty) -> None:
 
 def detach(sim: Faulty) -> None:
     """Two programs want the workers of one host, with other shapes and priorities: unsteal, give-back, claims."""
-    _roles(sim, "worker")
+    roles(sim, "worker")
     driver, rival = sim.main, sim.driver("r")
     mine, theirs = sim.spec(driver, max_retries=-1), sim.spec(rival, max_retries=-1, priority=1)
     wide = sim.spec(driver, max_retries=-1, cpus=2)
@@ -87,7 +88,7 @@ def _share(sim: Faulty, handle: Handle) -> bytes:
 
 def actors(sim: Faulty) -> None:
     """An actor that dies once, with calls of its owner and of tasks on other hosts; then its last handle goes."""
-    _roles(sim, "actor", "owner", "worker")
+    roles(sim, "actor", "owner", "worker")
     driver = sim.main
     handle = sim.create(driver, program("actor", seconds=0.01), restarts=2)
     calls = [sim.call(driver, handle, program("work", value=i), retries=-1) for i in range(4)]
@@ -107,7 +108,7 @@ def actors(sim: Faulty) -> None:
 
 def killing(sim: Faulty) -> None:
     """Actors that are killed: while they are made, while they serve, by who borrowed a handle, with a restart."""
-    _roles(sim, "actor")
+    roles(sim, "actor")
     driver, reader = sim.main, sim.driver("r", other(1))
     handles = [sim.create(driver, program("actor", seconds=0.01), restarts=1) for _ in range(3)]
     calls = [sim.call(driver, handle, program("work"), retries=-1) for handle in handles]
@@ -116,7 +117,7 @@ def killing(sim: Faulty) -> None:
     sim.settle(driver)
     _share(sim, handles[1])
     sim.await_all(calls)
-    borrowed = _borrow(sim, handles[1], reader)
+    borrowed = borrow(sim, handles[1], reader)
     if borrowed is not None and reader.alive:
         theirs = sim.call(reader, borrowed, program("work"), retries=-1)
         sim.keep([theirs], reader)
@@ -132,13 +133,13 @@ def killing(sim: Faulty) -> None:
     sim.await_all(after)
 
 
-def _borrow(sim: Faulty, entry: Entry, borrower: Process) -> Entry | None:
-    """Have a program of another host hold what the driver promoted; None if one of them is dead."""
+def borrow(sim: Faulty, entry: Entry, borrower: Process, owner: Process | None = None) -> Entry | None:
+    """Have a program of another host hold what the driver, or who owns it, promoted; None if one of them is dead."""
     sim.alive()
     held = None
     if borrower.alive:
         try:
-            held = _claim(sim, borrower, (None, None, entry_id(sim.main, entry)))
+            held = _claim(sim, borrower, (None, None, entry_id(owner or sim.main, entry)))
         except EndedError:
             return None
         if held is not None:
@@ -154,7 +155,7 @@ def entry_id(process: Process, entry: Entry) -> bytes:
 
 def names(sim: Faulty) -> None:
     """Two programs take a name, a third finds it and calls; it is free when the actor is gone, and taken again."""
-    _roles(sim, "actor")
+    roles(sim, "actor")
     programs = [sim.main, sim.driver("e", other(1)), sim.driver("f", other(2))]
     home = sim.node.actors.names.line(("", "n"))[0]
     sim.roles["home"] = lambda: sim.hosts[home]
@@ -238,7 +239,7 @@ def _find_and_call(sim: Faulty, process: Process) -> None:
 
 def groups(sim: Faulty) -> None:
     """A placement group on three hosts with tasks of two programs in it, removed while some of them run."""
-    _roles(sim, "worker")
+    roles(sim, "worker")
     driver, guest = sim.main, sim.driver("e", other(1))
     group = Group(sim, driver, [1, 1, 1], "STRICT_SPREAD" if sim.seed % 2 else "SPREAD")
     sim.keep([group.entry, group.made])
@@ -276,7 +277,7 @@ def groups_moved(sim: Faulty) -> None:
 
 def references(sim: Faulty) -> None:
     """References inside arguments and results, read on other hosts: promoted, held, claimed, released."""
-    _roles(sim, "owner", "worker")
+    roles(sim, "owner", "worker")
     driver = sim.main
     spec = sim.spec(driver, max_retries=-1)
     inline = driver.core.put(m.INLINE, b"value", [])
@@ -299,7 +300,7 @@ def references(sim: Faulty) -> None:
 
 def rebuilt(sim: Faulty) -> None:
     """Results lay on a host that died: made again for a reader, a task and a call, while something else goes wrong."""
-    _roles(sim, "worker", "actor")
+    roles(sim, "worker", "actor")
     driver, reader = sim.main, sim.driver("r", other(2))
     spec = on(driver, other(1), max_retries=-1)
     chain = [sim.submit(driver, spec, program("big", seconds=0.01))]
@@ -310,7 +311,7 @@ def rebuilt(sim: Faulty) -> None:
     sim.await_all(chain)
     sim.drop(driver, chain[0])
     sim.promote([chain[2]])
-    borrowed = _borrow(sim, chain[2], reader)
+    borrowed = borrow(sim, chain[2], reader)
     if sim.hosts[other(1)].process.alive:
         sim.kill_host(sim.hosts[other(1)], 0.2)
     users = [sim.submit(driver, sim.spec(driver, max_retries=-1), program("work"), Inputs([one])) for one in chain[1:]]
@@ -333,7 +334,7 @@ def leaving(sim: Faulty) -> None:
     sim.keep(made)
     sim.await_all(made)
     sim.promote(made[:2])
-    _borrow(sim, made[0], reader)
+    borrow(sim, made[0], reader)
     host = sim.hosts[other(1)]
     if host.process.alive:
         host.core.drain(sim.now)
@@ -351,9 +352,68 @@ def leaving(sim: Faulty) -> None:
     sim.await_all(users)
 
 
+def bequests(sim: Faulty) -> None:
+    """A program dies that gave an actor of another one what only it held, with a call and a value."""
+    roles(sim, "actor")
+    driver, caller = sim.main, sim.driver("e", other(1))
+    handle = sim.create(driver, program("actor", seconds=0.01), restarts=1, cpus=0)
+    sim.keep([handle])
+    held = _borrow_by(sim, caller, handle)
+    if held is not None:
+        made = caller.core.put(m.INLINE, msgpack.packb([]), [])
+        box = caller.core.put(m.INLINE, msgpack.packb([]), [])
+        try:
+            oids = sim.promote([made, box], caller)
+            code = program("keep", oids=oids, holds=1.0, unpacks=0.002)
+            call = sim.call(caller, held, code, inputs=Inputs(held=[made, box]))
+            sim.await_true(lambda: bool(sim.call_starts) or call.status != m.PENDING, caller)
+        except EndedError:
+            pass
+        sim.kill(caller)
+    sim.run(sim.now + 0.5)
+    for actor in [worker for worker in sim.live_workers() if worker.core.server.groups]:
+        for oid, entry in actor.core.references._borrowed.items():
+            home = sim.hosts[oid[:8]]
+            assert entry.status != m.ERROR or not home.process.alive, f"{entry.value}\n{sim.tail()}"
+            assert oid in home.core.directory or not home.process.alive, f"{oid.hex()} is gone\n{sim.tail()}"
+    sim.alive()
+
+
+def _borrow_by(sim: Faulty, caller: Process, handle: Handle) -> Entry | None:
+    try:
+        oid = _share(sim, handle)
+        return _claim(sim, caller, (None, None, oid)) if caller.alive else None
+    except EndedError:
+        return None
+
+
+def joining(sim: Faulty) -> None:
+    """A host joins in the midst of work, makes what others read and an actor; then another leaves."""
+    roles(sim, "actor", "worker")
+    sim.roles["newcomer"] = lambda: sim.newcomer
+    driver, reader = sim.main, sim.driver("r", other(1))
+    spec = sim.spec(driver, max_retries=-1)
+    first = [sim.submit(driver, spec, program("work", seconds=0.03)) for _ in range(4)]
+    sim.keep(first)
+    sim.join()
+    there = on(driver, other(2), max_retries=-1)
+    made = [sim.submit(driver, there, program("big", seconds=0.01)) for _ in range(2)]
+    sim.keep(made)
+    handle = sim.create(driver, program("actor"), restarts=-1)
+    sim.keep([handle])
+    sim.await_all([*first, *made])
+    sim.promote([made[0]])
+    borrow(sim, made[0], reader)
+    calls = [sim.call(driver, handle, program("work", value=i), retries=-1) for i in range(3)]
+    users = [sim.submit(driver, spec, program("work"), Inputs([one])) for one in made]
+    sim.keep([*calls, *users])
+    sim.leave(sim.hosts[other(1)])
+    sim.await_all([*calls, *users])
+
+
 def streams(sim: Faulty) -> None:
     """Streams of a task and of an actor's call, with back-pressure, on other hosts; then those that nobody reads on."""
-    _roles(sim, "actor", "worker")
+    roles(sim, "actor", "worker")
     driver = sim.main
     options = {"backpressure": 2}
     spec = on(driver, other(1), num_returns=-1, max_retries=-1, options=options)
@@ -377,6 +437,7 @@ def streams(sim: Faulty) -> None:
 
 
 SCENARIOS = {
+    "bequests": Scenario(bequests, errors=(*DIED, *ACTOR, *GONE)),
     "streams": Scenario(streams, errors=(*DIED, *ACTOR)),
     "tasks": Scenario(tasks, errors=DIED),
     "detach": Scenario(detach, hosts=1, cpus=2, errors=DIED),
@@ -387,5 +448,6 @@ SCENARIOS = {
     "groups moved": Scenario(groups_moved, hosts=4, errors=(*DIED, "TaskPlacementGroupRemovedError")),
     "references": Scenario(references, errors=(*DIED, *GONE)),
     "rebuilt": Scenario(rebuilt, errors=(*DIED, *GONE, *ACTOR)),
+    "joining": Scenario(joining, hosts=2, errors=(*DIED, *GONE, *ACTOR)),
     "leaving": Scenario(leaving, errors=(*DIED, *GONE)),
 }

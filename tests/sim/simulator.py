@@ -26,7 +26,7 @@ from zmesh.core.timers import Timers
 from zmesh.core.worker import WorkerCore
 from zmesh.wire import messages as m
 from zmesh.wire.codec import decode, encode
-from zmesh.wire.ids import node_peer
+from zmesh.wire.ids import is_guest, node_peer
 
 NODE = b"simnode."
 UNIT = m.UNIT
@@ -45,8 +45,11 @@ class Process:
     sent: list[Any] = field(default_factory=list)  # deliveries under way, for loss at death
     views: dict[int, int] = field(default_factory=dict)  # {segment: live views in this process}
     free: list[int] = field(default_factory=list)  # own segments it may write again
+    maps: dict[int, bool] = field(default_factory=dict)  # {segment it maps: whether to write it}; if stores are limited
+    opening: dict[int, int] = field(default_factory=dict)  # {segment: times it is about to be mapped}
     wake: float = -1.0
     slot: int = -1
+    exited: bool = False  # it ended in good order
     spec: Spec | None = None
 
 
@@ -103,6 +106,7 @@ class Simulation(UserCode, Network):
         self.makers: dict[int, bytes] = {}  # {segment: who made it}
         self.dialled: dict[bytes, Process] = {}  # {link name of a shortcut: its driver}
         self.link_names: dict[tuple[bytes, bytes], bytes] = {}  # {(driver, node): link name}
+        self.full: list[Host] = []  # whose stores have no room for copies
         self.warnings: list[str] | None = None  # a list: warnings are noted there; None: they are faults
         self.cuts = 0.0  # which part of what nodes send each other is lost
         self.apart: dict[tuple[bytes, bytes], bool] = {}  # {(node, node): True} between which nothing passes
@@ -156,7 +160,7 @@ class Simulation(UserCode, Network):
     def kill_host(self, host: Host, seconds: float = 1.0) -> None:
         """A host dies with all it runs; the others hear of it after a while."""
         for process in self.processes.values():
-            if process.peer[:8] == host.id and process.alive:
+            if process.peer[:8] == host.id and process.alive and not is_guest(process.peer):
                 self._note(f"{process.name} dies with its host")
                 process.alive = False
                 process.views.clear()
@@ -235,6 +239,8 @@ class Simulation(UserCode, Network):
             for delivery in process.sent[self.rng.randrange(len(process.sent) + 1) :]:
                 delivery.append("lost")
         process.views.clear()
+        if is_guest(process.peer):
+            return  # nobody is told: it falls silent
         delay = self.rng.uniform(0.0001, 0.01)
         host = self.host_of(process)
         if process.slot >= 0:
@@ -315,6 +321,7 @@ class Simulation(UserCode, Network):
                 for segment in effect.segments:
                     self._recycle(process, segment)
             case fx.Exit():
+                process.exited = True
                 self.kill(process, 0)
             case fx.Interrupt():
                 self.interrupted(process, effect)
@@ -363,11 +370,14 @@ class Simulation(UserCode, Network):
             process.core.wait_ends(self.now)  # the interrupt flies out of a get(), too
             self._finish(process, running, m.CANCELLED, None, [])
 
-    def _send(self, process: Process, to: bytes, message: Any) -> None:
+    def _count_sent(self, process: Process, to: bytes, message: Any) -> None:
         self.messages += 1
         name = type(message).__name__
         self.message_counts[name] = self.message_counts.get(name, 0) + 1
         self._note_sent(process, to, message)
+
+    def _send(self, process: Process, to: bytes, message: Any) -> None:
+        self._count_sent(process, to, message)
         host = self.host_of(process)
         if to[:8] == host.id:
             self._transmit(process, to, process.peer, encode(message))
@@ -467,14 +477,17 @@ class Simulation(UserCode, Network):
         self.started[key] = self.started.get(key, 0) + 1
         self.starts.append((self.now, owner, running.seq, running.attempt, process.peer))
         self.host_of(process).boxes[process.slot] = Executing(owner, running.seq, running.attempt, running.spec.job)
-        stored = [(value, key) for status, value, key in running.deps if status == m.STORED]
+        self._enter(process, running, [(value, key) for status, value, key in running.deps if status == m.STORED])
+        return True
+
+    def _enter(self, process: Process, running: Any, stored: list[Any]) -> None:
+        """Map what the task needs, and run it."""
         gone = [(key, value[0], value[2]) for value, key in stored if self._is_gone(process, value[0])]
         if gone:
             self._finish(process, running, m.LOST, gone, [])
-            return True
+            return
         closings = [self._open(process, running, value, key) for value, key in stored]
         self._execute(process, running, msgpack.unpackb(running.args), closings)
-        return True
 
     def _is_gone(self, process: Process, segment: int) -> bool:
         """Whether what a call is about to read is not there any more: only after a partition."""

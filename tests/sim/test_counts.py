@@ -97,7 +97,7 @@ def test_readers_of_what_a_partition_took_away_get_it_made_again_or_hear_why(see
     driver, reader = sim.driver("d"), sim.driver("r", other(2))
     life = Life(sim, [driver, reader])
     there = driver.core.new_spec(
-        driver.peer, "f", {"CPU": m.UNIT, f"node:{other(1).hex()}": 1}, fallback={"CPU": m.UNIT}, max_retries=-1
+        driver.peer, "f", {"CPU": m.UNIT, f"node:{other(1).hex()}": 1}, fallbacks=[{"CPU": m.UNIT}], max_retries=-1
     )
     made = [sim.submit(driver, there, program("big", seconds=0.01)) for _ in range(6)]
     sim.run_until(lambda: all(task.status != m.PENDING for task in made), 30.0)
@@ -111,7 +111,7 @@ def test_readers_of_what_a_partition_took_away_get_it_made_again_or_hear_why(see
         sim.settle(reader)
         sim.run_until(lambda ticket=ticket: ticket.status != m.PENDING, 5.0)
     beyond = reader.core.new_spec(
-        reader.peer, "g", {"CPU": m.UNIT, f"node:{other(1).hex()}": 1}, fallback={"CPU": m.UNIT}, max_retries=-1
+        reader.peer, "g", {"CPU": m.UNIT, f"node:{other(1).hex()}": 1}, fallbacks=[{"CPU": m.UNIT}], max_retries=-1
     )
     for process, entry in list(held):
         spec = there if process is driver else beyond

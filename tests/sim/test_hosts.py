@@ -298,7 +298,7 @@ def test_a_wish_for_a_node_that_is_not_there_is_given_up(seed: int) -> None:
     sim = Simulation(seed, hosts=2)
     driver = sim.driver("d")
     shape = {"CPU": m.UNIT}
-    spec = driver.core.new_spec(driver.peer, "f", shape | {"node:ffff": 1}, fallback=shape)
+    spec = driver.core.new_spec(driver.peer, "f", shape | {"node:ffff": 1}, fallbacks=[shape])
     tasks = [sim.submit(driver, spec, program("work", value=index)) for index in range(5)]
     sim.run_until(lambda: all(task.status != m.PENDING for task in tasks), 5.0)
     assert [value_of(task) for task in tasks] == list(range(5))

@@ -21,7 +21,7 @@ def other(index: int) -> bytes:
 def on(driver: Process, node: bytes, **options: Any) -> Spec:
     """A function whose tasks run there for choice, elsewhere if that host is gone."""
     wish = {"CPU": m.UNIT, f"node:{node.hex()}": 1}
-    spec: Spec = driver.core.new_spec(driver.peer, "f", wish, fallback={"CPU": m.UNIT}, **options)
+    spec: Spec = driver.core.new_spec(driver.peer, "f", wish, fallbacks=[{"CPU": m.UNIT}], **options)
     return spec
 
 

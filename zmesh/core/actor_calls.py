@@ -24,8 +24,20 @@ from zmesh.core.records import (
     Task,
 )
 from zmesh.core.timers import Timers
-from zmesh.wire.actor_messages import ACTOR_DEAD, ActorQuery, ActorState, Call, Follow, KillActor, NameAsk, Retire
-from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, actor_id, node_peer
+from zmesh.wire.actor_messages import (
+    ACTOR_DEAD,
+    ActorQuery,
+    ActorShared,
+    ActorState,
+    Call,
+    Follow,
+    KillActor,
+    NameAsk,
+    Retire,
+    ShareActor,
+)
+from zmesh.wire.death_messages import Followed
+from zmesh.wire.ids import ACTOR_INDEX, NODE_ID_BYTES, NodeID, ObjectID, PeerID, actor_id, node_peer
 from zmesh.wire.keeper_messages import KeepActor, Kept
 from zmesh.wire.messages import ERROR, FAILED, INLINE, ITEM, LOST, STORED, Kill
 
@@ -73,6 +85,8 @@ class ActorCalls:
         self.serving: dict[PeerID, Actor] = {}  # {worker: the actor that lives in it}
         # {worker: True} that we dialled; a link stays until that ends, as the actor may talk to us over it as well.
         self._links: dict[PeerID, bool] = {}
+        # {worker of this host: (the actor in it, its version)} that our node is to follow, and has not said so yet
+        self._following: dict[PeerID, tuple[Actor, int]] = {}
         # {worker: how often it gave calls back}, as long as it lives: an actor may be let go of, and found again.
         self._losses: dict[PeerID, int] = {}
 
@@ -82,7 +96,8 @@ class ActorCalls:
         """Note that this process makes an actor; returns the entry of its first handle."""
         oid = actor_id(me, creation.seq)
         creation.actor = self.known[oid] = Actor(oid, name, ordered=ordered, creation=creation)
-        return Handle(creation.actor)
+        creation.actor.own = Handle(creation.actor)
+        return creation.actor.own
 
     def find(self, entry: Entry, name: str, *, ordered: bool) -> Actor:
         """Return the actor of a handle; where a borrowed one is must be asked first."""
@@ -151,6 +166,8 @@ class ActorCalls:
             self._effects.append(Send(node_peer(worker[:NODE_ID_BYTES]), order))
             if no_restart:
                 self._die(actor, _died(actor, KILLED, {}), now)  # nothing more is sent to it
+        elif no_restart and self._unstarted(creation):
+            self._die(actor, _died(actor, KILLED, {}), now)
         elif no_restart:  # it is not made yet; if a worker has it, it may not have entered it
             self._tasks.cancel(creation, now, force=True, recursive=False)
 
@@ -163,8 +180,9 @@ class ActorCalls:
     def abandon(self, handle: Handle, why: str) -> None:
         """An actor that was not started will not be."""
         actor = handle.actor
-        actor.version, actor.failure = ACTOR_DEAD, _died(actor, why, {})
         assert actor.creation is not None
+        if actor.failure is None:
+            actor.version, actor.failure = ACTOR_DEAD, _died(actor, why, {})
         if actor.creation.inputs is not None:
             for entry in actor.creation.inputs.held:
                 self._references.settle(entry)
@@ -176,16 +194,25 @@ class ActorCalls:
         self._effects.append(Send(home, NameAsk(ticket.seq, kind, namespace, name, actor, description)))
         return ticket
 
-    def keep(self, order: KeepActor) -> Entry:
-        """Have our node's keeper make an actor; the entry resolves with Kept, or an error."""
+    def share(self, peer: PeerID, message: ShareActor) -> None:
+        """An own actor wants a handle of itself."""
+        actor = self.known.get(message.actor)
+        if actor is None or actor.own is None or not actor.own.refs or actor.failure is not None:
+            self._effects.append(Send(peer, ActorShared(message.request, "nobody has a handle of it")))
+        else:
+            self._references.count_for(peer, actor.own, ActorShared(message.request))
+
+    def keep(self, order: KeepActor, deps: list[Entry]) -> Entry:
+        """Have our node's keeper make an actor that needs `deps`; the entry resolves with Kept, or an error."""
         ticket: Entry = self._references.ask()
+        order.places = [list(self._references.place(one.value)) if one.status == STORED else [] for one in deps]
         order.request = ticket.seq
         self._effects.append(Send(node_peer(self._references.here), order))
         return ticket
 
     def kept(self, m: Kept) -> None:
         """The keeper has done so, or says why not."""
-        status, value = (ERROR, ("MeshError", m.error, {})) if m.error else (INLINE, m)
+        status, value = (ERROR, (m.kind, m.error, {})) if m.error else (INLINE, m)
         self._references.answered(m.request, status, value)
 
     # Handles.
@@ -211,8 +238,12 @@ class ActorCalls:
             self._forget(actor)
         elif actor.peer:
             self._retire(actor, now)
-        elif creation.state in (WAITING, QUEUED):
+        elif creation.state in (WAITING, QUEUED) and not self._unstarted(creation):
             self._tasks.cancel(creation, now, force=False, recursive=False)
+
+    def _unstarted(self, creation: Creation) -> bool:
+        """Whether an actor has its ActorID, maybe its name, and is not made yet: others may know of it already."""
+        return creation.state != RESOLVED and creation.seq not in self._tasks.many
 
     def dismiss(self, now: float) -> None:
         """This process is over but for what others need: own actors that only it has handles of end in good order."""
@@ -222,6 +253,7 @@ class ActorCalls:
 
     def _forget(self, actor: Actor) -> None:
         del self.known[actor.oid]
+        actor.own = None
         if actor.peer:
             self._leave(actor)
 
@@ -290,17 +322,28 @@ class ActorCalls:
         actor.version = message.version
         self._interrupt(actor, now)
         if message.peer:
-            far = message.peer[:NODE_ID_BYTES] != self._references.here
             self._effects.append(Send(node_peer(message.peer[:NODE_ID_BYTES]), Follow(message.peer)))
-            if not far and message.peer not in self._links:
+            if message.peer[:NODE_ID_BYTES] != self._references.here:
+                self._serve(actor, message.version, message.peer)  # what we say to it goes by way of its node, too
+                return
+            self._following[message.peer] = (actor, message.version)
+            if message.peer not in self._links:
                 self._links[message.peer] = True
                 self._effects.append(Connect(message.peer))
-            self._serve(actor, message.version, message.peer)
         else:
             self._ask(actor)
 
+    def followed(self, message: Followed) -> None:
+        """Our node tells the actor of our death from now on: calls may go to it, with all they lend."""
+        actor, version = self._following.pop(message.worker, (None, 0))
+        if actor is not None and actor.version == version and self.known.get(actor.oid) is actor:
+            self._serve(actor, version, message.worker)
+
     def lost(self, peer: PeerID) -> None:
         """A worker is gone. What it means for an own actor was decided with its creation task."""
+        followed, version = self._following.pop(peer, (None, 0))
+        if followed is not None and followed.version == version:
+            self._ask(followed)
         self._losses.pop(peer, None)
         self._links.pop(peer, None)
         actor = self.serving.get(peer)
@@ -317,7 +360,21 @@ class ActorCalls:
             self._die(actor, _died(actor, text, {}), now)
 
     def lose_all(self, why: str, now: float) -> None:
-        """This process became a client of another node, under another name: nobody knows its actors any more."""
+        """This process became a client of another node, under another name: nobody knows its actors any more.
+
+        What is left of its own goes by names that begin as its own does, like all that it may share from now on.
+        """
+        own = [(actor, actor.creation) for actor in self.known.values() if actor.creation is not None]
+        for actor, creation in own:
+            del self.known[actor.oid]
+            place = (creation.seq, ACTOR_INDEX)
+            unheld = (
+                actor.shared and self._references.own(*place) is None
+            )  # only others had handles, as their home knew
+            actor.oid, actor.shared = self._references.own_id(*place), False
+            self.known[actor.oid] = actor
+            if unheld:
+                self.unheld(actor.oid, own=True)
         for actor in list(self.known.values()):
             if actor.failure is not None:
                 continue

@@ -19,7 +19,7 @@ class ActorInputs:
     me: PeerID
     actors: ActorCalls
     current: Any
-    lost: Any
+    refusal: Any
     tasks: Tasks
     victim: Victim
     unresolved: Any
@@ -47,11 +47,13 @@ class ActorInputs:
         return self.actors.create(creation, self.me, name, ordered=ordered)
 
     def start_actor(self, handle: Handle, now: float) -> None:
-        """Make the actor."""
+        """Make the actor, unless somebody has killed it already."""
         creation = handle.actor.creation
         assert creation is not None
-        if self.lost is not None:
-            self._refuse(creation, (ERROR, self.lost))
+        if handle.actor.failure is not None:
+            self.actors.abandon(handle, "")
+        elif self.refusal is not None:
+            self._refuse(creation, (ERROR, self.refusal))
         else:
             self.tasks.submit(creation, now)
         self._flush()
@@ -61,7 +63,7 @@ class ActorInputs:
     ) -> Task:
         """Call a method of an actor; returns the call with one reference counted for each of its results."""
         self._seq += 1
-        failure = (ERROR, self.lost) if self.lost is not None else actor.failure
+        failure = (ERROR, self.refusal) if self.refusal is not None else actor.failure
         if failure is not None:
             refused = Task(self._seq, spec, args, depth)
             self._refuse(refused, failure)

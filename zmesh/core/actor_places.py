@@ -67,7 +67,7 @@ class ActorPlaces:
         elif place.state.version > version:
             self._effects.append(Send(peer, place.state))
         else:
-            place.waiters[peer] = version
+            place.waiters[peer] = place.state.version
 
     def kill(self, message: KillActor) -> None:
         """Pass on that somebody wants an actor killed to the one who can."""

@@ -159,6 +159,10 @@ class ActorServer:
             self._arguments.forget(peer, [record for caller, record in group.queue if caller == peer])
             group.queue = deque(entry for entry in group.queue if entry[0] != peer)
 
+    def unpacks(self, peer: PeerID) -> bool:
+        """Whether a call of that caller has begun and not yet taken all out of its arguments."""
+        return any(running.victim == peer and not running.unpacked for running in self.running.values())
+
     # From the process.
 
     def next(self, now: float) -> Running | None:
@@ -204,6 +208,8 @@ class ActorServer:
 
     def item(self, running: Running, status: int, value: Any, inside: list[bytes], now: float) -> None:
         """A stream yielded: the item goes out at once."""
+        if self.failure is not None:
+            return  # it was told that the stream is over
         item = (running.items, status, value, inside)
         running.items += 1
         self._add(running.victim, (running.seq, running.attempt, ITEM, item), 0, now)
@@ -214,6 +220,8 @@ class ActorServer:
         del self.running[running.victim, running.seq]
         self.groups[running.spec.options.get("group", "")].busy -= 1
         self._arguments.drop(running)
+        if self.failure is not None:
+            return  # `end` answered it
         running.spec.ran(now - running.started)
         result: Any = (running.seq, running.attempt, status, value)
         self._add(running.victim, (*result, inside) if inside else result, size, now)
@@ -260,8 +268,11 @@ class ActorServer:
         return self.retired and self.idle
 
     def end(self, failure: tuple[int, Any], now: float) -> None:
-        """The actor ends: whatever did not start, and all that still comes, gets this failure."""
+        """The actor ends: whatever runs or did not start, and all that still comes, gets this failure."""
         self.failure = failure
+        for running in self.running.values():
+            running.stopped = CANCELLED
+            self._add(running.victim, (running.seq, running.attempt, *failure), 0, now)
         for group in self.groups.values():
             for peer, record in group.queue:
                 self._arguments.forget(peer, [record])

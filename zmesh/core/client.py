@@ -40,7 +40,8 @@ from zmesh.core.shortcuts import Shortcuts
 from zmesh.core.tasks import Tasks
 from zmesh.core.timers import Timers
 from zmesh.core.victim import Victim
-from zmesh.wire.actor_messages import ActorState, KillActor, NameTold, Unheld
+from zmesh.wire.actor_messages import ActorState, KillActor, NameTold, ShareActor, Unheld
+from zmesh.wire.death_messages import Expelled, Followed
 from zmesh.wire.group_messages import GroupReply, GroupState
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
 from zmesh.wire.keeper_messages import Kept
@@ -99,7 +100,8 @@ class ClientCore(ActorInputs, LineageInputs):
         self.effects = effects
         self.timers = timers
         self.welcome: Welcome | None = None
-        self.lost: Any = None  # the failure every call gets once the node is gone
+        self.lost: Any = None  # the failure of everything once the node is gone
+        self.refusal: Any = None  # the failure of every new call: the same, or that the actor which this is has ended
         self.specs: list[Spec] = []
         self.current: Any = None  # (owner, seq) of the task this process runs, if it is a worker
         self._describe_status = describe_status
@@ -139,14 +141,14 @@ class ClientCore(ActorInputs, LineageInputs):
         self._seq += 1
         task = Task(self._seq, spec, args, depth)
         plain = inputs is None and spec.num_returns == 1 and self.current is None
-        if plain and self.lost is None and not self._impossible:
+        if plain and self.refusal is None and not self._impossible:
             self.tasks.open += 1
             self.victim.push(task, now)
             return task
         task.inputs = inputs
         task.parent = self.current
-        if self.lost is not None:
-            self._refuse(task, (ERROR, self.lost))
+        if self.refusal is not None:
+            self._refuse(task, (ERROR, self.refusal))
         else:
             self.tasks.submit(task, now)
         self._flush()
@@ -215,7 +217,7 @@ class ClientCore(ActorInputs, LineageInputs):
         """The node is gone: everything unresolved fails, as its workers died with it."""
         if self.lost is not None:
             return
-        self.lost = ("NodeDiedError", text, {})
+        self.lost = self.refusal = ("NodeDiedError", text, {})
         for task in self.unresolved():
             if task.state == QUEUED or type(task) is MethodCall:
                 self._forget(task)
@@ -285,10 +287,7 @@ class ClientCore(ActorInputs, LineageInputs):
         del peer
         self.victim.totals = [dict(total) for total in message.totals]
         self._forget_impossible()
-        for queue in self.victim.queues.values():
-            if queue.count:
-                queue.told = 0
-                self.victim.ask(queue, now)
+        self.victim.ask_anew(now)
 
     def _forget_impossible(self) -> None:
         """There are other nodes now. What became of groups does not change with that."""
@@ -512,8 +511,8 @@ class ClientCore(ActorInputs, LineageInputs):
     @staticmethod
     def _fall_back(spec: Spec, impossible: Any) -> bool:
         """Give up what was only wished for; returns whether the function's tasks have another shape than that."""
-        if spec.fallback is not None and spec.shape_key == impossible:
-            spec.shape = spec.fallback
+        if spec.fallbacks and spec.shape_key == impossible:
+            spec.shape = spec.fallbacks.pop(0)
             spec.shape_key = shape_key(spec.shape)
         return bool(spec.shape_key != impossible)
 
@@ -585,8 +584,11 @@ class ClientCore(ActorInputs, LineageInputs):
         Objects: lambda self, _, message, now: self.references.answered(message.request, INLINE, message.objects),
         Unmap: lambda self, _, message, now: self.effects.append(UnmapSegments(list(message.segments))),
         ActorState: lambda self, _, message, now: self.actors.told(message, now),
+        ShareActor: lambda self, peer, message, now: self.actors.share(peer, message),
         Unheld: lambda self, _, message, now: self.actors.unheld(message.actor, own=True),
         Kept: lambda self, _, message, now: self.actors.kept(message),
         NameTold: lambda self, _, message, now: self.references.answered(message.request, INLINE, message.found),
         KillActor: lambda self, _, message, now: self.actors.kill_told(message, now),
+        Followed: lambda self, _, message, now: self.actors.followed(message),
+        Expelled: lambda self, _, message, now: self.node_lost(f"the node dropped this process: {message.why}", now),
     }

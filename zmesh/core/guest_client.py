@@ -16,8 +16,9 @@ from zmesh.core.effects import Address, Dial, Effect, Rehomed, Send, Talk
 from zmesh.core.links import Links
 from zmesh.core.records import LEASED, QUEUED, WAITING, Actor, Task, Thief
 from zmesh.core.timers import Timers
+from zmesh.wire.codec import encode
 from zmesh.wire.guest import Knock, Opened
-from zmesh.wire.ids import NODE_ID_BYTES, PeerID, guest_token, node_peer
+from zmesh.wire.ids import NODE_ID_BYTES, PeerID, guest_token, node_peer, store_peer
 from zmesh.wire.messages import ERROR, PROTOCOL_MAJOR, Hello, Welcome
 
 PING_S = 2.0
@@ -66,6 +67,7 @@ class GuestCore(ClientCore):
         self._timer = 0
         self._heard_s = 0.0  # when the node last said anything
         self._since_s = 0.0  # without a node
+        self._early: list[tuple[PeerID, bytes]] = []  # (to, frame) of what is said after the hello
 
     @property
     def hello_kind(self) -> str:
@@ -127,12 +129,13 @@ class GuestCore(ClientCore):
                 self.detached("it took us for dead", now)
 
     def restored(self, now: float) -> None:
-        """What the tasks need of this process's bytes lies on the node's host: say hello."""
-        del now
+        """What the tasks need of this process's bytes lies on the node's host: say hello, and all else after it."""
         if self.state == RESTORING:
             self.state = ATTACHED
-            self.effects.append(Send(self.node, self._hello))
-            self.references.hold_again()
+            self.send(self.node, encode(self._hello), now)
+            early, self._early = self._early, []
+            for to, frame in early:
+                self.send(to, frame, now)
 
     def _ping(self, now: float) -> None:
         if now - self._heard_s > SILENCE_S:
@@ -180,9 +183,15 @@ class GuestCore(ClientCore):
             self.links.reconnected(self.node[:NODE_ID_BYTES], now)
 
     def send(self, to: PeerID, frame: bytes, now: float) -> None:
-        """Have the node pass on a frame. Without one it is lost: whoever it was for is lost to us as well."""
-        if self.state == ATTACHED or (self.state == RESTORING and to != self.node):
-            self.links.send(self.node[:NODE_ID_BYTES], self.me, to, frame, now)
+        """Have the node pass on a frame. Without one it is lost: whoever it was for is lost to us as well.
+
+        Nobody knows us before our hello, so all but bytes waits for that.
+        """
+        node = self.node[:NODE_ID_BYTES]
+        if self.state == ATTACHED or (self.state == RESTORING and to == store_peer(node)):
+            self.links.send(node, self.me, to, frame, now)
+        elif self.state == RESTORING:
+            self._early.append((to, frame))
 
     # Another node.
 
@@ -197,6 +206,9 @@ class GuestCore(ClientCore):
         self.welcome = None
         self.victim.rehome(self.node)
         error: Any = ("NodeDiedError", f"the node {before.hex()} this program was a guest of is gone: {self.why}", {})
+        # What was to be said under the old name is not said under the new one.
+        self.effects[:] = [effect for effect in self.effects if not isinstance(effect, Send)]
+        self._early.clear()
         lost = self.references.rehome(self.me, self.node, error)
         self.pulls.rehome(name_before, self.node, error)
         for spec in self.specs:

@@ -447,7 +447,11 @@ class Lineage:
             recipe = self._recipes.get(seq)
             entry = self._references.own(seq, index)
             answer = self._answer(oid, entry)
-            if entry is not None and entry.status == STORED and _spot(entry.value) == (segment, producer):
+            if (
+                entry is not None
+                and entry.status == STORED
+                and _spot(self._references.told(entry)) == (segment, producer)
+            ):
                 self.recover(entry, answer)
             elif entry is not None:
                 answer(None, now)

@@ -10,6 +10,7 @@ a probe, tail loss probes of RFC 8985.
 
 import itertools
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from zmesh.core.effects import Effect, LinkEnded, Post, PostAck, Redial, Relay
@@ -64,11 +65,19 @@ class Link:
 
 
 class Links:
-    """The links of one node. Effects: Post and PostAck to the other side, Relay of what arrived, LinkEnded."""
+    """The links of one node. Effects: Post and PostAck to the other side, Relay of what arrived, LinkEnded.
 
-    def __init__(self, effects: list[Effect], timers: Timers) -> None:
+    Args:
+        known: whether what that one says can be understood. One who joins may speak before we heard that he is there:
+            his parcels are not taken, so he sends them again.
+    """
+
+    def __init__(
+        self, effects: list[Effect], timers: Timers, *, known: Callable[[NodeID], bool] = lambda node: True
+    ) -> None:
         self._effects = effects
         self._timers = timers
+        self._known = known
         self._links: dict[NodeID, Link] = {}
         self._closed: dict[NodeID, bool] = {}  # {node: True} of links that ended, the first to end first
         self._epoch = 0  # of a first link: above that of all that were forgotten, as one of these may come back
@@ -217,7 +226,9 @@ class Links:
     # Beginnings and ends.
 
     def _current(self, node: NodeID, epoch: int) -> Link | None:
-        """Return the link a word of that epoch belongs to; None if it is of a link that ended."""
+        """Return the link a word of that epoch belongs to; None if it is of a link that ended, or of a stranger."""
+        if not self._known(node):
+            return None
         link = self._link(node)
         if epoch > link.epoch:
             # The other side took us for dead, and began anew: what was agreed before is over on both sides.

@@ -171,7 +171,7 @@ class Matchmaking:
             self._orders += 1
             found = self.demands[client, key] = Demanded(client, job, dict(shape), key, self._orders, born_s=now)
         found.far, found.number = bool(lease), lease
-        found.job, found.workers, found.depth, found.priority = job, workers, depth, priority
+        found.workers, found.depth, found.priority = workers, depth, priority
         missing = self._resources.missing(found.needs)
         if missing and workers and not lease and not self._elsewhere(found.needs):
             found.waits_for = self._explain(found.needs, missing)

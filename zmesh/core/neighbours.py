@@ -32,6 +32,10 @@ class Neighbours:
             self.foreign[node] = foreign
         return news
 
+    def hears(self, link: bytes) -> bool:
+        """Whether words of whoever is at the other end of a link make sense here: a member, or no node at all."""
+        return len(link) != NODE_ID_BYTES or link in self.totals
+
     @property
     def usable(self) -> list[Shape]:
         """What the members have in all that can load our functions."""
@@ -72,6 +76,10 @@ class Neighbours:
                 self._watchers.setdefault(peer, {})[node] = True
         if gone:
             self._effects.append(Send(node_peer(node), PeersGone(gone)))
+
+    def watchers(self, peer: PeerID) -> list[NodeID]:
+        """Return the members that want to hear of the end of a client of ours."""
+        return list(self._watchers.get(peer, ()))
 
     def client_ended(self, peer: PeerID) -> None:
         """A client of ours is gone, and everybody it served has buried it."""

@@ -6,6 +6,7 @@ only borrowed is counted for it before it lets go of the value. So is whoever ke
 the caller lets go of the arguments. The part of References for that.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,8 +40,10 @@ class Nested:
     own: Callable[[int, int], Entry | None]
     _hold: Callable[[int, list[Any]], dict[PeerID, bool]]
     _set: Callable[[Entry, int, Any], None]
-    _claims: dict[int, tuple[PeerID, int, dict[PeerID, bool]]]
-    _uncounted: dict[ObjectID, tuple[Entry, dict[PeerID, bool]]]
+    promote: Callable[[list[Entry]], Entry | None]
+    _claims: dict[int, tuple[PeerID, Any, dict[PeerID, bool]]]
+    _given: dict[tuple[PeerID, int], deque[list[Entry]]]
+    _forget_vouches: Callable[[NodeID | None], None]
 
     def __init__(self) -> None:
         self.wake: Callable[[], None] = lambda: None
@@ -51,6 +54,21 @@ class Nested:
         # {request: (values that hold what is being claimed, homes that have not answered yet)}
         self._opened: dict[int, tuple[list[Entry], dict[PeerID, bool]]] = {}
         self._dying: dict[PeerID, bool] = {}  # {dead worker: True} that gave us what not all homes count us for yet
+
+    def take_back(self, victim: PeerID, seq: int) -> None:
+        """What was given last of that task is not sent after all."""
+        groups = self._given.get((victim, seq))
+        if groups:  # else the victim died
+            for entry in groups.pop():
+                self.drop(entry)
+            if not groups:
+                del self._given[victim, seq]
+
+    def count_for(self, peer: PeerID, entry: Entry, answer: Any) -> None:
+        """Have the home of an own entry keep it and count `peer` as a holder, who then gets the answer."""
+        self.promote([entry])
+        self._requests += 1
+        self._claims[self._requests] = (peer, answer, self._hold(self._requests, [(self.oid(entry), peer)]))
 
     def borrow_inside(self, oid: ObjectID) -> tuple[Entry, bool]:
         """Return the entry of a reference found inside a borrowed value, with one reference more.
@@ -86,16 +104,7 @@ class Nested:
             for value in values:
                 self.drop(value)
 
-    def _vouch(self, caller: PeerID) -> None:
-        """A caller is dead and says no more that we keep what came with its calls: we say so ourselves."""
-        for oid, (entry, callers) in list(self._uncounted.items()):
-            if callers.pop(caller, False) and not callers:
-                del self._uncounted[oid]
-                assert entry.share is not None
-                entry.share.holds += 1
-                self._hold(0, [(oid, self._me)])
-
-    def hold_again(self) -> None:
+    def _hold_again(self) -> None:
         """Have homes count what this process borrowed under its name of now: they will hear of the end of the other."""
         shares = [(oid, entry.share) for oid, entry in self._borrowed.items() if entry.share is not None]
         held = [(oid, share) for oid, share in shares if share.holds]
@@ -115,6 +124,7 @@ class Nested:
         """That node, or any, will not answer."""
         if node is not None:
             self.home_gone(node)
+        self._forget_vouches(node)
         for request, (_, homes) in list(self._opened.items()):
             for home in [home for home in homes if node is None or home[:NODE_ID_BYTES] == node]:
                 self._claimed(request, home)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.actor_home import ActorHome
+from zmesh.core.burials import Burials, lends
 from zmesh.core.copies import Copies
 from zmesh.core.directory import Directory
-from zmesh.core.effects import Address, DropUnused, Effect, KillProcess, Send, Warn
+from zmesh.core.effects import Address, Effect, KillProcess, Send, Warn
 from zmesh.core.enclosed import Enclosed
 from zmesh.core.evacuation import Evacuation
 from zmesh.core.groups import Groups
@@ -20,8 +21,9 @@ from zmesh.core.keepers import Keepers
 from zmesh.core.lending import Lending
 from zmesh.core.links import Links
 from zmesh.core.listing import Listing
-from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, SERVING, STARTING, STOPPING, Matchmaking
+from zmesh.core.matchmaking import IDLE, STARTING, STOPPING, Matchmaking
 from zmesh.core.neighbours import Neighbours
+from zmesh.core.node_deaths import DeathInputs
 from zmesh.core.node_members import MemberInputs
 from zmesh.core.orphans import Orphans
 from zmesh.core.pressure import Pressure
@@ -33,13 +35,13 @@ from zmesh.core.status import ending, load, status
 from zmesh.core.tallies import Tallies
 from zmesh.core.timers import Timers
 from zmesh.wire.counting_messages import Held, Recount, Uncounted, WhoHolds
+from zmesh.wire.death_messages import Dying, Vouch
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
 from zmesh.wire.messages import (
     PROTOCOL_MAJOR,
     Blocked,
     Buried,
     Demand,
-    Detach,
     Evacuated,
     Fetch,
     Free,
@@ -67,7 +69,6 @@ from zmesh.wire.messages import (
     Unblocked,
     Watch,
     Welcome,
-    WorkerDied,
 )
 from zmesh.wire.shortcut_messages import Carry, Switch
 from zmesh.wire.store_messages import ListObjects, Objects
@@ -75,7 +76,7 @@ from zmesh.wire.store_messages import ListObjects, Objects
 __all__ = ["Executing", "Limits", "NodeCore"]
 
 
-class NodeCore(MemberInputs):
+class NodeCore(DeathInputs, MemberInputs):
     """The state of one node and all its inputs.
 
     Args:
@@ -131,7 +132,7 @@ class NodeCore(MemberInputs):
         self._ended: dict[PeerID, list[PeerID]] = {}  # {living job: its workers that ended: they may have made objects}
         self._kept: dict[int, NodeID] = {}  # {segment here: the other node whose shared object lies in it}
         self._configs: dict[PeerID, dict[str, Any]] = {}  # {job of another host: what its workers take over}
-        self.links = Links(effects, timers)
+        self.links = Links(effects, timers, known=lambda name: self.neighbours.hears(name))
         self.openings = Openings(node, rng, effects, self.links, address=address)
         self.neighbours = Neighbours(node, effects)
         self._pid = pid
@@ -145,7 +146,8 @@ class NodeCore(MemberInputs):
         )
         self._store = (0, 0, 0)
         self.pressure = pressure or Pressure()
-        self._mourners: dict[PeerID, dict[PeerID, bool]] = {}  # {dead worker: clients that have not buried it}
+        self._announced: dict[PeerID, bool] = {}  # {dead client of another member, not buried: True}
+        self.burials = Burials(node, effects, members=totals, buried=self._all_have_buried)
         self.resources = Resources(total)
         self.matchmaking = self._make_matchmaking(rng, limits)
         self.groups = self._make_groups(rng)
@@ -245,6 +247,7 @@ class NodeCore(MemberInputs):
             LeaseBack: self._lease_back,
             Watch: lambda node, m, now: self.neighbours.watch(node, m.peers, self._living),
             PeersGone: self._peers_gone,
+            Dying: self._dying,
             KeepSegments: lambda node, m, now: self._kept.update(dict.fromkeys(m.segments, node)),
             Leaving: lambda node, m, now: self.evacuation.leaving(node, self.directory.lying_on(node)),
             Evacuated: lambda node, m, now: self.evacuation.member_evacuated(node, m),
@@ -270,6 +273,7 @@ class NodeCore(MemberInputs):
             Promote: lambda peer, m, now: directory.promote(peer, m.request, m.objects),
             Resolve: lambda peer, m, now: directory.resolve(m.objects),
             Hold: lambda peer, m, now: directory.hold(peer, m.request, m.holders),
+            Vouch: lambda peer, m, now: directory.vouch(peer, m.request, m.objects),
             Release: lambda peer, m, now: directory.release(peer, m.objects),
             Fetch: lambda peer, m, now: directory.fetch(peer, m.objects),
             Buried: self._buried,
@@ -286,11 +290,11 @@ class NodeCore(MemberInputs):
         """Whether a client lives, here or, as far as we know, on another host."""
         if peer[:NODE_ID_BYTES] == self.node:
             return peer in self._clients
-        return self.neighbours.alive(peer)
+        return peer not in self._announced and self.neighbours.alive(peer)
 
     def _living(self, peer: PeerID) -> bool:
         """Whether a client of this host lives, or is not buried yet; or it is this node itself."""
-        return peer in self._clients or peer in self._mourners or peer == node_peer(self.node)
+        return peer in self._clients or peer in self.burials or peer == node_peer(self.node)
 
     def _config_of(self, job: PeerID) -> dict[str, Any]:
         return self._clients[job].config if job in self._clients else self._configs.get(job, {})
@@ -339,8 +343,8 @@ class NodeCore(MemberInputs):
                 f"its workers run Python {self._python}, this program {message.config['python']}, and functions "
                 "pickled by one need not load on the other: start a node with this Python, or the program with that one"
             )
-        elif message.kind == "worker" and (worker is None or worker.state != STARTING):
-            refused = "this node did not start you"
+        elif (message.kind == "worker") != (worker is not None) or (worker is not None and worker.state != STARTING):
+            refused = "this node did not start you as that"
         self._effects += [Send(peer, word) for word in self._greeting(refused)]
         if refused:
             return
@@ -407,65 +411,6 @@ class NodeCore(MemberInputs):
         if worker is not None:
             worker.pid = pid
 
-    def worker_ended(self, peer: PeerID, status: int, now: float, tail: str, reason: str) -> None:
-        """A worker was reaped. Its black box must still be as it left it.
-
-        Args:
-            status: what waitpid gave.
-            tail: the last of its stderr.
-            reason: "oom" if the kernel killed it for want of memory; else ours counts.
-        """
-        worker = self.matchmaking.workers.get(peer)
-        if worker is None:
-            return
-        box = self._black_box(worker.slot)
-        owner, seq, attempt = (box.owner, box.seq, box.attempt) if box is not None else (b"", 0, 0)
-        self.matchmaking.gone(worker, now)
-        self._clients.pop(peer, None)
-        self.copies.client_gone(peer, now)
-        self.orphans.client_gone(peer, now)
-        if worker.job and self._alive(worker.job):
-            ended = self._ended.setdefault(worker.job, [])
-            ended[:] = [*filter(self._has_segments, ended), peer]
-        else:
-            self._effects.append(DropUnused([peer]))
-        mourners = {victim: True for victim in worker.victims if self._alive(victim)}
-        notice = WorkerDied(peer, worker.pid, status, owner, seq, attempt, worker.reason or reason, tail)
-        notice.over = box is not None and box.over
-        notice.detail = worker.detail
-        self._effects += [Send(victim, notice) for victim in mourners]
-        self._client_died(peer, mourners)
-        self.groups.client_gone(peer, now)
-        self.matchmaking.match(now)
-
-    def _buried(self, peer: PeerID, message: Buried, now: float) -> None:
-        """A victim has taken in all that a dead worker sent it; when all have, what the worker held may go."""
-        del now
-        mourners = self._mourners.get(message.worker)
-        if mourners is not None:
-            mourners.pop(peer, None)
-            if not mourners:
-                del self._mourners[message.worker]
-                self.directory.holder_died(message.worker)
-                self.neighbours.client_ended(message.worker)
-
-    def client_ended(self, peer: PeerID, now: float) -> None:
-        """A driver or observer is gone, or said goodbye."""
-        client = self._clients.pop(peer, None)
-        if client is None:
-            return
-        self._client_died(peer, {})
-        self.copies.client_gone(peer, now)
-        self.orphans.client_gone(peer, now)
-        self._job_ended(peer)
-        self.groups.client_gone(peer, now)
-        self._effects.append(DropUnused([peer]))
-        self.matchmaking.match(now)
-
-    def _guest_ended(self, peer: PeerID, now: float) -> None:
-        self.client_ended(peer, now)
-        self.links.forget(peer)
-
     def forward(self, source: PeerID, to: PeerID, frame: bytes, now: float) -> None:
         """Pass a frame on to a guest, or to a peer on another host."""
         node = to[:NODE_ID_BYTES]
@@ -473,49 +418,14 @@ class NodeCore(MemberInputs):
             if to in self.guests:
                 self.links.send(to, source, to, frame, now)
         elif node in self.neighbours.totals:
+            if source in self._clients:
+                self.burials.spoke(source, node)
+            elif source != node_peer(self.node) and lends(frame):
+                return
             self.links.send(self.openings.names.get(to, node), source, to, frame, now)
         elif source in self._clients:
             # It was told once, but may have learnt of what lay there only afterwards.
             self._effects.append(Send(source, NodeGone(node, "it is no member of the mesh")))
-
-    def _job_ended(self, peer: PeerID) -> None:
-        """A driver is gone, here or far away: its workers stop, and what they made that nobody shares goes."""
-        self._configs.pop(peer, None)
-        ended = self._ended.pop(peer, [])
-        if ended:
-            self._effects.append(DropUnused(ended))
-        for worker in list(self.matchmaking.workers.values()):
-            if worker.job != peer:
-                continue
-            box = self._executing(worker.slot)
-            if worker.state == IDLE:
-                self.matchmaking.stop(worker)
-            elif box is not None and box.job == peer:
-                self._effects.append(KillProcess(worker.peer))
-
-    def _client_died(self, peer: PeerID, mourners: dict[PeerID, bool]) -> None:
-        self.evacuation.client_gone(peer)
-        for dead in [dead for dead, left in self._mourners.items() if peer in left]:
-            self._buried(peer, Buried(dead), 0.0)
-        self.lending.client_gone(peer)
-        self.openings.gone(peer)
-        for worker in self.matchmaking.client_gone(peer):
-            box = self._executing(worker.slot)
-            if (box is not None and box.owner == peer) or worker.state == SERVING:
-                self._effects.append(KillProcess(worker.peer))
-            if worker.state in (ATTACHED, DETACHING):
-                self.matchmaking.leave(worker)
-        for worker in self.matchmaking.workers.values():
-            if worker.state != SERVING and worker.victim != peer and worker.victims.pop(peer, False):
-                # It served that client before, and may hold what it gave it until that says Taken.
-                self._effects.append(Send(worker.peer, Detach(peer, 0, dead=True)))
-        self.directory.owner_died(peer)
-        self.actors.client_gone(peer)
-        if mourners:
-            self._mourners[peer] = mourners
-        else:
-            self.directory.holder_died(peer)
-            self.neighbours.client_ended(peer)
 
     def log(self, peer: PeerID, name: str, stream: int, text: str, now: float) -> None:
         """A worker wrote whole lines: they go to the driver of its job."""
@@ -589,6 +499,7 @@ class NodeCore(MemberInputs):
         self.evacuation.check()
         self.replicas.check()
         self.orphans.check()
+        self.burials.check()
         self.links.check()
         self.openings.check()
         self.neighbours.check()

@@ -5,7 +5,7 @@ A million queued tasks must fit in 700 MB, so a task with one result *is* that r
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,7 +109,7 @@ class Spec:
         "alone",
         "blob",
         "digest",
-        "fallback",
+        "fallbacks",
         "held",
         "index",
         "job",
@@ -143,7 +143,7 @@ class Spec:
         timeout_s: float | None = None,
         priority: int = 0,
         held: tuple[Any, ...] = (),
-        fallback: Shape | None = None,
+        fallbacks: Sequence[Shape] = (),
         made_at: str = "",
     ) -> None:
         self.index = index
@@ -161,7 +161,7 @@ class Spec:
         self.priority = priority
         self.alone = max_retries == 0 or timeout_s is not None
         self.peak_s: float | None = None
-        self.fallback = fallback  # the shape to take if no node of the mesh has this one
+        self.fallbacks = list(fallbacks)  # shapes to take, one after the other, if no node of the mesh has this one
         self.made_at = made_at  # file:line of its first call
         self.stores = False  # it gave a large result: where its calls are made is of interest
         self.held = held  # entries of refs the function captured: each call holds them, as it does its arguments'
@@ -301,6 +301,7 @@ class Actor:
         "oid",
         "open",
         "ordered",
+        "own",
         "peer",
         "queue",
         "retiring",
@@ -316,6 +317,7 @@ class Actor:
         self.name = name
         self.ordered = ordered  # it runs one call at a time, so those of one caller start in order
         self.creation = creation  # of an own one
+        self.own: Handle | None = None  # the entry of its handles here, if it is one
         self.version = 0 if creation is not None else -1  # see messages.ActorState
         self.peer: PeerID = b""  # where it is; empty while it is not known to be alive
         self.failure: Any = None  # (status, value) that every call gets, once it is dead

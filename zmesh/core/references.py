@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from zmesh.core.bequests import Bequests
 from zmesh.core.effects import Effect, Recycle, Resolved, Send
 from zmesh.core.nested import Nested
 from zmesh.core.records import Copy, Entry, Handle, Share, Spec, View
@@ -33,7 +34,7 @@ from zmesh.wire.messages import (
 Key = Any  # of a dependency a thief reads: an ObjectID its home counts, (victim, seq, index), or a Copy of this host's
 
 
-class References(Restored, Nested):
+class References(Restored, Nested, Bequests):
     """Counts of one client.
 
     Args:
@@ -60,6 +61,7 @@ class References(Restored, Nested):
     ) -> None:
         Restored.__init__(self)
         Nested.__init__(self)
+        Bequests.__init__(self)
         self._me = me
         self._node = node
         self._effects = effects
@@ -68,7 +70,7 @@ class References(Restored, Nested):
         self._unheld = unheld
         self._requests = 0
         self.catalog = catalog
-        self.moved: dict[PeerID, bool] = {}  # {what this process was called before it became another node's: True}
+        self.moved: dict[PeerID, bool] = {}  # {what this process is and was called: True}; only of a guest
         self._tickets: dict[int, Entry] = {}  # {request: entry that resolves when the node answers}
         self._lent: dict[tuple[int, int], Entry] = {}  # {(seq, index): own entry somebody else may name}
         self._borrowed: dict[ObjectID, Entry] = {}
@@ -79,7 +81,7 @@ class References(Restored, Nested):
         self._leavers: dict[NodeID, bool] = {}  # {member that is about to leave: True}
         self._arrived: list[ObjectID] = []  # inside the result being taken in
         # {request: (thief, seq, {home that has not answered yet: True})}
-        self._claims: dict[int, tuple[PeerID, int, dict[PeerID, bool]]] = {}
+        self._claims: dict[int, tuple[PeerID, Any, dict[PeerID, bool]]] = {}
         # {(victim, seq): the references in each result or item not yet taken, in the order sent}
         self._given: dict[tuple[PeerID, int], deque[list[Entry]]] = {}
 
@@ -140,6 +142,7 @@ class References(Restored, Nested):
         if share is not None and share.oid is not None:
             self._borrowed.pop(share.oid, None)
             self._uncounted.pop(share.oid, None)
+            self._on_word.pop(share.oid, None)
             if share.holds:
                 self._effects.append(Send(_home(share.oid), Release([(share.oid, share.holds, share.clean)])))
                 share.holds = 0
@@ -166,14 +169,9 @@ class References(Restored, Nested):
         """Nobody reads what lies at (segment, nbytes, producer): let its producer write there again."""
         segment, _, producer = self.place(location)
         if producer == self._me and clean:
-            self._effects.append(Recycle([segment]))
+            self._effects.append(Recycle([location[0]]))
         else:
             self._effects.append(Send(_home(producer), FreeSegments([(producer, segment, clean)])))
-
-    def place(self, location: Any) -> Any:
-        """Return where bytes lie as others know it now: a guest takes its own along to another node."""
-        segment, nbytes, producer = location
-        return (segment, nbytes, self._me) if producer in self.moved else location
 
     # What others hold of ours.
 
@@ -251,8 +249,7 @@ class References(Restored, Nested):
             if type(entry) is Handle:
                 self._shared(entry)
             inside = [self.oid(inner) for inner in share.inside]
-            value = self.place(entry.value) if self.moved and entry.status == STORED else entry.value
-            objects.append((self.oid(entry), entry.status, value, inside))
+            objects.append((self.oid(entry), entry.status, self.told(entry), inside))
         if not objects:
             return self._on_its_way(entries)
         ticket = self._ticket()
@@ -299,6 +296,8 @@ class References(Restored, Nested):
             self._counted(request, home)
         elif request in self._opened:
             self._claimed(request, home)
+        elif request in self._inherited:
+            self._vouched(request, home)
         elif error:
             self.answered(request, ERROR, ("StoreFullError", error, {}))
         else:
@@ -306,11 +305,11 @@ class References(Restored, Nested):
 
     def _counted(self, request: int, home: PeerID) -> None:
         """A home answered a claim, or will never; after the last one the thief may drop its own."""
-        thief, seq, homes = self._claims[request]
+        thief, answer, homes = self._claims[request]
         homes.pop(home, None)
         if not homes:
             del self._claims[request]
-            self._effects.append(Send(thief, Taken(seq)))
+            self._effects.append(Send(thief, answer))
             if thief in self._dying:
                 self.bury(thief)
 
@@ -378,7 +377,7 @@ class References(Restored, Nested):
         if not homes:
             self._effects.append(Send(self._node, Hold(self._requests, [])))
             homes[self._node] = True
-        self._claims[self._requests] = (thief, seq, homes)
+        self._claims[self._requests] = (thief, Taken(seq), homes)
         self._arrived = []
 
     def claim_found(self, oid: ObjectID) -> tuple[Entry, Entry]:
@@ -454,13 +453,15 @@ class References(Restored, Nested):
 
         Whoever held or counted anything of ours is gone; own bytes come along, all others are lost.
         """
-        self.moved[self._me] = True
         self._me, self._node = me, node
+        self.moved[me] = True
+        self._hold_again()
         self._claims.clear()
         self._dying.clear()
         self._given.clear()
         self._forget_claims()
         self._arrived = []
+        self._on_word.clear()
         for entry in list(self._lent.values()):
             share = entry.share
             if share is not None:
@@ -520,34 +521,6 @@ class References(Restored, Nested):
         else:
             self._effects.append(Send(view.victim, Unpin([full[1:]])))
 
-    def keeps(self, victim: PeerID) -> list[Any]:
-        """Return the keys for Done.kept, as a task or call of `victim` ends: live views, and references that came
-        with it."""
-        keys: list[Any] = []
-        for full, view in self._views.items():
-            if view.victim != victim:
-                continue  # told to its own, or to be told
-            if isinstance(full, bytes):
-                if not view.kept:
-                    self.wake()
-                    view.kept = 1
-                    keys.append(full)
-            else:
-                view.kept = 1
-                keys.append(full[1:])
-        for oid, (entry, callers) in list(self._uncounted.items()):
-            if victim in callers or b"" in callers:
-                del self._uncounted[oid]
-                assert entry.share is not None
-                entry.share.holds += 1
-                keys.append(oid)
-        return keys
-
-    @property
-    def keeps_nothing(self) -> bool:
-        """Whether `keeps` would return nothing: asked once per task, so it is cheap."""
-        return not self._views and not self._uncounted
-
     @property
     def watched(self) -> list[PeerID]:
         """Victims whose link must stay open, as an Unpin to them is due."""
@@ -560,7 +533,6 @@ class References(Restored, Nested):
         for full, view in self._views.items():
             if view.victim == victim and not isinstance(full, bytes):
                 view.kept = 0
-        self._vouch(victim)
 
     @property
     def idle(self) -> bool:

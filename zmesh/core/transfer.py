@@ -38,10 +38,9 @@ class Ask:
 
 @dataclass(slots=True)
 class Finished:
-    """A transfer is over: all bytes are here, or `error` says why they will not be.
+    """A transfer is over: all bytes are here, or `error` says why they will never be.
 
-    Attributes:
-        full: they are not lost, but on disk where they lie, and find no room in memory there.
+    `full`: they are where they were, on disk, and that host has no room to bring them back.
     """
 
     oid: ObjectID
@@ -62,10 +61,10 @@ class Transfer:
     asked: dict[int, float] = field(default_factory=dict)  # {offset: when}
     heard_s: float = 0.0  # when the last chunk came
     insist: bool = False
+    full: bool = False  # somebody has it, but no room for it
     here: int = 0  # bytes
     chunks: dict[int, bool] = field(default_factory=dict)  # {offset: True} that are here
     why: str = ""  # it could not be had where it was made
-    full: bool = False  # as its host has no room to bring it back from disk
 
 
 class Receiver:
@@ -131,11 +130,11 @@ class Receiver:
             self._turn_to(transfer, node, now)
 
     def refused(self, node: NodeID, oid: ObjectID, why: str, now: float, *, full: bool = False) -> None:
-        """A node does not have what we asked for, or, if it is `full`, has it on disk and no room for it in memory."""
+        """A node does not have what we asked for, or, if `full`, cannot bring it back from disk."""
         transfer = self.transfers.get(oid)
         if transfer is not None and node == transfer.source:
+            transfer.full = transfer.full or full
             if node == transfer.origin:
-                transfer.full = transfer.full or full
                 self._give_up(transfer, why or "its node never heard of it", now)
             else:
                 self._return(transfer, now)

@@ -303,6 +303,15 @@ class Victim:
             self._tell(queue, wanted)
         self._watch(queue, now)
 
+    def ask_anew(self, now: float) -> None:
+        """Others are there than before: what could be had may not be any more, and the node looks when it is asked."""
+        for queue in self.queues.values():
+            if queue.count:
+                queue.told = 0
+                self.ask(queue, now)
+            elif queue.told:
+                self._tell(queue, self._wanted(queue))
+
     def _head(self, queue: Queue) -> Task:
         return self._level(queue)[0]
 

@@ -11,10 +11,12 @@ from zmesh.core.records import Entry
 from zmesh.core.running import Running
 from zmesh.core.thief import ATTACHED, CLOSING, FREE, ThiefHalf
 from zmesh.core.timers import Timers
-from zmesh.wire.actor_messages import Call, CallerGone, Retire, Settle
-from zmesh.wire.ids import PeerID
+from zmesh.wire.actor_messages import ActorShared, Call, CallerGone, Retire, Settle, ShareActor
+from zmesh.wire.ids import PEER_ID_BYTES, ObjectID, PeerID
 from zmesh.wire.messages import (
+    ERROR,
     INLINE,
+    MANY,
     Attach,
     Blocked,
     Cancel,
@@ -50,10 +52,13 @@ class WorkerCore(ClientCore):
     ) -> None:
         super().__init__(me, effects, timers, describe_status)
         self._attached = attached
+        # In an actor that runs several calls at once: which of them the thread runs that asks.
+        self.who_runs: Callable[[], tuple[PeerID, int] | None] | None = None
         self._block_timer = 0
         self._may_block = True  # false for an actor that has given back all it had booked
         self._leaving = False  # takes no more tasks
         self._left = False  # has asked to end
+        self.bereaved: dict[PeerID, bool] = {}  # {dead caller: True} of which a call unpacks its arguments just now
         self.thief = ThiefHalf(
             self.node,
             effects,
@@ -63,6 +68,15 @@ class WorkerCore(ClientCore):
         )
         self.server = ActorServer(effects, keeps=self._keeps, pulls=self.pulls)
 
+    @property
+    def current(self) -> tuple[PeerID, int] | None:
+        """(owner, seq) of the task or call that is running: the parent of what is submitted now."""
+        return self._current if self.who_runs is None else self.who_runs()
+
+    @current.setter
+    def current(self, running: tuple[PeerID, int] | None) -> None:
+        self._current = running
+
     def _keeps(self, victim: PeerID) -> list[Any]:
         return [] if self.references.keeps_nothing else self.references.keeps(victim)
 
@@ -71,6 +85,7 @@ class WorkerCore(ClientCore):
     def next(self, now: float) -> Running | None:
         """Return the task to run now, or None if there is none yet."""
         if self._leaving:
+            self._leave_if_idle(now)  # a thread that runs on may have let go of the last thing somebody needs
             return None
         running = self.thief.next(now)
         self.current = None if running is None else (running.victim, running.seq)
@@ -115,6 +130,7 @@ class WorkerCore(ClientCore):
             self.thief.item(status, value, inside, now)
         else:
             self.server.item(running, status, value, inside, now)
+            self._unsend(running, [inside])
 
     def give(self, running: Running, entries: list[Entry]) -> None:
         """A result of this task or call contains these references; see References.give."""
@@ -143,8 +159,37 @@ class WorkerCore(ClientCore):
     ) -> None:
         """A call is over; see ActorServer.finished."""
         self.server.finished(running, status, value, inside, size, now)
+        if self.bereaved:
+            self.mourn()
+        self._unsend(running, [one[2] for one in value] if status == MANY else [inside])
         if not self.references.keeps_nothing:
             self.server.flush()  # what the call keeps must be told before the caller lets go of its arguments
+
+    def ask_own_handle(self, actor: ObjectID) -> tuple[Entry, Entry]:
+        """Have the home of the actor that this is count us as a holder; it may not have heard of it, as long as no
+        handle has left its owner's process. So its owner is asked.
+
+        Returns (the entry, with one reference more; a ticket that resolves with the owner's answer).
+        """
+        entry, ticket = self.references.borrow(actor, counted=True), self.references.ask()
+        self.effects.append(Send(actor[:PEER_ID_BYTES], ShareActor(ticket.seq, actor)))
+        return entry, ticket
+
+    def actor_ended(self, failure: tuple[int, Any], now: float) -> None:
+        """The actor is over; see ActorServer.end. Nobody reads what calls that still run have submitted: it is
+        cancelled. What their threads submit from now on fails at once, or this process would never end."""
+        self.refusal = failure[1]
+        for call in self.server.running:
+            self.tasks.cancel_children(call, now)
+        self.server.end(failure, now)
+        self.victim.serve(now)
+        self._flush()
+
+    def _unsend(self, running: Running, given: list[list[bytes]]) -> None:
+        """If the actor has ended, the call was answered before: nobody takes the references in what it gives now."""
+        if self.server.failure is not None:
+            for _ in filter(None, given):
+                self.references.take_back(running.victim, running.seq)
 
     def may_yield(self, running: Running) -> bool:
         """Whether a stream may go on, or need not as it is to end: see Running.stopped."""
@@ -185,8 +230,7 @@ class WorkerCore(ClientCore):
     def _detach(self, message: Detach, now: float) -> None:
         if message.dead:
             self.references.victim_died(message.victim)
-            if message.victim == self.thief.victim:
-                self.references.victim_died(b"")  # and so say what came with its task
+            self.references.inherit(message.victim, of_task=message.victim == self.thief.victim)
         self.thief.detach(message, now)
 
     def _pulled(self, peer: PeerID, message: Pulled, now: float) -> None:
@@ -212,10 +256,23 @@ class WorkerCore(ClientCore):
         del peer, message, now
         self.server.retired = True
 
+    def _actor_shared(self, peer: PeerID, message: ActorShared, now: float) -> None:
+        del peer, now
+        value: Any = ("ActorDiedError", message.error, {}) if message.error else None
+        self.references.answered(message.request, INLINE if value is None else ERROR, value)
+
     def _caller_gone(self, peer: PeerID, message: CallerGone, now: float) -> None:
         del peer, now
         self.server.caller_gone(message.peer)
         self.references.victim_died(message.peer)
+        self.bereaved[message.peer] = True
+        self.mourn()
+
+    def mourn(self) -> None:
+        """Claim what dead callers gave, of each once all its calls that run have taken out of their arguments."""
+        for caller in [caller for caller in self.bereaved if not self.server.unpacks(caller)]:
+            del self.bereaved[caller]
+            self.references.inherit(caller)
 
     def _stop(self, peer: PeerID, message: Stop, now: float) -> None:
         """End, unless somebody would miss what this process owns: then say that it is still there."""
@@ -237,6 +294,7 @@ class WorkerCore(ClientCore):
         Call: lambda self, peer, message, now: self.server.called(peer, message, now),
         CallerGone: _caller_gone,
         Retire: _retire,
+        ActorShared: _actor_shared,
         Attach: _attach,
         Detach: lambda self, _, message, now: self._detach(message, now),
         Work: lambda self, peer, message, _: self.thief.work(peer, message),

@@ -11,8 +11,9 @@ import os
 import queue
 import threading
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from zmesh.core.records import Entry
 from zmesh.core.running import Running
 from zmesh.object_ref import ActorExit
 from zmesh.runtime import calls, serialization
@@ -33,6 +34,12 @@ _running: contextvars.ContextVar[Running] = contextvars.ContextVar("_running")  
 def entered(call: Running) -> None:
     """Note which call this thread, or this task of the event loop, runs."""
     _running.set(call)
+
+
+def _who_runs() -> tuple[bytes, int] | None:
+    """Return (caller, seq) of the call this thread, or this task of the event loop, runs."""
+    running = _running.get(None)
+    return None if running is None else (running.victim, running.seq)
 
 
 class ActorProcess:
@@ -100,6 +107,8 @@ class ActorProcess:
             self._reactor.pump(monotonic())
             self._reactor.holder = 0
         self._serving = True
+        if self._loop is not None or places != {"": 1}:
+            self._core.who_runs = _who_runs
         if self._loop is not None:
             self._loop.serve()
         elif places == {"": 1}:
@@ -108,13 +117,11 @@ class ActorProcess:
             self._serve_many()
         with self._reactor.lock:
             self._reactor.holder = threading.get_ident()
-            self._core.server.end(self.failure or self._died("it has ended"), monotonic())
+            self._core.actor_ended(self.failure or self._died("it has ended"), monotonic())
             self._reactor.pump(monotonic())
             self._reactor.holder = 0
-            idle = self._core.server.idle
-        if idle:  # else a thread still runs a method; we stay as long as others need what we own
-            self.instance = None
-            gc.collect()
+        self.instance = None
+        gc.collect()
         return END, self.creation.items, [], 0
 
     def _stillborn(self, why: str) -> Outcome:
@@ -208,6 +215,18 @@ class ActorProcess:
         how = "it called exit_actor()" if isinstance(error, ActorExit) else f"it called sys.exit({error})"
         self.failure = self._died(how)
         return (*self.failure, [], 0)
+
+    def own_handle(self) -> Entry:
+        """Return the entry of a handle of this actor, counted as any that arrives; asks for that, and waits."""
+        session, references = self._worker.session, self._core.references
+        for ask in (references.claim_found, self._core.ask_own_handle):  # its home may not have heard of it
+            with self._reactor.lock:
+                entry, ticket = ask(self.id)
+            session._wait_entries([ticket], 1, None)
+            if ticket.status != ERROR:
+                return cast(Entry, entry)
+            session._do(lambda entry=entry: references.unclaim(entry))
+        return cast(Entry, session.borrow(self.id))  # nobody has one any more: its calls will say so
 
     def about_to_wait(self) -> None:
         """User code waits for objects in this thread."""

@@ -139,13 +139,13 @@ class ActorSession:
         held = [session.object_id(entry) for entry in inputs.held]
         held += [package[1] for package in packages_of(spec.options.get("env", {}))]
         deps = [session.object_id(entry) for entry in inputs.deps]
-        told: list[Any] = [spec.name, spec.shape, spec.fallback, spec.options, spec.digest, spec.blob]
+        told: list[Any] = [spec.name, spec.shape, spec.fallbacks, spec.options, spec.digest, spec.blob]
         told += [spec.max_retries, spec.priority]
         until = monotonic() + DYING_NAME_S
         while True:
             with session.reactor.lock:
                 order = KeepActor(0, session.job, told, payload, deps, held, *called, ordered, here)
-                ticket = core.actors.keep(order)
+                ticket = core.actors.keep(order, inputs.deps)
             kept = session.redeem(ticket)
             if kept.made:
                 with session.reactor.lock:
@@ -228,8 +228,7 @@ class ActorSession:
         """
         session = self._session
         reactor, core = session.reactor, session.core
-        if session.closed:
-            reactor.check_usable()  # before the lock, which may have been held as we were forked
+        session.check_open()
         payload, inputs = self._pack(spec, args, kwargs)
         with reactor.lock:
             reactor.holder = threading.get_ident()

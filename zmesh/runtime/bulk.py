@@ -8,7 +8,6 @@ through a queue and gets answers through another.
     server to receiver   C, object, offset, codec | the chunk
                          S, object, NodeID of who serves it instead
                          E, object, why not
-                         F, object, why there is no room there to bring it back from disk
 
 Sources: "copy=False" and recv_into: pyzmq's documentation; figures: docs/performance.md.
 """
@@ -31,6 +30,7 @@ from zmesh.core.transfer import CHUNK_BYTES, Ask, Finished, Receiver, Server
 from zmesh.runtime.curve import CurveKeys, Gate, secure_client, secure_server
 from zmesh.runtime.mailbox import Mailbox
 from zmesh.runtime.mesh_sockets import ROUTING_ID, Dialled, cannot_listen, endpoint, rebind, tune
+from zmesh.runtime.segments import NO_ROOM
 from zmesh.runtime.sockets import new_context
 from zmesh.wire.ids import NODE_ID_BYTES, OBJECT_ID_BYTES, NodeID, ObjectID
 
@@ -43,6 +43,7 @@ IN_USE_S = 0.1
 SAMPLE_BYTES = 32 * 1024
 SAMPLE_EVERY = 16  # chunks
 PAYS_BELOW = 0.6  # of the sample's size: lz4 runs at the speed of the encryption it saves
+FULL_THERE = "it lies on the disk of a host whose store is full, so it cannot be read. Raise --store-memory there"
 FRAMES_MAX = 32  # of one socket before the others are looked at
 
 _REQUEST = struct.Struct(f">c{OBJECT_ID_BYTES}sQQQ?")
@@ -72,8 +73,8 @@ class Bulk:
     Args:
         accepted: {client key: key id} of the gate; replaced as a whole by `rekey`.
         open_segment: asked in the loop thread for the bytes of (object, segment): tells, now or later, a descriptor to
-            keep, or -1, the segment of this host they lie in, and why there is no room for them, if that is why.
-        arrived: told in the loop thread that a transfer is over: (object, error, whether that host has no room).
+            keep, or LOST or NO_ROOM (runtime/segments.py), and the segment of this host they lie in.
+        arrived: told in the loop thread that a transfer is over: (object, error, whether a full store is why).
 
     Raises:
         ConfigError: the port is taken.
@@ -86,7 +87,7 @@ class Bulk:
         port: int,
         keys: list[CurveKeys],
         accepted: dict[bytes, str],
-        open_segment: Callable[[ObjectID, int, Callable[[int, int, str], None]], None],
+        open_segment: Callable[[ObjectID, int, Callable[[int, int], None]], None],
         arrived: Callable[[ObjectID, str, bool], None],
     ) -> None:
         self._me = me
@@ -316,8 +317,8 @@ class Bulk:
                 if head[:1] == b"S":
                     self._receiver.referred(node, oid, rest[:NODE_ID_BYTES], monotonic())
                 elif head[:1] in (b"E", b"F"):
-                    why = rest.decode(errors="replace")
-                    self._receiver.refused(node, oid, why, monotonic(), full=head[:1] == b"F")
+                    why, full = rest.decode(errors="replace"), head[:1] == b"F"
+                    self._receiver.refused(node, oid, why, monotonic(), full=full)
             self._drop_rest(link.socket)
             self._carry_out()
 
@@ -440,11 +441,9 @@ class Bulk:
 
     def _open(self, oid: ObjectID, segment: int) -> None:
         """In the loop thread: find the bytes somebody asks for."""
-        self._open_segment(
-            oid, segment, lambda fd, place, full: self._orders.put(lambda: self._opened(oid, place, fd, full))
-        )
+        self._open_segment(oid, segment, lambda fd, place: self._orders.put(lambda: self._opened(oid, place, fd)))
 
-    def _opened(self, oid: ObjectID, place: int, fd: int, full: str) -> None:
+    def _opened(self, oid: ObjectID, place: int, fd: int) -> None:
         waiting = self._opening.pop(oid, [])
         if fd >= 0:
             try:
@@ -462,11 +461,9 @@ class Bulk:
                 for who, offset, length, insist in waiting:
                     self._requested(who, oid, place, offset, length, insist)
                 return
+        kind, why = (b"F", FULL_THERE) if fd == NO_ROOM else (b"E", "its node let go of it, or never heard of it")
         for who, _, _, _ in waiting:
-            if full:
-                self._say(who, b"F", oid, full.encode())
-            else:
-                self._say(who, b"E", oid, b"its node let go of it, or never heard of it")
+            self._say(who, kind, oid, why.encode())
 
     def _send_chunk(self, who: bytes, oid: ObjectID, mapped: Mapped, offset: int, length: int) -> None:
         chunk = mapped.view[offset : offset + length]

@@ -62,7 +62,8 @@ class DriverSession(Session):
             fx.DialNode: self._dial_node,
         }
         reactor = Reactor(core, sockets, handlers, self._pidfd)
-        super().__init__(core, reactor, Store(run_dir.segments_socket(), me), me)
+        # A node that does not answer is found out when it is greeted: its store waits for longer.
+        super().__init__(core, reactor, Store(run_dir.segments_socket(), me, late=True), me)
         self.information = {
             "node": record["node"],
             "pid": record["pid"],
@@ -98,7 +99,9 @@ class DriverSession(Session):
         waiter.condition = lambda: core.welcome is not None or core.lost is not None
         self.reactor.wait(waiter, monotonic() + HELLO_TIMEOUT_S)
         if core.welcome is None:
-            raise NotRunningError(f"the node (pid {self.information['pid']}) did not answer in {HELLO_TIMEOUT_S:g} s")
+            node = f"the node (pid {self.information['pid']})"
+            why = "it was stopped, or the machine has too much to do; `zmesh down` ends it"
+            raise NotRunningError(f"{node} did not answer in {HELLO_TIMEOUT_S:g} s: {why}")
         if core.welcome.refused:
             raise MeshError(f"the node refused us: {core.welcome.refused}")
 
@@ -157,8 +160,7 @@ def connect(
     if name != "local":
         record = rundir.find("default" if name in (None, "auto") else str(name))
         if record is None and name is not None:
-            wanted = "node" if name == "auto" else f"node named {name!r}"
-            raise NotRunningError(f"no {wanted} of this user runs on this host: start one with `zmesh up`")
+            raise NotRunningError(_start_one("default" if name == "auto" else str(name)))
     if record is None:
         node = processes.start_node(settings, private=True)
         record = node.record
@@ -186,7 +188,16 @@ def observe(name: str) -> Session:
         return guest_session.connect(far, "observer", key_file=None, log_to_driver=False)
     record = rundir.find(name)
     if record is None:
-        raise NotRunningError(f"no node named {name!r} of this user runs on this host: start one with `zmesh up`")
+        raise NotRunningError(_start_one(name))
     session = DriverSession(record, rundir.RunDir(record["path"]), None, log_to_driver=False)
-    session.greet("observer")
+    try:
+        session.greet("observer")
+    except BaseException:
+        session.shutdown()
+        raise
     return session
+
+
+def _start_one(name: str) -> str:
+    named = "" if name == "default" else f" --name {name}"
+    return f"{rundir.absence(name)}. Start one with `zmesh up{named}`"

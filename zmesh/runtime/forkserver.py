@@ -18,7 +18,7 @@ import socket
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from time import monotonic
 from typing import NoReturn
@@ -32,8 +32,12 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _MESSAGE_BYTES_MAX = 4096
 _SESSIONS_MAX = 1024  # of ended workers, whose leftovers may show up later
+QUIET_MS = 100  # nobody asked for so long: there is time for a step of the rehearsal
+FEW_WORKERS = 2  # who forks more saves more by a rehearsal than it takes
 _END_TIMEOUT_S = 1.0  # for what was killed to be gone
 _OOM_SCORE = b"800"  # the kernel should take a worker, never the node
+
+_OVER = object()
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -106,6 +110,7 @@ class ForkServer:
         run_worker: Callable[[WorkerStart], None],
         close: list[int],
         modules: tuple[str, ...] = (),
+        rehearsal: Iterable[None] = (),
     ) -> "ForkServer":
         """Fork the forkserver. Call it before any thread or ZeroMQ context exists.
 
@@ -113,6 +118,8 @@ class ForkServer:
             run_worker: what a worker does; its process ends when that returns.
             close: descriptors of the node that its children must not keep, e.g. of its lock.
             modules: what the forkserver imports for its workers, while the node opens its sockets.
+            rehearsal: makes workers cheaper, step by step: taken in the forkserver when it has time, or before it
+                forks many.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         node = os.getpid()
@@ -128,7 +135,7 @@ class ForkServer:
                     importlib.import_module(name)
                 gc.collect()
                 gc.freeze()
-                _Server(theirs, boxes, run_worker, node).serve()
+                _Server(theirs, boxes, run_worker, iter(rehearsal), node).serve()
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -211,11 +218,18 @@ class _Server:
     """The forkserver process itself."""
 
     def __init__(
-        self, link: socket.socket, boxes: BlackBoxes, run_worker: Callable[[WorkerStart], None], node: int
+        self,
+        link: socket.socket,
+        boxes: BlackBoxes,
+        run_worker: Callable[[WorkerStart], None],
+        rehearsal: Iterator[None],
+        node: int,
     ) -> None:
         self._link = link
         self._boxes = boxes
         self._run_worker = run_worker
+        self._rehearsal = rehearsal
+        self._rehearsed = False
         self._workers: dict[int, PeerID] = {}  # {pid: peer} not reaped yet
         self._sessions: dict[int, None] = {}  # {session: None} of workers that ended, the last ones
         self._pid = os.getpid()
@@ -236,7 +250,10 @@ class _Server:
         poll.register(self._link, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
         while not self._stop:
-            for fd, _ in poll.poll():
+            ready = poll.poll(None if self._rehearsed else QUIET_MS)
+            if not ready:
+                self._rehearse()
+            for fd, _ in ready:
                 if fd == self._wake_read:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wake_read, 4096)
@@ -265,7 +282,20 @@ class _Server:
                     self._kill(pid)
         return True
 
+    def _rehearse(self) -> None:
+        """Take the next step of the rehearsal, or be done with it."""
+        try:
+            self._rehearsed = next(self._rehearsal, _OVER) is _OVER
+        except Exception:  # workers do without
+            traceback.print_exc()
+            self._rehearsed = True
+        if self._rehearsed:
+            gc.collect()
+            gc.freeze()
+
     def _spawn(self, peer: PeerID, slot: int, fds: list[int]) -> None:
+        while len(self._workers) >= FEW_WORKERS and not self._rehearsed:
+            self._rehearse()
         try:
             pid = os.fork()
         except OSError as error:

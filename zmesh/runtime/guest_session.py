@@ -24,7 +24,7 @@ from zmesh.runtime.keyring import Keyring, keyring_path
 from zmesh.runtime.machine import resolves
 from zmesh.runtime.reactor import Reactor, Waiter
 from zmesh.runtime.session import Session, set_current, unset_current
-from zmesh.wire.ids import NODE_ID_BYTES, store_peer
+from zmesh.wire.ids import NODE_ID_BYTES, guest_segment, store_peer
 from zmesh.wire.messages import Goodbye, Hello
 
 WELCOME_TIMEOUT_S = 10.0
@@ -60,7 +60,7 @@ class GuestSession(Session):
             fx.Rehomed: self._rehomed,
         }
         reactor = Reactor(core, sockets, handlers, None)  # type: ignore[arg-type]  # the same calls
-        store = GuestStore(self._to_store, self._do, self._wait_for)
+        store = GuestStore(self._to_store, self._do, self._wait_for, lambda segment: guest_segment(segment, core.me))
         sockets.store_heard = store.heard
         super().__init__(core, reactor, store, core.me)  # type: ignore[arg-type]  # the same calls
         self.actors.namespace = namespace

@@ -6,7 +6,8 @@ another node when its own dies; what it reads it keeps as long as there are view
     guest to node, each a msgpack list       node to guest
     [n, "make", segment, size]               [n] or, if the store is full, [n, used, capacity, segments, why]
     [n, "write", segment, offset, bytes]     [n]
-    [n, "read", segment, offset, nbytes]     [n, bytes] or, if it is lost, [n], or [n, text]: there is no room for it
+    [n, "read", segment, offset, nbytes]     [n, bytes] or, if it is lost, [n]; if the store is too
+                                             full to bring it back from disk, [n, b"", capacity]
     [0, "unregister", [segment]]             no answer
 """
 
@@ -23,7 +24,6 @@ from typing import Any
 import msgpack
 import numpy
 
-from zmesh.exceptions import StoreFullError
 from zmesh.runtime.segments import GUEST_PIECE_BYTES
 from zmesh.runtime.store import FULL_WAIT_S, Slab, full, lost, unpin
 
@@ -40,6 +40,7 @@ class GuestStore:
         send: hands a message to the store of the node. Called under the lock of the reactor.
         run: runs something under that lock, and carries out what it asks for.
         wait: drives the sockets until a condition, asked under the lock, is true.
+        named: what the node of now calls a segment of this process, and of that, again its own id.
     """
 
     def __init__(
@@ -47,10 +48,12 @@ class GuestStore:
         send: Callable[[bytes], None],
         run: Callable[[Callable[[], None]], None],
         wait: Callable[[Callable[[], bool]], None],
+        named: Callable[[int], int],
     ) -> None:
         self._send = send
         self._run = run
         self._wait = wait
+        self._named = named
         self._slabs: dict[int, tuple[Slab, int]] = {}  # {segment: (slab, bytes written)}
         # {segment: array of its bytes}, found for as long as somebody has a view of them.
         self._read: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
@@ -91,7 +94,7 @@ class GuestStore:
         """
         deadline = monotonic() + FULL_WAIT_S
         while True:
-            upload = _Upload(self._ask, slab, nbytes)
+            upload = _Upload(self._ask, self._named, slab, nbytes)
             upload.then = functools.partial(self._uploaded, upload, slab, nbytes)
             self._run(upload.start)
             self._wait(upload.is_over)
@@ -115,7 +118,7 @@ class GuestStore:
         answers, self._answers = self._answers, {}
         for take in answers.values():
             take(_LOST)
-        uploads = [_Upload(self._ask, slab, nbytes) for slab, nbytes in self._slabs.values()]
+        uploads = [_Upload(self._ask, self._named, slab, nbytes) for slab, nbytes in self._slabs.values()]
 
         def go_on() -> None:
             if uploads:
@@ -128,9 +131,10 @@ class GuestStore:
         go_on()
 
     def recycle(self, segment: int) -> None:
-        """Nobody needs what was written there. Under the lock of the reactor."""
-        if self._slabs.pop(segment, None) is not None:
-            self._send(msgpack.packb([0, "unregister", [segment]]))
+        """Nobody needs what was written there, whoever says so. Under the lock of the reactor."""
+        own = segment if segment in self._slabs else self._named(segment)
+        if self._slabs.pop(own, None) is not None:
+            self._send(msgpack.packb([0, "unregister", [self._named(own)]]))
 
     def discard(self, segment: int) -> None:
         """Forget what was written there; the node keeps it."""
@@ -147,7 +151,6 @@ class GuestStore:
 
         Raises:
             ObjectLostError: the node does not know it, or went away.
-            StoreFullError: the node has it on disk, and no room for it.
         """
         with self._reading:
             own = self._slabs.get(segment)
@@ -168,8 +171,9 @@ class GuestStore:
         self._wait(download.is_over)
         if download.trouble is _LOST:
             raise lost(segment, "the node that had it died while it was on its way to this program")
-        if download.trouble:
-            raise StoreFullError(f"an object of {nbytes:,} bytes cannot be read: {download.trouble[0]}. Drop arrays")
+        if type(download.trouble) is int:
+            why = "on the host of the node, to bring an object back from disk. Raise --store-memory or drop references."
+            raise full(why, nbytes, 0, download.trouble)
         if download.trouble is not None:
             raise lost(segment, "the node let go of it, or never had it")
         return download.array
@@ -223,11 +227,13 @@ class _Moving:
 class _Upload(_Moving):
     """What a guest wrote, on its way to the node."""
 
-    def __init__(self, ask: Callable[..., None], slab: Slab, nbytes: int) -> None:
+    def __init__(self, ask: Callable[..., None], named: Callable[[int], int], slab: Slab, nbytes: int) -> None:
         super().__init__(ask, slab.segment, nbytes)
+        self._named = named
         self._view = slab.view
 
     def start(self) -> None:
+        self._segment = self._named(self._segment)
         self._ask(self._made, "make", self._segment, self._nbytes)
 
     def _made(self, answer: Any) -> None:
@@ -253,8 +259,9 @@ class _Download(_Moving):
 
     def move(self, at: int, size: int) -> None:
         def take(answer: Any) -> None:
-            if answer is _LOST or not answer or isinstance(answer[0], str):
-                self.end(answer)  # [] if it is lost
+            if answer is _LOST or not answer or len(answer[0]) != size:
+                no_room = answer is not _LOST and len(answer) > 1
+                self.end(_LOST if answer is _LOST else answer[1] if no_room else "gone")
                 return
             self.array[at : at + size] = numpy.frombuffer(answer[0], numpy.uint8)
             self.moved(size)

@@ -16,12 +16,13 @@ from zmesh.core import effects as fx
 from zmesh.core.keeper import KeeperCore
 from zmesh.core.node import NodeCore
 from zmesh.core.timers import Timers
-from zmesh.exceptions import RemoteProtocolError
+from zmesh.exceptions import RemoteProtocolError, UnknownWordError
 from zmesh.runtime.forkserver import describe_status
 from zmesh.runtime.rundir import DETACHED_LOGS, RunDir
 from zmesh.runtime.sockets import NodeSocket
-from zmesh.wire.codec import decode, encode
-from zmesh.wire.ids import NODE_ID_BYTES, PeerID, node_peer
+from zmesh.wire.checks import checked
+from zmesh.wire.codec import encode
+from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, PeerID, node_peer
 
 LOG_BYTES_MAX = 4 << 20  # of what detached actors print; then a new file is begun, and the one before last goes
 
@@ -141,13 +142,20 @@ class _Keeper:
         self.settle()
 
     def hear(self, source: PeerID, frame: bytes) -> None:
-        """Take one frame."""
+        """Take one frame of another process, which may say anything."""
         try:
-            message = decode(frame)
+            message = checked(frame)
         except RemoteProtocolError as error:
             print(f"zmesh keeper: {source.hex()}: {error}", file=sys.stderr, flush=True)
+            if not isinstance(error, UnknownWordError):
+                self._node().expel(source, str(error), monotonic())
             return
-        self.receive(source, message)
+        if self._core.hears(source, message):
+            self.receive(source, message)
+
+    def _hear_here(self, source: PeerID, frame: bytes) -> None:
+        if len(source) == PEER_ID_BYTES and source[:NODE_ID_BYTES] == self._here and source != node_peer(self._here):
+            self.hear(source, frame)
 
     def settle(self) -> None:
         """Carry out what is to be done and take in what came, until there is nothing left of either."""
@@ -159,7 +167,7 @@ class _Keeper:
             effects, self._core.effects[:] = self._core.effects[:], []
             for effect in effects:
                 self._handlers[type(effect)](effect)
-            more = self.socket.drain(self.hear, lambda source, to, frame: None)
+            more = self.socket.drain(self._hear_here, lambda source, to, frame: None)
         self._settling = False
         self._timers.cancel(self._alarm)
         due = self._core.timers.next_deadline()

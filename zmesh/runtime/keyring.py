@@ -19,6 +19,7 @@ import hmac
 import json
 import os
 import secrets
+import shlex
 import stat
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,10 +130,9 @@ class Keyring:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
-            text = (
-                f"there is no key of a mesh at {path}: `zmesh key create` makes one, `zmesh key import` takes another's"
-            )
-            raise ConfigError(text) from None
+            there = "" if path == keyring_path() else f" --key-file {shlex.quote(path)}"
+            make = f"`zmesh key create{there}` makes one, `zmesh key import{there}` takes another's"
+            raise ConfigError(f"there is no key of a mesh at {path}: {make}") from None
         except OSError as error:
             why = "is a symbolic link: name the file itself" if error.errno == errno.ELOOP else f"({error.strerror})"
             raise ConfigError(f"{path} cannot be opened as a key file: it {why}") from None
@@ -184,8 +184,11 @@ class Keyring:
     def load_or_create(cls, path: str) -> "Keyring":
         """Read the keyring, or make it if there is none; of two who make it at once, one wins and both use that."""
         if not os.path.lexists(path):
-            with contextlib.suppress(ConfigError):
+            try:
                 return cls.create(path)
+            except ConfigError:
+                if not os.path.lexists(path):
+                    raise
         return cls.load(path)
 
     def save(self) -> None:
@@ -193,6 +196,13 @@ class Keyring:
         self._write(replace=True)
 
     def _write(self, *, replace: bool) -> None:
+        try:
+            self._write_file(replace=replace)
+        except OSError as error:
+            text = f"cannot write the key to {self.path}: {error.strerror}. Say another place with --key-file"
+            raise ConfigError(text) from None
+
+    def _write_file(self, *, replace: bool) -> None:
         directory = os.path.dirname(self.path)
         os.makedirs(directory, mode=0o700, exist_ok=True)
         keys = [{"id": key.id, "secret": key.secret.reveal().hex(), "created": key.created} for key in self.keys]

@@ -1,5 +1,7 @@
 """What this machine has: CPUs, GPUs, memory. Read once, when a node starts."""
 
+import contextlib
+import glob
 import os
 import re
 import socket
@@ -11,8 +13,10 @@ from typing import Any
 from zmesh.core.pressure import KILL_AT, STEADY_AT
 from zmesh.exceptions import ConfigError
 from zmesh.limits import AMOUNT_MAX, is_amount, is_mark, is_text
+from zmesh.options import ACCELERATOR
 
 UNIT = 10_000
+GPUS = "/proc/driver/nvidia/gpus"
 DEFAULT_PORT = 27700  # P; P + 1 and P + 2 are used too. Source: below ip_local_port_range, so no dial takes it
 PORTS = range(DEFAULT_PORT, DEFAULT_PORT + 1000, 10)  # tried in turn, if none was named: several nodes of one machine
 _claims: list[socket.socket] = []  # of the base port that this process chose; open as long as it lives
@@ -20,6 +24,7 @@ WILDCARDS = ("0.0.0" + ".0", "::", "*")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 COMPRESSIONS = ("none", "lz4")
 SPILL_BYTES_MAX = 1 << 62  # by default only the disk itself is the limit
+MEMORY_LIMIT_MIN = 16 << 20
 STORE_FRACTION = 0.3  # of physical memory. Source: Ray's default, which users know
 
 
@@ -57,9 +62,31 @@ def gpus() -> int:
     if visible is not None:
         return len([part for part in visible.split(",") if part.strip()])
     try:
-        return len(os.listdir("/proc/driver/nvidia/gpus"))
+        return len(os.listdir(GPUS))
     except OSError:
         return 0
+
+
+def accelerators(directory: str = GPUS) -> dict[str, int]:
+    """Return what stands for the kind of GPUs in the resources of a node, e.g. {"accelerator_type:A100": 1}.
+
+    Args:
+        directory: where the driver tells of each of them.
+    """
+    found = {}
+    for path in sorted(glob.glob(os.path.join(directory, "*", "information"))):
+        with contextlib.suppress(OSError), open(path) as file:
+            models = [line.partition(":")[2] for line in file if line.startswith("Model:")]
+            found.update({f"{ACCELERATOR}{accelerator_name(model)}": 1 for model in models})
+    return found
+
+
+def accelerator_name(model: str) -> str:
+    """Return what Ray calls GPUs of a model: "NVIDIA A100-SXM4-40GB" A100, "GeForce RTX 3090" GeForce-RTX-3090."""
+    words = [word for word in model.split() if word not in ("NVIDIA", "Tesla", "Quadro")] or ["unknown"]
+    number = next((index for index, word in enumerate(words) if any(map(str.isdigit, word))), len(words) - 1)
+    name = [*words[:number], words[number].partition("-")[0]]
+    return (" " if all(map(str.isupper, name[:-1])) else "-").join(name)
 
 
 def python_minor() -> str:
@@ -96,7 +123,7 @@ def total_resources(settings: dict[str, Any]) -> dict[str, int]:
             raise ConfigError(f"the name of a resource must not hold '@', as {name!r} does")
         if not is_text(name):
             raise ConfigError(f"the name of a resource must be a text that can be encoded, not {name!r}")
-    given.update(settings.get("resources") or {})
+    given = (accelerators() if given["GPU"] else {}) | given | (settings.get("resources") or {})
     if isinstance(given["GPU"], float) and given["GPU"] != int(given["GPU"]):
         raise ConfigError(f"num_gpus of a node must be a whole number, not {given['GPU']!r}")
     for name, amount in given.items():
@@ -276,6 +303,9 @@ def memory_limit(settings: dict[str, Any]) -> int:
     given = settings.get("memory_limit") or 0
     if not isinstance(given, int) or given < 0:
         raise ConfigError(f"memory_limit must be bytes, not {given!r}")
+    if 0 < given < MEMORY_LIMIT_MIN:
+        text = f"memory_limit must be at least {MEMORY_LIMIT_MIN:,} bytes, as one worker takes that, not {given:,}"
+        raise ConfigError(text)
     return given
 
 

@@ -144,7 +144,7 @@ class Mesh:
         """Say why nobody took us in, as far as we know."""
         seeds = ", ".join(f"{host}:{port}" for host, port in self._seeds)
         return (
-            f"no member answered in {timeout_s:.1f} s at {seeds}: {self._sockets.state_of(self._seeds)}. "
+            f"no member took us in at {seeds} ({timeout_s:.0f} s): {self._sockets.state_of(self._seeds)}. "
             f"A member answers to {self._host}:{self._port}-{self._port + 2}: see --host, --advertise, the firewall"
         )
 
@@ -368,7 +368,7 @@ class Mesh:
 
         def made(segment: int, why: str) -> None:
             if segment:
-                self._segments.open(segment, self._me, lambda fd, _: self._fill(effect, size, segment, os.dup(fd)))
+                self._segments.open(segment, self._me, lambda fd: self._fill(effect, size, segment, os.dup(fd)))
                 return
             used, capacity = self._segments.used_bytes, self._segments.ledger.capacity_bytes
             error = f"{size:,} bytes do not fit into the store of this host, where {used:,} of {capacity:,} are in use"
@@ -437,11 +437,11 @@ class Mesh:
         if segments:
             self._bulk.unmap(segments, lambda closed, busy: self._segments.closed(self._me, closed, busy))
 
-    def _open_segment(self, oid: ObjectID, segment: int, then: Callable[[int, int, str], None]) -> None:
-        """Find the bytes somebody asks for: `then` gets a descriptor to keep, or -1, and the segment they lie in."""
+    def _open_segment(self, oid: ObjectID, segment: int, then: Callable[[int, int], None]) -> None:
+        """Find the bytes somebody asks for: `then` gets a descriptor to keep, or why not, and the segment."""
         copy = self._copies.get(oid)
         place = copy[0] if copy is not None else segment
-        self._segments.open(place, self._me, lambda fd, full: then(os.dup(fd) if fd >= 0 else -1, place, full))
+        self._segments.open(place, self._me, lambda fd: then(os.dup(fd) if fd >= 0 else fd, place))
 
     # The end.
 

@@ -24,18 +24,20 @@ from zmesh.core.node import Executing, Limits, NodeCore
 from zmesh.core.pressure import Pressure
 from zmesh.core.tables import table_sizes
 from zmesh.core.timers import Timers
-from zmesh.exceptions import ConfigError, RemoteProtocolError
+from zmesh.exceptions import ConfigError, RemoteProtocolError, UnknownWordError
 from zmesh.runtime import machine
 from zmesh.runtime.blackbox import BlackBoxes
 from zmesh.runtime.forkserver import Ended, ForkServer, Started
 from zmesh.runtime.memory import MemoryGauge, anonymous_bytes
 from zmesh.runtime.processes import open_pidfd, raise_fd_limit
+from zmesh.runtime.rehearsal import rehearse
 from zmesh.runtime.rundir import RunDir
 from zmesh.runtime.segments import SegmentServer
 from zmesh.runtime.spill_files import SpillDisk
 from zmesh.runtime.worker_main import run_worker
-from zmesh.wire.codec import decode, encode
-from zmesh.wire.ids import NODE_ID_BYTES, PeerID, is_guest, node_peer
+from zmesh.wire.checks import checked
+from zmesh.wire.codec import encode
+from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, PeerID, is_guest, node_peer
 from zmesh.wire.messages import Trim
 from zmesh.wire.store_messages import Unmap
 
@@ -177,8 +179,10 @@ class Node:
         from zmesh.runtime.mesh import Mesh
 
         path = keyring_path("default", settings.get("key_file"))
-        # One who joins must have the key of those he joins: a new one would be of no use.
-        keyring = Keyring.load(path) if settings.get("join") else Keyring.load_or_create(path)
+        # One who joins must have the key of those he joins, and who names a file means one that is there: a new key
+        # would be of no use, or behind a slip of the pen a mesh of its own.
+        old = settings.get("join") or settings.get("key_file")
+        keyring = Keyring.load(path) if old else Keyring.load_or_create(path)
         host, port = machine.listen_address(settings)
         self._mesh = Mesh(
             settings | {"host": host, "port": port},
@@ -202,15 +206,24 @@ class Node:
     def _arrived(self, source: PeerID, frame: bytes) -> None:
         """A word for this node came from another host."""
         try:
-            message = decode(frame)
+            message = checked(frame)
         except RemoteProtocolError as error:
-            print(f"zmesh node: {source.hex()}: {error}", file=sys.stderr, flush=True)
+            self._complain(source, error)
             return
         self.core.receive(source, message, monotonic())
 
+    def _complain(self, source: PeerID, error: RemoteProtocolError) -> None:
+        print(f"zmesh node: {source.hex()}: {error}", file=sys.stderr, flush=True)
+
     def _forward(self, source: PeerID, to: PeerID, frame: bytes) -> None:
         """A client of this host sends a peer something that only we can reach."""
-        self.core.forward(source, to, frame, monotonic())
+        if self._is_client(source) and len(to) == PEER_ID_BYTES:
+            self.core.forward(source, to, frame, monotonic())
+
+    def _is_client(self, peer: PeerID) -> bool:
+        """Whether that may be the name of a process of this host: not this node's own, nor one it speaks for itself."""
+        ours = len(peer) == PEER_ID_BYTES and peer[:NODE_ID_BYTES] == self.node_id and not is_guest(peer)
+        return ours and peer != self._me and peer not in self._keepers
 
     def _send(self, effect: fx.Send) -> None:
         if effect.to in self._keepers:
@@ -325,23 +338,29 @@ class Node:
                 read(fd)
 
     def _deliver(self, peer: PeerID, frame: bytes) -> None:
-        try:
-            message = decode(frame)
-        except RemoteProtocolError as error:
-            print(f"zmesh node: {peer.hex()}: {error}", file=sys.stderr, flush=True)
+        if not self._is_client(peer):
             return
-        self._note(peer, message)
+        try:
+            message = checked(frame)
+        except UnknownWordError as error:
+            self._complain(peer, error)
+            return
+        except RemoteProtocolError as error:
+            self.core.expel(peer, str(error), monotonic())
+            self._carry_out()
+            return
         self.core.receive(peer, message, monotonic())
+        if peer not in self._slots and peer not in self._pidfds:
+            self._note(peer)
         self._carry_out()
 
-    def _note(self, peer: PeerID, message: Any) -> None:
-        """See to the descriptors of clients that come and go."""
-        pid = getattr(message, "pid", None) if peer not in self._slots and peer not in self._pidfds else None
-        if pid is not None:
-            fd = open_pidfd(pid)
-            if fd is not None:
-                self._pidfds[peer] = fd
-                self._watch(fd, lambda _: self._client_ended(peer))
+    def _note(self, peer: PeerID) -> None:
+        """Watch the process of a client that has come."""
+        pid = self.core.pid_of(peer)
+        fd = open_pidfd(pid) if pid else None
+        if fd is not None:
+            self._pidfds[peer] = fd
+            self._watch(fd, lambda _: self._client_ended(peer))
 
     def _carry_out(self) -> None:
         while self._effects:
@@ -542,7 +561,11 @@ def _start(settings: dict[str, Any], ready: int) -> Node:
         os.close(null)
         boxes = BlackBoxes(BOX_SLOTS)
         forks = ForkServer.start(
-            boxes, lambda start: run_worker(start, run_dir), [run_dir.lock_fd, ready], WORKER_MODULES
+            boxes,
+            lambda start: run_worker(start, run_dir),
+            [run_dir.lock_fd, ready],
+            WORKER_MODULES,
+            rehearse(run_dir),
         )
         node = Node(settings, run_dir, forks, boxes, settings["driver"])
         run_dir.write_record(node.record)

@@ -1,6 +1,7 @@
 """Start and stop a node from a program or a command; watch processes by pidfd."""
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -30,7 +31,9 @@ def open_pidfd(pid: int) -> int | None:
     """Return a descriptor that is readable once the process is gone, or None if it is already."""
     try:
         return os.pidfd_open(pid)
-    except ProcessLookupError:
+    except OSError as error:
+        if error.errno not in (errno.ESRCH, errno.EINVAL, errno.ENOENT):  # the last two: it is no process but a thread
+            raise
         return None
 
 
@@ -144,11 +147,13 @@ def stop_node(record: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         if now is None or (now["pid"], now["node"]) != (record["pid"], record["node"]):
             return {}
         kill(pidfd, signal.SIGTERM)
-        if not wait_exit(pidfd, timeout_s):
+        obeyed = wait_exit(pidfd, timeout_s)
+        if not obeyed:
             kill(pidfd)
             wait_exit(pidfd, timeout_s)
         fd, farewell = farewell, None
-        return rundir.read_farewell(fd) if fd is not None else {}
+        told = rundir.read_farewell(fd) if fd is not None else {}
+        return told if obeyed else told | {"notes": [f"the node did not end in {timeout_s:g} s, and was killed"]}
     finally:
         os.close(pidfd)
         if farewell is not None:

@@ -582,7 +582,8 @@ class Reactor:
                 self._back_parked = False
                 self._back_gate.release()
             self.holder = 0
-        self._thread.join(timeout=5)
+        if self._thread.ident is not None:  # else it was never started
+            self._thread.join(timeout=5)
         self.sockets.close(linger_ms)
         in_main = threading.current_thread() is threading.main_thread()
         if self._previous_handler is not None and in_main and signal.getsignal(signal.SIGINT) == self._on_signal:

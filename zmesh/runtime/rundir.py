@@ -71,7 +71,8 @@ class RunDir:
             ConfigError: a node of that name runs already, or the name is no name.
         """
         if name is not None and (not _NAME.fullmatch(name) or name.startswith((_PRIVATE, "."))):
-            raise ConfigError(f"{name!r} is no name for a node: use 1 to 32 letters, digits, dots, dashes, underscores")
+            text = "use 1 to 32 letters, digits, dots, dashes, underscores, and begin with neither a dot nor `p-`"
+            raise ConfigError(f"{name!r} is no name for a node: {text}")
         top = base()
         _sweep(top)
         path = os.path.join(top, name if name is not None else f"{_PRIVATE}{os.urandom(4).hex()}")
@@ -207,6 +208,14 @@ def running(path: str) -> dict[str, Any] | None:
     """Return the record of the node whose directory this is, or None if it does not run."""
     record = _record(path) if _is_held(path) else None
     return record if record is not None and record.get("born") == _born(record["pid"]) != 0 else None
+
+
+def absence(name: str) -> str:
+    """Say that no node of a name runs, and what has become of the last one, if that ended in no good order."""
+    text = f"no node named {name!r} of this user runs on this host"
+    path = os.path.join(base(), name)
+    last = _record(path) if _NAME.fullmatch(name) else None
+    return text if last is None else f"{text}: the last one (pid {last['pid']}) was killed, or crashed; see {path}/log"
 
 
 def was_killed(name: str, node: str) -> bool:

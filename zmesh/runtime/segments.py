@@ -32,6 +32,7 @@ from zmesh.runtime.spill_files import SpillDisk, SpillFile
 from zmesh.runtime.store import SEALS, lift_descriptor_limit, receive
 from zmesh.wire.ids import PeerID
 
+LOST, NO_ROOM = -1, -2  # instead of a descriptor: there are no such bytes, or no room to bring them back from disk
 GUEST_PIECE_BYTES = 512 * 1024  # of a segment in one message of a guest
 
 
@@ -48,6 +49,7 @@ class _Segment:
 class _Connection:
     socket: socket.socket
     peer: PeerID = b""  # empty until it said hello
+    over: bool = False  # its process is gone; what it said before may still be read
 
 
 class SegmentServer:
@@ -158,20 +160,16 @@ class SegmentServer:
         self.ledger.hold(segment)
         return os.dup(self._segments[segment].fd)
 
-    def open(self, segment: int, peer: PeerID, then: Callable[[int, str], None]) -> None:
+    def open(self, segment: int, peer: PeerID, then: Callable[[int], None]) -> None:
         """Have `then` called with a descriptor of a segment, ours to lend and open until it is dropped.
 
-        At once, or when it is back from disk. `peer` maps it and answers `unmap`; b"": nobody does. A descriptor of -1
-        stands for a segment that is lost, or, with a text, for one that finds no room in memory, which the text tells.
+        Or with LOST or NO_ROOM. At once, or when it is back from disk. `peer` maps it and answers `unmap`; b"": nobody
+        does.
         """
 
         def opened(why: str, text: str) -> None:
-            if why and why != GONE:
-                used = f"{self.ledger.used_bytes:,} of {self.ledger.capacity_bytes:,} bytes are in use"
-                full = f"it is on disk, and there is no room in the store of its host, where {used}"
-                then(-1, f"{full}: {text}" if text else full)
-            else:
-                then(-1 if why else self._segments[segment].fd, "")
+            del text
+            then(self._segments[segment].fd if not why else LOST if why == GONE else NO_ROOM)
 
         self.ledger.open(segment, peer, monotonic(), opened)
         self._carry_out()
@@ -211,6 +209,8 @@ class SegmentServer:
 
     def drop_unused_of(self, peer: PeerID, used: Collection[int]) -> None:
         """A producer died: drop what it kept for later, which is all that no object lies in, and what it waits for."""
+        for connection in self._connections.values():
+            connection.over = connection.over or connection.peer == peer
         self.ledger.gone(peer, monotonic())
         self.drop([segment for segment in self.segments_of(peer) if segment not in used])
 
@@ -318,10 +318,11 @@ class SegmentServer:
                 if known is None or not 0 <= at <= at + nbytes <= known.size or nbytes > GUEST_PIECE_BYTES:
                     answer([])
                     return
+                full = [b"", self.ledger.capacity_bytes]
                 self.open(
                     segment,
                     b"",
-                    lambda fd, full: answer([os.pread(fd, nbytes, at)] if fd >= 0 else [full] * bool(full)),
+                    lambda fd: answer([os.pread(fd, nbytes, at)] if fd >= 0 else full if fd == NO_ROOM else []),
                 )
             case "unregister", [list(segments)]:
                 mine = self._produced.get(peer, {})
@@ -439,6 +440,8 @@ class SegmentServer:
 
     def _register(self, connection: _Connection, number: int, segment: int, fds: list[int]) -> None:
         """Book a client's segment, now or when there is room; what is not answered now is parked."""
+        if connection.over:
+            raise ValueError("nobody would ever drop it")
         if not fds or segment in self._parked:  # if this process has too many open files, the kernel dropped it
             self._answer(connection, [number, *self._numbers(FULL)])
             return

@@ -31,6 +31,7 @@ import msgpack
 
 import zmesh.exceptions
 from zmesh.exceptions import LocalProtocolError, MeshError, RemoteTraceback, SerializationError, TaskError
+from zmesh.runtime.errors import portable, solid_base
 
 ERROR_TEXT_BYTES_MAX = 64 * 1024
 ERROR_PICKLE_BYTES_MAX = 1024 * 1024  # an error is inline: a message must stay a message
@@ -47,7 +48,6 @@ _HEAD = struct.Struct("<B3xIQ")  # 0x00, number of buffers, bytes of the stream;
 _THREADED_COPY_BYTES = 256 * 1024
 
 _HERE = os.path.dirname(os.path.abspath(zmesh.exceptions.__file__)) + os.sep
-_HEAP_TYPE = 1 << 9  # of type.__flags__: made by a class statement. The first base without it lays out the instance.
 _PLAIN_TYPES = frozenset((bool, bytes, bytearray, complex, float, int, str, type(None)))
 
 _dumps = pickle.dumps
@@ -89,7 +89,7 @@ def note_ref(ref: Any) -> None:
     stack = _packing.stack
     if not stack:
         raise LocalProtocolError(
-            "an ObjectRef or ActorHandle can only be pickled inside a zmesh call: pass it on, return it, or put it"
+            "an ObjectRef or handle can only be pickled inside a zmesh call: pass it, return it, or put it"
         )
     stack[-1].append(ref)
 
@@ -417,13 +417,13 @@ def _parts_of_function(function: types.FunctionType, path: str) -> Iterator[tupl
 
 
 def _parts_of_state(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    own: Any = type(value).__getstate__
-    if own is not object.__getstate__:
+    cls: Any = type(value)
+    if cls.__getstate__ is not object.__getstate__:
         state = value.__getstate__()  # what it wants pickled, which may leave attributes out
     else:
         state = getattr(value, "__dict__", None)
-        for cls in type(value).__mro__:
-            slots = cls.__dict__.get("__slots__", ())
+        for base in cls.__mro__:
+            slots = base.__dict__.get("__slots__", ())
             for name in (slots,) if isinstance(slots, str) else slots:
                 if hasattr(value, name):
                     yield f"{path}.{name}", getattr(value, name)
@@ -497,10 +497,8 @@ def _task_error(
 def _combined(cause: BaseException) -> TaskError:
     """Return an instance of TaskError and of the cause's class, like the cause, without running the user's __init__."""
     cls = type(cause)
-    solid = combined = _task_error_class(cls)
-    while solid.__flags__ & _HEAP_TYPE:
-        solid = solid.__base__  # type: ignore[assignment]  # it ends at BaseException at the latest
-    error = solid.__new__(combined, *cause.args)
+    combined = _task_error_class(cls)
+    error: TaskError = solid_base(combined).__new__(combined, *cause.args)
     error.args = cause.args
     for base in cls.__mro__:
         for name, field in vars(base).items():
@@ -546,7 +544,7 @@ def _pickled_error(error: BaseException) -> bytes | None:
     refs: list[Any] = []
     _packing.stack.append(refs)
     try:
-        data = _dump(error, refs, None)
+        data = _dump(portable(error), refs, None)
     except BaseException:  # The user's __reduce__ may raise anything, and the task's error matters more.
         return None
     finally:

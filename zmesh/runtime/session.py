@@ -16,7 +16,7 @@ from typing import Any
 from zmesh.core import effects as fx
 from zmesh.core.client import ClientCore
 from zmesh.core.records import Entry, Inputs, Spec, Task
-from zmesh.exceptions import ArgumentError, GetTimeoutError, LocalProtocolError, NotRunningError, SerializationError
+from zmesh.exceptions import ArgumentError, GetTimeoutError, NotRunningError, SerializationError
 from zmesh.object_ref import ObjectRef
 from zmesh.runtime import calls, serialization
 from zmesh.runtime.actor_session import ActorSession
@@ -132,6 +132,7 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCall
 
         def place(value: Any) -> Any:
             if isinstance(value, ObjectRef):
+                value._session.check_open()
                 deps.append(value._entry)
                 return calls.Placeholder(len(deps) - 1)
             return value
@@ -335,8 +336,7 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCall
 
     def note(self, ref: "ObjectRef[Any]") -> bytes:
         """A ref is being pickled: note it for the value under way; returns its ID."""
-        if ref._session is not self:
-            raise LocalProtocolError("this ObjectRef belongs to a mesh that was shut down")
+        self.check_open()
         serialization.note_ref(ref)
         return self.object_id(ref._entry)
 
@@ -356,6 +356,15 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCall
         """Cancel everything this program submitted and has no result of; does not wait."""
         self._do(lambda: self.core.cancel_all(monotonic()))
 
+    def check_open(self) -> None:
+        """Check that what belongs to this session is of any use. Before the lock: it may have been held at a fork.
+
+        Raises:
+            MeshError: it was shut down, or belongs to the process this one was forked from.
+        """
+        if self.closed:
+            self.reactor.check_usable()
+
     def _do(self, action: Callable[[], None]) -> None:
         """Run one input of the core under the lock and carry out what it asks for.
 
@@ -363,8 +372,7 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCall
             MeshError: this session was shut down, or belongs to the process this one was forked from.
         """
         reactor = self.reactor
-        if self.closed:
-            reactor.check_usable()  # before the lock, which may have been held as we were forked
+        self.check_open()
         with reactor.lock:
             reactor.holder = threading.get_ident()
             action()

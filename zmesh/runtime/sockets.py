@@ -33,7 +33,7 @@ _send = zmq.backend.Socket.send  # without the checks for draft sockets that zmq
 # each forked worker its own.
 _Socket = zmq.backend.Socket
 _MORE_FOLLOWS = int(zmq.RCVMORE)
-_FD, _BLOCKY, _MAX_SOCKETS = int(zmq.FD), int(zmq.BLOCKY), int(zmq.MAX_SOCKETS)
+FD, _BLOCKY, _MAX_SOCKETS = int(zmq.FD), int(zmq.BLOCKY), int(zmq.MAX_SOCKETS)
 
 SOCKETS_MAX = 16_384  # of a node, a link for each member among them; libzmq's default is 1,023
 # Of a client: a link for each actor of its host that somebody else made, and the host has no more than 4,096 workers.
@@ -70,14 +70,24 @@ class ClientSockets:
         me: PeerID; the routing id of every link this process dials.
         node: PeerID of the node.
         path_of: returns the ipc path of a peer on this host.
+        context: of the sockets, closed with them; None: one of its own.
+        socket_class: called with the context and a type of socket.
     """
 
-    def __init__(self, me: PeerID, node: PeerID, path_of: Callable[[PeerID], str]) -> None:
+    def __init__(
+        self,
+        me: PeerID,
+        node: PeerID,
+        path_of: Callable[[PeerID], str],
+        context: Any = None,
+        socket_class: Callable[[Any, int], Any] = _Socket,
+    ) -> None:
         self._me = me
         self._here = me[:NODE_ID_BYTES]
         self._node = node
         self._path_of = path_of
-        self._context = new_context(sockets_max=CLIENT_SOCKETS_MAX)
+        self._context = new_context(sockets_max=CLIENT_SOCKETS_MAX) if context is None else context
+        self._socket_class = socket_class
         self.changed = True  # the list of descriptors is not what it was
         self._by_fd: dict[int, tuple[PeerID, Any]] = {}  # {descriptor: (peer, socket)}; the ROUTER's peer is b""
         self._touched: dict[int, tuple[PeerID, Any]] = {}  # those of them that may hold a frame whose edge is gone
@@ -92,12 +102,12 @@ class ClientSockets:
         self._dialled_us: dict[PeerID, bool] = {}  # {peer: True} that spoke to our ROUTER: it is answered there
 
     def _dial(self, peer: PeerID) -> None:
-        link = _tune(_Socket(self._context, _DEALER))
+        link = _tune(self._socket_class(self._context, _DEALER))
         link.set(_ROUTING_ID, self._me)
         # A peer's address is never used again: dialling a dead one for ever would only wake the I/O thread.
         link.set(_RECONNECT_IVL, -1)
         link.connect(f"ipc://{self._path_of(peer)}")
-        fd = link.get(_FD)
+        fd = link.get(FD)
         self._links[peer] = (fd, link)
         self._by_fd[fd] = (peer, link)
         self.changed = True
@@ -105,12 +115,12 @@ class ClientSockets:
     def listen(self) -> None:
         """Bind the ROUTER that thieves dial; a worker does it with the first task it submits."""
         if self._router is None:
-            router = _tune(_Socket(self._context, _ROUTER))
+            router = _tune(self._socket_class(self._context, _ROUTER))
             router.set(_HANDOVER, 1)
             router.set(_MANDATORY, 1)
             router.bind(f"ipc://{self._path_of(self._me)}")
             self._router = router
-            self._router_fd = router.get(_FD)
+            self._router_fd = router.get(FD)
             self._by_fd[self._router_fd] = (b"", router)
             self.changed = True
 
@@ -142,7 +152,7 @@ class ClientSockets:
             fd, link = found
             self._touched[fd] = (to, link)
             try:
-                _send(link, frame, _DONTWAIT)
+                link.send(frame, _DONTWAIT)
             except zmq.Again:
                 return  # it hung up, and no link redials
         elif to[:NODE_ID_BYTES] != self._here or is_guest(to):
@@ -153,8 +163,8 @@ class ClientSockets:
         elif self._router is not None:
             self._touched[self._router_fd] = (b"", self._router)
             try:
-                _send(self._router, to, _MORE)
-                _send(self._router, frame, _DONTWAIT)
+                self._router.send(to, _MORE)
+                self._router.send(frame, _DONTWAIT)
             except zmq.ZMQError:
                 pass
 
@@ -162,8 +172,8 @@ class ClientSockets:
         """Have our node pass on a frame."""
         fd, link = self._links[self._node]
         self._touched[fd] = (self._node, link)
-        _send(link, to, _MORE)
-        _send(link, frame, _DONTWAIT)
+        link.send(to, _MORE)
+        link.send(frame, _DONTWAIT)
 
     @property
     def context(self) -> Any:

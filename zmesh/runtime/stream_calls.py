@@ -3,7 +3,6 @@
 Mixed into runtime/session.py.
 """
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from time import monotonic
@@ -31,9 +30,13 @@ class StreamCalls:
                 if len(outputs) > before or task.status != PENDING:
                     continue
                 listen(task, waiter)
-            in_task = threading.get_ident() == self._task_thread
             deadline = None if timeout is None else monotonic() + timeout
-            if not self.reactor.wait(waiter, deadline, in_task=in_task):
+            try:
+                there = self.wait_for(waiter, deadline)
+            finally:
+                with self.reactor.lock:
+                    unlisten(task, waiter)
+            if not there:
                 raise GetTimeoutError(f"item {index} of {task.spec.name} was not there after timeout={timeout} s")
         if task.spec.options.get("backpressure"):
             self._do(lambda: self.core.tasks.consumed(task, index + 1))

@@ -4,6 +4,7 @@ Which task is next, when results leave and what is given back is core/worker.py'
 and nothing that it does may cost more than this process: the forkserver reaps it, the node tells the victim.
 """
 
+import atexit
 import contextlib
 import io
 import os
@@ -33,7 +34,7 @@ from zmesh.runtime.rundir import RunDir
 from zmesh.runtime.session import INLINE_BYTES_MAX, Session
 from zmesh.runtime.sockets import ClientSockets
 from zmesh.runtime.store import Store
-from zmesh.wire.ids import node_peer
+from zmesh.wire.ids import NODE_ID_BYTES, node_peer
 from zmesh.wire.messages import (
     CANCELLED,
     END,
@@ -85,7 +86,7 @@ class LabelledOutput(io.RawIOBase):
 class Worker:
     """One worker process from its first to its last breath."""
 
-    def __init__(self, start: WorkerStart, run_dir: RunDir) -> None:
+    def __init__(self, start: WorkerStart, run_dir: RunDir, sockets: ClientSockets) -> None:
         self._start = start
         self.pid = os.getpid()
         self._functions: dict[bytes, Any] = {}  # {digest: (function, classes to retry) or the error of loading it}
@@ -104,9 +105,8 @@ class Worker:
         self._leave = start.boxes.leaving(start.slot)
         self._label = start.boxes.labelling(start.slot)
         self._labelled_spec: WorkSpec | None = None  # what the black box says we run
-        node = node_peer(start.peer[:8])
         self.core = WorkerCore(start.peer, [], Timers(), describe_status, self._attached)
-        self.sockets = ClientSockets(start.peer, node, run_dir.socket_of)
+        self.sockets = sockets
         self.store = Store(run_dir.segments_socket(), start.peer, late=True)
         handlers: dict[type[Any], Callable[[Any], None]] = {
             fx.Recycle: lambda effect: self.session.recycle(effect),
@@ -133,7 +133,8 @@ class Worker:
         with self.reactor.lock:
             self.core.effects.append(fx.Send(self.core.node, Hello("worker", self.pid)))
             self.reactor.pump(monotonic())
-        self._loop()
+        self.work()
+        atexit._run_exitfuncs()  # what user code registered, as at the end of any program; forks skip it otherwise
         self.session.close(linger_ms=1000)
 
     def _labelled(self, fd: int) -> Any:
@@ -161,7 +162,8 @@ class Worker:
 
     # The loop.
 
-    def _loop(self) -> None:
+    def work(self) -> None:
+        """Run one task after the other until told to stop."""
         reactor, core = self.reactor, self.core
         idle = Waiter(1)
         me = threading.get_ident()
@@ -302,6 +304,18 @@ class Worker:
             return self._arguments(running)
         except _ArgumentLost as lost:
             raise lost.error from None
+        finally:
+            # In this order: who notes that a caller is dead asks for the first after it has set the second.
+            running.unpacked = True
+            if self.core.bereaved:
+                self._mourn()
+
+    def _mourn(self) -> None:
+        with self.reactor.lock:
+            self.reactor.holder = threading.get_ident()
+            self.core.mourn()
+            self.reactor.pump(monotonic())
+            self.reactor.holder = 0
 
     def _arguments(self, running: Running) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if running.deps == () and type(running.args) is bytes:
@@ -494,6 +508,11 @@ class WorkerSession(Session):
         """Return the actor this process is, if it is one."""
         return self.worker.actor
 
+    def own_handle(self) -> Entry:
+        """Return the entry of a handle of the actor this process is."""
+        assert self.worker.actor is not None
+        return self.worker.actor.own_handle()
+
     def _caller(self) -> bytes:
         running = self.worker.current() if self.worker.actor is not None else None
         return b"" if running is None else running.victim
@@ -526,4 +545,5 @@ def _from_async(values: Any) -> Iterator[Any]:
 
 def run_worker(start: WorkerStart, run_dir: RunDir) -> None:
     """Be a worker: called in the freshly forked process."""
-    Worker(start, run_dir).run()
+    sockets = ClientSockets(start.peer, node_peer(start.peer[:NODE_ID_BYTES]), run_dir.socket_of)
+    Worker(start, run_dir, sockets).run()

@@ -6,6 +6,7 @@ from typing import Any
 
 from zmesh import api
 from zmesh.exceptions import ConfigError
+from zmesh.limits import check_whole
 from zmesh.remote_function import RemoteFunction
 
 __all__ = ["as_completed", "map_unordered"]
@@ -26,7 +27,7 @@ def as_completed(
         GetTimeoutError: not all were there in time.
         TaskError: a task raised; those after it are not yielded.
     """
-    _check("chunk_size", chunk_size)
+    check_whole("chunk_size", chunk_size)
     for ref in api.as_completed(refs, timeout):
         yield ref if yield_obj_refs else api.get(ref)
 
@@ -51,9 +52,9 @@ def map_unordered(
     Raises:
         TaskError: a task raised; what comes after it is not yielded.
     """
-    _check("chunk_size", chunk_size)
+    check_whole("chunk_size", chunk_size)
     if backpressure_size is not None:
-        _check("backpressure_size", backpressure_size)
+        check_whole("backpressure_size", backpressure_size)
     if not isinstance(fn, RemoteFunction):
         raise ConfigError(f"map_unordered() takes a remote function, not {fn!r}: use @zmesh.remote, or zmesh.map")
     source = iter(items)
@@ -62,8 +63,3 @@ def map_unordered(
         ready, under_way = api.wait(under_way)
         under_way += [fn.remote(item) for item in itertools.islice(source, 1)]
         yield ready[0] if yield_obj_refs else api.get(ready[0])
-
-
-def _check(name: str, value: Any) -> None:
-    if type(value) is not int or value < 1:
-        raise ConfigError(f"{name} must be a whole number from 1, not {value!r}")

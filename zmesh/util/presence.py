@@ -7,7 +7,8 @@ from typing import Any
 
 from zmesh import api
 from zmesh.actor import ActorHandle
-from zmesh.exceptions import ConfigError, LocalProtocolError, MeshError
+from zmesh.exceptions import LocalProtocolError, MeshError
+from zmesh.limits import check_whole
 from zmesh.remote_function import remote
 
 _OPTIONS = {"num_cpus": 0, "max_concurrency": 1_000_000}  # each who is present has a call under way
@@ -59,8 +60,7 @@ def start(cls: type[Presence], name: str, count: Any, actor_options: dict[str, A
         ConfigError: `count`, called `name`, is no whole number from 1.
         LocalProtocolError: zmesh runs with local=True.
     """
-    if type(count) is not int or count < 1:
-        raise ConfigError(f"{name} must be a whole number from 1, not {count!r}")
+    check_whole(name, count)
     if api.auto_init().information.get("local"):
         raise LocalProtocolError(
             "with local=True everything runs in one thread, where nobody else could let go of a semaphore or come to a "

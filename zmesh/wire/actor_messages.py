@@ -92,6 +92,22 @@ class KillActor:
     no_restart: bool
 
 
+@dataclass(slots=True)
+class ShareActor:
+    """Actor to its owner: I want a handle of myself; have our home count me, as nobody may have told it of me yet."""
+
+    request: int
+    actor: ObjectID
+
+
+@dataclass(slots=True)
+class ActorShared:
+    """Answer to ShareActor: it does, or `error` says why not."""
+
+    request: int
+    error: str = ""
+
+
 # Names of actors, and of placement groups. An entry is [namespace, name, ActorID, description for handles].
 
 

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 import msgpack
 
-from zmesh.exceptions import RemoteProtocolError
+from zmesh.exceptions import RemoteProtocolError, UnknownWordError
 from zmesh.wire.messages import MESSAGES
 
 _PLAIN = {int: int, float: float, bytes: bytes, str: str, bool: bool}
@@ -59,7 +59,8 @@ class Codec:
         Fields behind those we know are ignored (a newer minor version sent them); missing ones take their default.
 
         Raises:
-            RemoteProtocolError: not msgpack, an unknown code, too few fields or one of the wrong type.
+            UnknownWordError: an unknown code.
+            RemoteProtocolError: not msgpack, too few fields or one of the wrong type.
         """
         try:
             code, *values = msgpack.unpackb(frame, use_list=False, strict_map_key=False)
@@ -67,7 +68,7 @@ class Codec:
         except Exception as error:  # msgpack raises ValueError, its own classes, RecursionError, UnicodeDecodeError
             raise RemoteProtocolError(f"frame of {len(frame)} bytes is not a message: {type(error).__name__}") from None
         if cls is None:
-            raise RemoteProtocolError(f"message code {code} is unknown")
+            raise UnknownWordError(f"message code {code} is unknown")
         types = self._types[code]
         del values[len(types) :]
         if len(values) < self._required[code]:

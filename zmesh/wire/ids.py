@@ -43,6 +43,14 @@ def is_guest(peer: PeerID) -> bool:
     return peer[NODE_ID_BYTES : NODE_ID_BYTES + 1] == b"\xff"
 
 
+def guest_segment(segment: int, me: PeerID) -> int:
+    """Return what the node of the guest `me` calls a segment the guest wrote, and of that, again the guest's own id.
+
+    It brings the same bytes to each node it comes to, maybe to one where those of its former name still lie.
+    """
+    return segment ^ int.from_bytes(me[NODE_ID_BYTES + 1 :])
+
+
 def store_peer(node: NodeID) -> PeerID:
     """Return the PeerID under which a node's shared memory answers guests."""
     return node + bytes(TOKEN_BYTES - 1) + b"\x01"

@@ -28,6 +28,7 @@ from typing import Any
 
 from zmesh.wire.actor_messages import (
     ActorQuery,
+    ActorShared,
     ActorState,
     Call,
     CallerGone,
@@ -39,9 +40,11 @@ from zmesh.wire.actor_messages import (
     NameTold,
     Retire,
     Settle,
+    ShareActor,
     Unheld,
 )
 from zmesh.wire.counting_messages import COUNTING_MESSAGES
+from zmesh.wire.death_messages import DEATH_MESSAGES
 from zmesh.wire.group_messages import GROUP_MESSAGES
 from zmesh.wire.ids import NodeID, ObjectID, PeerID
 from zmesh.wire.keeper_messages import KEEPER_MESSAGES
@@ -590,4 +593,7 @@ MESSAGES: tuple[type[Any], ...] = (
     *LINEAGE_MESSAGES,
     *COUNTING_MESSAGES,
     *KEEPER_MESSAGES,
+    *DEATH_MESSAGES,
+    ShareActor,
+    ActorShared,
 )
