@@ -263,6 +263,7 @@ def test_objects_of_another_host_come_from_its_disk(nodes: Nodes) -> None:  # no
     assert zmesh.get(sums.options(**on(b)).remote(refs)) == [number * ITEMS for number in range(60)]
 
 
+@pytest.mark.slow
 def test_three_times_the_store_is_read_on_another_host(nodes: Nodes) -> None:  # noqa: F811
     """What was served a moment ago took all the room, and what came next was told to be lost."""
     a, b = nodes.start(store_bytes=STORE_BYTES // 4), nodes.start(store_bytes=STORE_BYTES // 4)
