@@ -58,6 +58,7 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     "zmesh.core.worker": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.actor_home": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.node": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
+    "zmesh.core.matchmaking": (*PURE, "zmesh.core.overbooked", "zmesh.wire.*"),
     "zmesh.core.tasks": (*PURE, "zmesh.core.streams", "zmesh.wire.*"),
     "zmesh.core.references": (*PURE, "zmesh.core.restored", "zmesh.core.nested", "zmesh.core.bequests", "zmesh.wire.*"),
     "zmesh.core.orphans": (*PURE, "zmesh.core.sightings", "zmesh.wire.*"),

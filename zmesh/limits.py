@@ -1,4 +1,4 @@
-"""What numbers may be: amounts of resources, counts, seconds. Larger ones would not fit into a message."""
+"""What numbers and names may be: amounts of resources, counts, seconds. Larger ones would not fit into a message."""
 
 from typing import Any
 
@@ -40,6 +40,11 @@ def is_text(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def is_mark(name: str) -> bool:
+    """Whether a name is no resource, but stands for a place or an environment in what a task asks for."""
+    return name == "spread" or name.startswith(("node:", "label:", "labels:", "env:"))
 
 
 def check_seconds(timeout: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from zmesh import label_selectors
 from zmesh import runtime_env as envs
 from zmesh.exceptions import ConfigError
-from zmesh.limits import AMOUNT_MAX, WHOLE_MAX, check_whole, is_amount, is_text, is_whole
+from zmesh.limits import AMOUNT_MAX, WHOLE_MAX, check_whole, is_amount, is_mark, is_text, is_whole
 
 UNIT = 10_000  # resources are counted in units of 1/10,000
 STREAMING = -1
@@ -127,7 +127,7 @@ def _check(options: TaskOptions) -> None:
     if options.resources is not None and not isinstance(options.resources, Mapping):
         raise ConfigError(f'resources must be a dict such as {{"disk": 1}}, not {options.resources!r}')
     for name, amount in (options.resources or {}).items():
-        if isinstance(name, str) and (name == "spread" or name.startswith(("node:", "label:", "labels:", "env:"))):
+        if isinstance(name, str) and is_mark(name):
             raise ConfigError(f"{name!r} is no resource: use scheduling_strategy=")
         if isinstance(name, str) and "@" in name:
             raise ConfigError(f"the name of a resource must not hold '@', as {name!r} does")

@@ -6,6 +6,8 @@ from typing import Any
 from zmesh import api
 from zmesh.actor import ActorHandle
 from zmesh.exceptions import LocalProtocolError
+from zmesh.limits import is_mark
+from zmesh.options import UNIT
 
 
 class RuntimeContext:
@@ -52,8 +54,10 @@ class RuntimeContext:
         worker = self._worker()
         if worker is None:
             return {}
-        shape = {name.partition("@")[0]: amount for name, amount in worker.core.thief.shape.items()}
-        return {name: n / 10_000 for name, n in shape.items() if name != "bundle" and not name.startswith("env:")}
+        shape = {name: amount for name, amount in worker.core.thief.shape.items() if not is_mark(name)}
+        booked = {name.partition("@")[0]: amount / UNIT for name, amount in shape.items()}
+        booked.pop("bundle", None)
+        return booked
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """Return {"GPU": [...]} of the running task."""

@@ -125,6 +125,16 @@ def test_the_segment_of_a_result_nobody_leases_is_freed(driver: Driver) -> None:
     assert driver.said(NODE) == [m.FreeSegments([(W, 7, True)])]
 
 
+def test_nothing_is_kept_of_a_worker_that_died(driver: Driver) -> None:
+    """Not even how to answer it: a program may outlive any number of workers."""
+    driver.steal()
+    driver.hear(NODE, died())
+    driver.core.effects.clear()
+    driver.pass_time(DRAIN_S)
+    assert driver.did(Disconnect) == [Disconnect(W)]
+    assert W not in driver.core.victim.thieves
+
+
 @pytest.mark.parametrize(
     ("reason", "name"), [("", "WorkerDiedError"), ("timeout", "TaskTimeoutError"), ("oom", "OutOfMemoryError")]
 )

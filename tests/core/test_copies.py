@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from zmesh.core.copies import UNUSED_S, Copies
+from zmesh.core.copies import FULL_PAUSE_S, FULL_TRIES, UNUSED_S, Copies
 from zmesh.core.effects import DropCopies, FetchCopy, Send
 from zmesh.core.pulls import Pulls
 from zmesh.core.timers import Timers
@@ -46,6 +46,32 @@ def test_two_who_ask_share_one_copy() -> None:
     desk.copies.pull(A, [(OID, *PLACE)], 2.0)
     assert desk.said() == [(A, Pulled([(OID, STORED, COPY)]))]
     assert len(desk.copies) == 1
+
+
+def test_one_that_finds_no_room_is_asked_for_again_for_whoever_wants_it() -> None:
+    desk = Desk()
+    desk.copies.pull(A, [(OID, *PLACE)], 0.0)
+    for tries in range(FULL_TRIES - 1):
+        assert desk.said() == [FetchCopy(OID, *PLACE)]
+        desk.copies.fetched(OID, None, "all is in use", float(tries), full=True)
+        assert desk.said() == []
+        desk.timers.tick(tries + FULL_PAUSE_S)
+    desk.said()
+    desk.copies.fetched(OID, None, "all is in use", 9.0, full=True)
+    [(_, word)] = desk.said()
+    assert word.objects[0][2][0] == "StoreFullError"
+
+
+def test_one_that_is_dropped_while_it_waits_to_be_asked_for_again_is_not() -> None:
+    desk = Desk()
+    desk.copies.pull(A, [(OID, *PLACE)], 0.0)
+    desk.copies.fetched(OID, None, "all is in use", 0.0, full=True)
+    desk.copies.let_go(A, [(OID, True)], 0.0)
+    desk.copies.keep(OID, *PLACE)
+    desk.copies.drop(OID)
+    desk.said()
+    desk.timers.tick(FULL_PAUSE_S)
+    assert desk.said() == []
 
 
 def test_a_copy_without_users_stays_for_the_next_and_goes_when_it_is_old() -> None:

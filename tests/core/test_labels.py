@@ -3,7 +3,9 @@
 import pytest
 
 from zmesh.core.labels import amount_of, said
+from zmesh.core.records import in_group, outside_group
 from zmesh.core.resources import Resources
+from zmesh.core.victim import Victim
 from zmesh.wire.messages import UNIT
 
 ZONE_A = {"CPU": UNIT, "label:zone": 1 << 40, "label:zone=a": 1 << 40}
@@ -31,6 +33,14 @@ def test_a_node_fits_if_its_labels_do(mark: str, in_a: bool, without: bool) -> N
         assert resources.fits(shape) == fits
         assert (resources.missing(shape) == "") == fits
         assert resources.count(shape, total) == fits
+
+
+def test_a_label_with_an_at_sign_is_of_no_placement_group() -> None:
+    mark = "label:mail=me@host"
+    assert not in_group(mark)
+    assert outside_group({"CPU": UNIT, mark: 1}) == {"CPU": UNIT, mark: 1}
+    assert Resources(NONE).missing({mark: 1}) != ""
+    assert Victim.describe({"CPU": UNIT, mark: 1, "spread": 1}) == "CPU 1, label mail=me@host, spread"
 
 
 def test_what_a_selection_books_is_what_is_beside_it() -> None:

@@ -202,6 +202,71 @@ def test_several_results_are_made_by_one_run_and_only_those_lost_are_replaced(ow
     assert m.FreeSegments([(NEAR, 4, True)]) in owner.said(NODE)
 
 
+def pair(owner: Owner, *, spec: Any = None) -> tuple[Task, list[Entry]]:
+    """A task with two results on the other host."""
+    owner.steal()
+    task = owner.submit(spec=spec or owner.core.new_spec(D, "pair", CPU, num_returns=2, max_retries=1))
+    owner.done(task, m.MANY, [(m.STORED, (1, 10, MAKER), []), (m.STORED, (2, 10, MAKER), [])])
+    assert task.outputs is not None
+    return task, task.outputs
+
+
+AGAIN = [(m.STORED, (3, 10, NEAR), []), (m.STORED, (4, 10, NEAR), [])]
+
+
+def test_what_was_lost_with_a_result_is_made_by_the_same_run(owner: Owner) -> None:
+    """One run for each would cost a retry for each: with max_retries=1 all but the first were lost."""
+    _, outputs = pair(owner)
+    owner.lose()
+    owner.localize(outputs[0])
+    owner.pulls_fail()
+    owner.steal(NEAR)
+    [(seq, attempt, _)] = owner.work()
+    owner.done((seq, attempt), m.MANY, AGAIN, peer=NEAR)
+    assert [output.value for output in outputs] == [(3, 10, NEAR), (4, 10, NEAR)]
+    assert owner.localize(*outputs) is None
+    assert not owner.work()
+    for output in outputs:
+        owner.core.references.drop(output)
+    assert not owner.core.lineage
+
+
+def test_what_was_lost_with_it_and_only_others_need_is_told_to_its_home(owner: Owner) -> None:
+    _, outputs = pair(owner)
+    first, second = outputs
+    oid = owner.oid(second)
+    owner.core.references.promote([second])
+    owner.core.references.drop(second)
+    owner.lose()
+    owner.localize(first)
+    owner.pulls_fail()
+    owner.steal(NEAR)
+    [(seq, attempt, _)] = owner.work()
+    owner.said(NODE)
+    owner.done((seq, attempt), m.MANY, AGAIN, peer=NEAR)
+    assert m.Resolve([(oid, m.STORED, (4, 10, NEAR), [])]) in owner.said(NODE)
+    owner.hear(NODE, Missing([(oid, 2, MAKER)]))  # asked before that was told
+    assert not owner.work()
+    owner.hear(NODE, Forget([oid]))
+    owner.core.references.drop(first)
+    assert not owner.core.lineage
+
+
+def test_what_lay_with_it_and_has_a_copy_here_stays_where_it_is(owner: Owner) -> None:
+    _, outputs = pair(owner)
+    owner.localize(outputs[1])
+    [pull] = owner.said(NODE, m.Pull)
+    owner.hear(NODE, m.Pulled([(pull.objects[0][0], m.STORED, (9, 10, NODE))]))
+    owner.lose()
+    owner.localize(outputs[0])
+    owner.pulls_fail()
+    owner.steal(NEAR)
+    [(seq, attempt, _)] = owner.work()
+    owner.done((seq, attempt), m.MANY, AGAIN, peer=NEAR)
+    assert [output.value for output in outputs] == [(3, 10, NEAR), (2, 10, MAKER)]
+    assert m.FreeSegments([(NEAR, 4, True)]) in owner.said(NODE)
+
+
 def test_a_result_that_is_small_the_second_time_is_inline(owner: Owner) -> None:
     task = owner.result()
     owner.lose()

@@ -133,6 +133,22 @@ def test_a_name_is_kept_by_three_nodes_and_found_from_all(seed: int) -> None:
     assert net.holders("a") == []
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_name_is_found_in_one_round_trip_from_everywhere(seed: int) -> None:
+    net = Net(9, seed)
+    net.take(net.living[3], "a")
+    net.settle()
+    for name, there in (("a", True), ("b", False)):
+        words = []
+        for node in net.living:
+            request, count = net.ask(node, m.NAME_FIND, name), 0
+            while net.step():
+                count += 1
+            assert bool(net.told[request]) == there
+            words.append(count)
+        assert sorted(words) == [0, *[2] * 8], "its home need ask nobody, all others ask it"
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_of_all_who_take_a_name_at_once_one_gets_it(seed: int) -> None:
     net = Net(5, seed)

@@ -8,6 +8,7 @@ import pytest
 from zmesh.core.effects import Effect, KillProcess, Send, Spawn, Warn
 from zmesh.core.matchmaking import AHEAD_S, SETTLE_S
 from zmesh.core.node import Executing, NodeCore
+from zmesh.core.overbooked import OVERBOOKED_S
 from zmesh.core.records import Limits
 from zmesh.core.timers import Timers
 from zmesh.wire import messages as m
@@ -175,6 +176,52 @@ def test_blocked_workers_lend_their_cpu_and_take_it_back(host: Host) -> None:
     assert host.core.resources.available["CPU"] == -m.UNIT
     states = [worker["state"] for worker in host.core.status(0)["workers"]]
     assert states == ["attached"] * 3
+
+
+def test_a_worker_that_came_for_the_program_as_its_parent_task_waited_goes_to_that() -> None:
+    """Blocked may come before the Demand it is about. Then nothing else happened, and the task waited for ever."""
+    host = Host(cpus=1)
+    host.driver()
+    (parent,) = attached(host)
+    host.core.receive(parent, m.Blocked(), host.now)
+    (other,) = host.born()
+    host.said()
+    host.core.receive(parent, m.Demand(DRIVER, CPU, 1, depth=1), host.now)
+    assert host.said(other) == [], "its client may be about to send it something"
+    host.pass_time(Limits().fresh_s)
+    assert [type(message) for message in host.said(other)] == [m.Detach]
+
+
+def test_those_that_run_more_than_there_is_after_waits_come_back_when_their_tasks_are_over(host: Host) -> None:
+    parents = attached(host, 2)
+    host.demand(4)
+    for parent in parents:
+        host.core.receive(parent, m.Blocked(), host.now)
+    children = host.born()
+    assert len(children) == 2
+    host.said()
+    host.boxes.update(dict.fromkeys(range(4), Executing(DRIVER, 1, 0, DRIVER)))
+    for parent in parents:
+        host.core.receive(parent, m.Unblocked(), host.now)
+    assert host.core.resources.available["CPU"] == -2 * m.UNIT
+    host.pass_time(OVERBOOKED_S)
+    detached = {effect.to: type(effect.message) for effect in host.effects if isinstance(effect, Send)}
+    assert detached == dict.fromkeys(children, m.Detach), "the last that came"
+    host.effects.clear()
+    host.pass_time(OVERBOOKED_S)
+    assert host.said() == [], "they are on their way"
+
+
+def test_who_has_no_work_is_not_one_too_many(host: Host) -> None:
+    parents = attached(host, 2)
+    host.demand(3)
+    host.core.receive(parents[0], m.Blocked(), host.now)
+    (child,) = host.born()
+    host.said()
+    host.boxes.update(dict.fromkeys(range(2), Executing(DRIVER, 1, 0, DRIVER)))
+    host.core.receive(parents[0], m.Unblocked(), host.now)
+    host.pass_time(OVERBOOKED_S)
+    assert host.said(child) == []
 
 
 def test_a_worker_that_is_one_too_many_after_its_wait_is_detached_in_the_end(host: Host) -> None:

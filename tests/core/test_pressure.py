@@ -33,6 +33,7 @@ def usage(pid: int, start_s: float, nbytes: int, *, asked: int = 0, retryable: b
         ([usage(1, 1.0, 20, asked=10), usage(2, 2.0, 20, asked=10), usage(3, 3.0, 90)], 2),
         ([usage(1, 1.0, 20, asked=10, retryable=False), usage(2, 2.0, 9, asked=10)], 2),
         ([usage(1, 1.0, 20, retryable=False), usage(2, 2.0, 9, retryable=False)], 2),
+        ([usage(1, 1.0, 20, asked=10, retryable=False), usage(2, 2.0, 90, asked=99, retryable=False)], 1),
     ],
     ids=[
         "the newest",
@@ -45,6 +46,7 @@ def usage(pid: int, start_s: float, nbytes: int, *, asked: int = 0, retryable: b
         "the newest of those",
         "over its request, but not to be retried",
         "if none may be retried, the newest",
+        "and of those, too, one over its request first",
     ],
 )
 def test_who_is_killed(usages: list[Usage], victim: int) -> None:

@@ -13,6 +13,7 @@ from zmesh.core.spilling import (
     GONE,
     LOST,
     READING,
+    REFUSE_S,
     RESIDENT,
     SPILL,
     SPILLED,
@@ -206,6 +207,35 @@ def test_who_waits_in_vain_is_refused() -> None:
     assert desk.told == []
     desk.store.look(FULL_WAIT_S)
     assert desk.told == [("new", FULL, "")]
+
+
+def test_who_has_something_is_refused_first_and_the_others_may_get_that() -> None:
+    """Tasks that had some of their arguments, and waited for room for the others, waited for each other."""
+    desk = one_on_disk()
+    desk.ask("has nothing", 60, peer=B)
+    desk.open(1, peer=A)
+    for segment in (2, 3):
+        desk.store.busy(A, segment, 0.0)
+    desk.store.look(FULL_WAIT_S)
+    assert desk.told == [(1, FULL, "")]
+    desk.store.look(FULL_WAIT_S)
+    assert len(desk.told) == 1
+    desk.said()
+    desk.store.closed(A, 2, 40, FULL_WAIT_S)
+    desk.spill(2)
+    assert desk.told[1:] == [("has nothing", "", "")]
+
+
+def test_all_who_wait_in_vain_are_refused_one_by_one() -> None:
+    desk = full()
+    for name in ("one", "two", "three"):
+        desk.ask(name, 60, peer=B)
+    for tries in range(3):
+        now = FULL_WAIT_S + tries * (REFUSE_S + 0.01)
+        for segment in (1, 2):
+            desk.store.busy(A, segment, now)
+        desk.store.look(now)
+    assert [name for name, _, _ in desk.told] == ["one", "two", "three"]
 
 
 def test_who_waits_is_not_refused_while_something_is_written() -> None:

@@ -54,6 +54,11 @@ class Looking:
         return zmesh.get(variables_of_task.remote())
 
 
+@zmesh.remote(num_cpus=0.5)
+def booked() -> dict[str, float]:
+    return zmesh.get_runtime_context().get_assigned_resources()
+
+
 @zmesh.remote
 def variables_of_task() -> tuple[str | None, str | None]:
     return os.environ.get("A"), os.environ.get("B")
@@ -85,6 +90,7 @@ def test_a_label_selector_finds_the_node_or_says_that_there_is_none() -> None:
     assert zmesh.get(Looking.options(label_selector={"zone": "a"}).remote().variables.remote()) == ("job", "job")
     with pytest.raises(TaskUnschedulableError):
         zmesh.get(variables_of_task.options(label_selector={"zone": "b"}).remote())
+    assert zmesh.get(booked.options(label_selector={"zone": "a"}).remote()) == {"CPU": 0.5}, "a label is no resource"
     assert zmesh.get_runtime_context().get_node_labels() == {"zone": "a"}
     assert zmesh.nodes()[0]["Labels"] == {"zone": "a"}
 

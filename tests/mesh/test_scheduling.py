@@ -92,6 +92,22 @@ def test_fifty_levels_of_tasks_need_one_cpu(runtime: pathlib.Path) -> None:
     assert zmesh.get(nest.remote(50), timeout=60) == 50
 
 
+def test_a_task_may_wait_for_one_after_the_other_on_one_cpu(runtime: pathlib.Path) -> None:
+    """It waited for ever, when the worker that came meanwhile stood by for the program."""
+    zmesh.init("local", num_cpus=1)
+
+    @zmesh.remote
+    def child(number: int) -> int:
+        return number
+
+    @zmesh.remote
+    def parent(count: int) -> int:
+        return sum(zmesh.get(child.remote(number)) for number in range(count))
+
+    assert zmesh.get(parent.remote(300), timeout=60) == sum(range(300))
+    assert zmesh.get([parent.remote(50) for _ in range(6)], timeout=60) == [sum(range(50))] * 6
+
+
 def test_a_thousand_blocked_parents_stay_under_sixteen_processes(runtime: pathlib.Path) -> None:
     zmesh.init("local", num_cpus=2)
 

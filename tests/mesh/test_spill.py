@@ -263,6 +263,44 @@ def test_objects_of_another_host_come_from_its_disk(nodes: Nodes) -> None:  # no
     assert zmesh.get(sums.options(**on(b)).remote(refs)) == [number * ITEMS for number in range(60)]
 
 
+@pytest.mark.slow
+def test_three_times_the_store_is_read_on_another_host(nodes: Nodes) -> None:  # noqa: F811
+    """What was served a moment ago took all the room, and what came next was told to be lost."""
+    a, b = nodes.start(store_bytes=STORE_BYTES // 4), nodes.start(store_bytes=STORE_BYTES // 4)
+    nodes.await_members(a, 2)
+    zmesh.init(a.name)
+    refs = [put(number, ITEMS // 2) for number in range(50)]
+    far = ends.options(**on(b))
+    assert zmesh.get([far.remote(ref) for ref in refs]) == [(number, number) for number in range(50)]
+    assert zmesh.get([ends.remote(ref) for ref in refs]) == [(number, number) for number in range(50)]
+
+
+@zmesh.remote
+def sum_of_ends(*values: Any) -> int:
+    return sum(int(one[0]) + int(one[-1]) for one in values)
+
+
+@zmesh.remote
+def sum_after_a_wait(refs: list[Any]) -> int:
+    return sum(sum(zmesh.get(ends.options(num_cpus=0).remote(ref))) for ref in refs)
+
+
+@pytest.mark.slow
+def test_tasks_with_several_arguments_share_two_full_stores(nodes: Nodes) -> None:  # noqa: F811
+    """Those that had some of them waited for each other, and there were ever more of them."""
+    a, _ = (nodes.start(store_bytes=STORE_BYTES // 4, num_cpus=2) for _ in range(2))
+    nodes.await_members(a, 2)
+    zmesh.init(a.name)
+    refs = [array.options(scheduling_strategy="SPREAD").remote(number, ITEMS // 2) for number in range(60)]
+    parts = [refs[first::6] for first in range(6)]
+    want = [2 * sum(range(first, 60, 6)) for first in range(6)]
+    assert zmesh.get([sum_after_a_wait.remote(part) for part in parts]) == want
+    for _ in range(3):
+        threes = [refs[number : number + 3] for number in range(0, 60, 3)]
+        want = [6 * number + 6 for number in range(0, 60, 3)]
+        assert zmesh.get([sum_of_ends.remote(*three) for three in threes]) == want
+
+
 def test_a_guest_puts_three_times_the_store(nodes: Nodes) -> None:  # noqa: F811
     nodes.start(store_bytes=STORE_BYTES)
     zmesh.init(nodes.all[0].address)

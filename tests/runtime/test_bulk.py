@@ -127,6 +127,34 @@ def test_what_is_not_there_is_said(sides: list[Side]) -> None:
     assert b.full == [False, False, True]
 
 
+def test_what_was_served_may_go_to_disk_soon_and_what_arrives_may_not(sides: list[Side]) -> None:
+    a, b, *_ = sides
+    data = secrets.token_bytes(CHUNK_BYTES)
+    a.offer(data)
+    b.knows(a)
+    b.fetch(a, len(data))
+    told: list[tuple[list[int], list[int]]] = []
+    place = b.copies[OBJECT]
+    b.bulk.unmap([place], lambda closed, busy: told.append((closed, busy)))
+    turn([a, b], lambda: b.ended and told)
+    assert told.pop() == ([], [place])
+    b.bulk.unmap([place], lambda closed, busy: told.append((closed, busy)))
+    turn([a, b], lambda: told)
+    assert told.pop() == ([place], []), "nobody reads it"
+
+    def gone() -> bool:
+        if told and told.pop() == ([1], []):
+            return True
+        a.bulk.unmap([1], lambda closed, busy: told.append((closed, busy)))
+        time.sleep(0.02)
+        return False
+
+    turn([a, b], gone)
+    b.fetch(a, len(data), secrets.token_bytes(28))
+    turn([a, b], lambda: len(b.ended) == 2)
+    assert b.ended[1][1] == "", "it came back"
+
+
 def test_a_range_beyond_the_end_is_refused(sides: list[Side]) -> None:
     a, b, *_ = sides
     a.offer(b"short")

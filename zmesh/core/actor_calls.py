@@ -10,7 +10,7 @@ the link is FIFO, and each incarnation is another process, so nothing needs numb
 from collections.abc import Callable
 from typing import Any
 
-from zmesh.core.effects import Connect, Disconnect, Effect, Send
+from zmesh.core.effects import Connect, Effect, Send
 from zmesh.core.records import (
     LEASED,
     QUEUED,
@@ -345,8 +345,7 @@ class ActorCalls:
         if followed is not None and followed.version == version:
             self._ask(followed)
         self._losses.pop(peer, None)
-        if self._links.pop(peer, False):
-            self._effects.append(Disconnect(peer))
+        self._links.pop(peer, None)
         actor = self.serving.get(peer)
         if actor is not None and actor.creation is None:
             self._leave(actor)

@@ -11,7 +11,7 @@ from zmesh.core.actor_calls import ActorCalls
 from zmesh.core.actor_inputs import ActorInputs
 from zmesh.core.catalog import Catalog
 from zmesh.core.counting_inputs import Input
-from zmesh.core.effects import Effect, Recycle, Resolved, Send, Show, UnmapSegments, Warn
+from zmesh.core.effects import Disconnect, Effect, Recycle, Resolved, Send, Show, UnmapSegments, Warn
 from zmesh.core.evacuation import Rescue
 from zmesh.core.group_watch import GroupWatch
 from zmesh.core.lineage_inputs import LineageInputs
@@ -455,6 +455,7 @@ class ClientCore(ActorInputs, LineageInputs):
         self.references.reader_died(message.worker)
         self.references.victim_died(message.worker)
         self.references.bury(message.worker)
+        self.effects.append(Disconnect(message.worker))  # what is known of how to answer it
         thief = self.victim.thieves.get(message.worker)
         if thief is None:
             self.actors.lost(message.worker)

@@ -14,6 +14,8 @@ from zmesh.core.timers import Timers
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID
 from zmesh.wire.messages import ERROR, PENDING, STORED, Pulled
 
+FULL_TRIES = 5  # to find room for a copy that somebody wants; each waits a second or so
+FULL_PAUSE_S = 0.2
 UNUSED_S = 30.0  # a copy nobody uses is kept so long: the next task of the same map will ask for it
 
 
@@ -30,6 +32,7 @@ class HostCopy:
     waiting: dict[PeerID, bool] = field(default_factory=dict)
     clean: bool = True  # nobody who read it died
     unused_s: float = 0.0  # since when
+    tries: int = 1
 
 
 class Copies:
@@ -102,12 +105,16 @@ class Copies:
         """The bytes are here, at (segment, nbytes, producer), or will never be: then `error` says why.
 
         Args:
-            full: they are where they were, and find no room here.
+            full: they are where they were, and find no room here, or none there to come back from disk.
         """
         copy = self._copies.get(oid)
         if copy is None or copy.status != PENDING:
             if location is not None and copy is None:
                 self._effects.append(DropCopies([oid], clean=True))
+            return
+        if full and copy.tries < FULL_TRIES and any(peer != self._node for peer in copy.users):
+            copy.tries += 1
+            self._timers.set(now + FULL_PAUSE_S, lambda then: self._fetch_again(oid, copy))
             return
         if error:
             self._lost(copy, oid, error, "StoreFullError" if full else "ObjectLostError")
@@ -119,6 +126,10 @@ class Copies:
         if not copy.users:
             copy.unused_s = now
             self._watch(now)
+
+    def _fetch_again(self, oid: ObjectID, copy: HostCopy) -> None:
+        if self._copies.get(oid) is copy:
+            self._effects.append(FetchCopy(oid, copy.segment, copy.nbytes, copy.producer))
 
     def let_go(self, peer: PeerID, objects: list[Any], now: float) -> None:
         """A client reads these no more."""

@@ -27,6 +27,7 @@ from zmesh.wire.messages import ERROR, FAILED, INLINE, PENDING, STORED, Resolve
 LINEAGE_BYTES_MAX = 64 * 1024 * 1024  # of one owner
 RECIPE_BYTES = 512  # of a recipe without its arguments
 EVICT_AMONG = 16  # the largest of so many of the oldest goes first
+_GONE_FROM = "its bytes are gone from where they lay"
 NOT_MADE_BY_A_TASK = "it was put, came from an actor, or is an item of a stream: these cannot be made again"
 
 Failure = tuple[str, str, dict[str, Any]]  # an ERROR value
@@ -49,10 +50,11 @@ class Recipe:
     large: Entry | None = None  # of stored arguments, held
     nbytes: int = 0
     entries: dict[int, Entry] = field(default_factory=dict)  # {index: stored result that this process needs}
-    remembered: dict[int, bool] = field(default_factory=dict)  # {index: True} that only others need now
+    remembered: dict[int, NodeID] = field(default_factory=dict)  # {index: where it lies} that only others need now
     children: int = 0  # inputs of other recipes
     again: Task | None = None  # its run under way
     wanted: dict[int, list[Then]] = field(default_factory=dict)  # {index: who waits for it}
+    gone: dict[NodeID, bool] = field(default_factory=dict)  # {node: True} on which those lay
 
 
 class Lineage:
@@ -179,14 +181,14 @@ class Lineage:
                 todo += self._empty(recipe)
                 del self._recipes[recipe.seq]
 
-    def freed(self, entry: Entry) -> None:
+    def freed(self, entry: Entry, place: Any) -> None:
         """This process needs a stored result no more. If its home counts it, it is asked to say when that ends."""
         recipe = self._recipes.get(entry.seq)
         if recipe is None or recipe.entries.get(entry.index) is not entry:
             return
         del recipe.entries[entry.index]
         if entry.share is not None and entry.share.promoted:
-            recipe.remembered[entry.index] = True
+            recipe.remembered[entry.index] = _node(place) if entry.status == STORED else b""
             self._effects.append(Send(self._home(), Remember([self._references.oid(entry)])))
         self._drop_unused([recipe])
 
@@ -195,7 +197,7 @@ class Lineage:
         for oid in oids:
             _, seq, index = split_object_id(oid)
             recipe = self._recipes.get(seq)
-            if recipe is not None and recipe.remembered.pop(index, False):
+            if recipe is not None and recipe.remembered.pop(index, None) is not None:
                 self._drop_unused([recipe])
 
     # What is lost.
@@ -225,7 +227,7 @@ class Lineage:
             if not self._tasks.await_item(entry, place, now, lambda made, at: then(None if made else failure, at)):
                 then(failure, now)
         else:
-            self._want(recipe, entry.index, why, then, now)
+            self._want(recipe, entry.index, _node(place), why, then, now)
 
     @staticmethod
     def _maker_unknown(entry: Entry) -> str:
@@ -237,7 +239,7 @@ class Lineage:
         """As `remake`, of an entry that somebody else could not get: a copy that this host can have will do."""
         place = entry.value
         if _is_borrowed(entry) or not self._references.is_away(entry):
-            self.remake(entry, place, "its bytes are gone from where they lay", then)
+            self.remake(entry, place, _GONE_FROM, then)
             return
         entry.refs += 1
 
@@ -251,14 +253,15 @@ class Lineage:
 
         self._references.when_local([entry], looked)
 
-    def _want(self, recipe: Recipe, index: int, why: str, then: Then, now: float) -> None:
-        """Run the task of a recipe for one of its results."""
+    def _want(self, recipe: Recipe, index: int, lay_on: NodeID, why: str, then: Then, now: float) -> None:
+        """Run the task of a recipe for one of its results, and for all that lay where that did."""
         if recipe.again is None:
             chain = self._why_never(recipe)
             if chain:
                 then(self._lost(self._references.own_id(recipe.seq, index), why, chain), now)
                 return
         recipe.wanted.setdefault(index, []).append(then)
+        recipe.gone[lay_on] = True
         if recipe.again is None:
             self._start(recipe, now)
 
@@ -370,6 +373,10 @@ class Lineage:
         recipe.attempt = task.attempt if noted is None else noted.attempt
         wanted, recipe.wanted = recipe.wanted, {}
         results = _results(task)
+        if task.status not in (FAILED, ERROR):
+            for index in self._lost_besides(recipe, wanted):
+                self._adopt(recipe, index, results[index])
+        recipe.gone.clear()
         for index, thens in wanted.items():
             failure = self._failure(recipe, index, task)
             if failure is None:
@@ -379,6 +386,13 @@ class Lineage:
         for entry in results:
             self._references.drop(entry)
         self._drop_unused([recipe])
+
+    def _lost_besides(self, recipe: Recipe, wanted: dict[int, list[Then]]) -> list[int]:
+        """Return the results that lay where those that are wanted did: each in a run of its own would cost retries."""
+        entries = {index: entry for index, entry in recipe.entries.items() if entry.status == STORED}
+        found = [index for index, entry in entries.items() if self._references.is_away(entry)]
+        places = {index: _node(entries[index].value) for index in found} | recipe.remembered
+        return [index for index, node in places.items() if node in recipe.gone and index not in wanted]
 
     def _failure(self, recipe: Recipe, index: int, task: Task) -> Failure | None:
         if task.status not in (FAILED, ERROR):
@@ -398,6 +412,8 @@ class Lineage:
             if entry.status != STORED:
                 recipe.entries.pop(index, None)
         else:
+            if index in recipe.remembered:
+                recipe.remembered[index] = _node(made.value) if made.status == STORED else b""
             self._references.hand_over(self._references.own_id(recipe.seq, index), made)
 
     # Who asks.
@@ -440,9 +456,10 @@ class Lineage:
             elif entry is not None:
                 answer(None, now)
             elif recipe is not None and index in recipe.remembered:
-                self._want(recipe, index, "its bytes are gone from where they lay", answer, now)
+                if recipe.remembered[index] == producer[:NODE_ID_BYTES]:  # else the home was told meanwhile
+                    self._want(recipe, index, producer[:NODE_ID_BYTES], _GONE_FROM, answer, now)
             else:
-                answer(self._lost(oid, "its bytes are gone from where they lay", NOT_MADE_BY_A_TASK), now)
+                answer(self._lost(oid, _GONE_FROM, NOT_MADE_BY_A_TASK), now)
 
     def _answer(self, oid: ObjectID, entry: Entry | None) -> Then:
         def answer(failure: Failure | None, now: float) -> None:
@@ -504,6 +521,7 @@ class Lineage:
             assert recipe.entries or recipe.remembered or recipe.children or recipe.again is not None
             assert bool(recipe.why) != (seq in self._whole)
             assert not recipe.wanted or recipe.again is not None
+            assert bool(recipe.wanted) == bool(recipe.gone)
             assert all(entry.refs or (entry.share is not None) for entry in recipe.entries.values())
 
 
@@ -513,6 +531,11 @@ def _is_borrowed(entry: Entry) -> bool:
 
 def _spot(place: Any) -> tuple[int, bytes]:
     return place[0], place[2]
+
+
+def _node(place: Any) -> NodeID:
+    node: NodeID = place[2][:NODE_ID_BYTES]
+    return node
 
 
 def _results(task: Task) -> list[Entry]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zmesh.core.effects import Effect, Send, Spawn, Warn
-from zmesh.core.records import SPREAD, Limits, ShapeKey, environment_of, is_mark, shape_key, without_environment
+from zmesh.core.overbooked import Overbooked
+from zmesh.core.records import SPREAD, Limits, ShapeKey, add_to, environment_of, is_mark, shape_key, without_environment
 from zmesh.core.timers import Timers
 from zmesh.wire.ids import TOKEN_BYTES, NodeID, PeerID, local_peer
 from zmesh.wire.messages import Attach, Detach, Infeasible, Shape, Stop
@@ -134,6 +135,10 @@ class Matchmaking:
         self._resources = resources
         self._executing = executing
         self._config_of = config_of
+        self._overbooked = Overbooked(
+            timers, available=resources.available, takers=lambda: self._takers.values(), detach=self.recall,
+            works=lambda worker: worker.state == ATTACHED and self.executes(worker),
+        )  # fmt: skip
         self.workers: dict[PeerID, Worker] = {}
         self._takers: dict[PeerID, Worker] = {}  # those that take tasks: all but the actors, of which there may be many
         self.demands: dict[tuple[PeerID, ShapeKey], Demanded] = {}
@@ -302,6 +307,7 @@ class Matchmaking:
         """The worker's task goes on. Its place may have been handed back while it did not count."""
         if worker.booking is not None:
             self._resources.unblock(worker.booking)
+            self._overbooked.look(now)
         if worker.demand is not None:
             self._watch_surplus(worker.demand, now)
 
@@ -392,12 +398,12 @@ class Matchmaking:
                     starting.pop()
                 elif not self._more_workers(demand, now):
                     break
-                _add(reserved, demand.needs)
+                add_to(reserved, demand.needs)
             demand.overflow = lacks + elsewhere
             if lacks > 0 and not demand.waits_for:
                 demand.waits_for = "resources are in use"
                 if not demand.far and self._make_room(demand, now):
-                    _add(reserved, demand.needs)
+                    add_to(reserved, demand.needs)
         return False
 
     def _here(self, demand: Demanded, now: float) -> int:
@@ -491,7 +497,7 @@ class Matchmaking:
         coming: Shape = {}
         for worker in self._takers.values():
             if worker.detached_for is demand and worker.booking is not None and not worker.booking.blocked:
-                _add(coming, worker.booking.shape)
+                add_to(coming, worker.booking.shape)
         if coming:
             return True
         chosen: list[Worker] = []
@@ -500,7 +506,7 @@ class Matchmaking:
                 break
             if worker not in chosen and self._gives(worker, demand.needs, coming):
                 chosen.append(worker)
-                _add(coming, worker.booking.shape)
+                add_to(coming, worker.booking.shape)
         if not chosen or not self._fits_with(demand.needs, coming):
             return False
         for worker in chosen:
@@ -532,10 +538,11 @@ class Matchmaking:
         """Attached workers that wait for work: surplus ones of anybody, and parked ones of the same job."""
         found = []
         for worker in self._detachable(demand):
-            assert worker.demand is not None
-            surplus = worker.demand.lacks < 0
-            old = now - worker.attached_s >= self._limits.fresh_s
-            if (surplus or (worker.job == demand.job and old)) and not self.executes(worker):
+            surplus = worker.demand is not None and worker.demand.lacks < 0
+            due = worker.attached_s + self._limits.fresh_s
+            if now < due and worker.job == demand.job:
+                self._look_later(due)  # nothing else may ever happen: what it waits for may wait for this demand
+            if (surplus or (worker.job == demand.job and now >= due)) and not self.executes(worker):
                 found.append((not surplus, worker))
         return [worker for _, worker in sorted(found, key=lambda pair: pair[0])]
 
@@ -591,8 +598,3 @@ class Matchmaking:
 def _alike(worker: Worker, demand: Demanded) -> bool:
     """Whether a worker that has served somebody may serve a demand: it is of that job, in that environment."""
     return worker.job == demand.job and worker.environment == demand.environment
-
-
-def _add(target: Shape, shape: Shape) -> None:
-    for name, amount in shape.items():
-        target[name] = target.get(name, 0) + amount

@@ -98,11 +98,11 @@ class Pressure:
     @staticmethod
     def choose(usages: list[Usage]) -> Usage:
         """Return whose task is to be killed. One that may not be retried goes last."""
-        over = [usage for usage in usages if usage.retryable and 0 < usage.asked < usage.nbytes]
         by_job: dict[PeerID, int] = {}
         for usage in usages:
             by_job[usage.job] = by_job.get(usage.job, 0) + usage.nbytes
         may_go = [usage for usage in usages if usage.retryable] or usages
+        over = [usage for usage in may_go if 0 < usage.asked < usage.nbytes]
         largest = max((usage.job for usage in may_go), key=lambda job: by_job[job])
         return max(over or [usage for usage in may_go if usage.job == largest], key=lambda usage: usage.start_s)
 

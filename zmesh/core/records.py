@@ -34,6 +34,12 @@ def environment_of(shape: Shape) -> str:
     return next((name for name in shape if name.startswith(ENVIRONMENT)), "")
 
 
+def add_to(target: Shape, shape: Shape) -> None:
+    """Add amounts to those of a shape."""
+    for name, amount in shape.items():
+        target[name] = target.get(name, 0) + amount
+
+
 def without_environment(shape: Shape) -> Shape:
     """Return what of a shape nodes have to have: all but its runtime environment, without zeros."""
     return {name: amount for name, amount in shape.items() if amount and not name.startswith(ENVIRONMENT)}
@@ -47,7 +53,7 @@ GROUP_ID_BYTES = 16  # NodeID of the coordinator, then 8 by chance
 
 def in_group(name: str) -> bool:
     """Whether the name in a shape is of a placement group."""
-    return "@" in name
+    return "@" in name and not is_mark(name)  # a label may hold one
 
 
 def group_of(shape: Shape) -> bytes:
@@ -76,7 +82,7 @@ def is_bundle(shape: Any) -> bool:
 
 def outside_group(shape: Shape) -> Shape:
     """Return a shape under the names that it would have without its group."""
-    bases = {name.partition("@")[0]: amount for name, amount in shape.items()}
+    bases = {name.partition("@")[0] if in_group(name) else name: amount for name, amount in shape.items()}
     return {base: amount for base, amount in bases.items() if base != BUNDLE}
 
 

@@ -154,14 +154,14 @@ class References(Restored, Nested, Bequests):
         if status == STORED:
             self.catalog.remove(entry)
         if share is not None and share.promoted:
-            self.freed(entry)
+            self.freed(entry, value)
             if share.holds:
                 oid = object_id(self._me, entry.seq, entry.index)
                 self._effects.append(Send(self._node, Release([(oid, share.holds, share.clean)])))
                 share.holds = 0
         elif status == STORED:
             self.free_segment(value, clean=share is None or share.clean)
-            self.freed(entry)
+            self.freed(entry, value)
         elif type(entry) is Handle:
             self._unheld(object_id(self._me, entry.seq, entry.index), True)
 

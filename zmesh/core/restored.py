@@ -19,7 +19,7 @@ class Restored:
     """Entries with new places; mixed into References, whose tables these are.
 
     Attributes:
-        freed: told of stored results that this process needs no more.
+        freed: told of objects that this process needs no more, with their places if they are stored.
         remake: (entry, place, why it cannot be had there, then): has it made again; None: nobody can.
     """
 
@@ -43,7 +43,7 @@ class Restored:
     _set: Callable[[Entry, int, Any], None]
 
     def __init__(self) -> None:
-        self.freed: Callable[[Entry], None] = lambda entry: None
+        self.freed: Callable[[Entry, Any], None] = lambda entry, place: None
         self.remake: Remake | None = None
 
     # Bytes that are wanted here.

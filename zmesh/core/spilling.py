@@ -18,6 +18,7 @@ from zmesh.wire.ids import PeerID
 
 SPILL_ABOVE = 0.8  # of the store: from here on cold segments go, so that the next request finds room
 FULL_WAIT_S = 1.0  # a request that does not fit is refused when nothing has been freed for so long
+REFUSE_S = 0.1  # ... and the next one so long after that
 ASK_S = 0.3  # a process that does not answer for so long is not waited for; its answer counts whenever it comes
 BUSY_S = 0.25  # a segment in use is asked for again after this time; if nobody waits for room, ever more rarely
 BUSY_MAX_S = 60.0
@@ -479,11 +480,24 @@ class Spilling:
         self._grant(now)
         if any(cell.writing for cell in self._wanted.values()):
             return
-        for number, waiter in list(self._waiters.items()):
-            if now - max(waiter.since, self._progress_s) >= FULL_WAIT_S and number in self._waiters:
-                del self._waiters[number]
-                why = self._trouble or self._quota
-                waiter.then(SPILL if why else FULL, why)
+        overdue = [
+            (number, waiter)
+            for number, waiter in self._waiters.items()
+            if now - max(waiter.since, self._progress_s) >= FULL_WAIT_S
+        ]
+        if overdue:
+            # One at a time: who is refused may let go of what others wait for. So those go first who have something.
+            number, waiter = next((one for one in overdue if self._has_some(*one)), overdue[0])
+            del self._waiters[number]
+            self._progress_s = max(self._progress_s, now - FULL_WAIT_S + REFUSE_S)
+            why = self._trouble or self._quota
+            waiter.then(SPILL if why else FULL, why)
+
+    def _has_some(self, number: int, waiter: _Waiter) -> bool:
+        """Whether one who waits for room maps segments, which he uses then, as all were asked."""
+        peers = [waiter.peer] if waiter.peer else []
+        peers += [peer for cell in self._cells.values() if cell.request == number for peer, _ in cell.opens]
+        return any(peer in cell.mappers for peer in peers for cell in self._warm.values())
 
     @property
     def spilled(self) -> int:

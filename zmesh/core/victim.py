@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Effect, Send
-from zmesh.core.labels import amount_of
+from zmesh.core.labels import amount_of, said
 from zmesh.core.records import (
     LEASED,
     QUEUED,
@@ -23,6 +23,7 @@ from zmesh.core.records import (
     Task,
     Thief,
     group_of,
+    is_mark,
     outside_group,
     without_environment,
 )
@@ -370,7 +371,9 @@ class Victim:
     def describe(shape: Shape) -> str:
         """Return a shape as users write it: `CPU 0.5, GPU 1`."""
         plain = outside_group(without_environment(shape))
-        text = ", ".join(f"{name} {amount / UNIT:g}" for name, amount in plain.items() if amount) or "no resources"
+        marks = [said(name) or name for name in plain if is_mark(name)]
+        amounts = [f"{name} {amount / UNIT:g}" for name, amount in plain.items() if amount and not is_mark(name)]
+        text = ", ".join((*amounts, *marks)) or "no resources"
         group = group_of(shape)
         return f"{text} in placement group {group.hex()}" if group else text
 

@@ -37,6 +37,9 @@ from zmesh.wire.ids import NODE_ID_BYTES, OBJECT_ID_BYTES, NodeID, ObjectID
 FRAME_BYTES_MAX = 2 * CHUNK_BYTES
 LOOK_S = 1.0
 KEEP_MAPPED_S = 30.0  # a served object stays mapped so long after the last request
+# ... but it may go to disk so soon: it comes back if its receiver is slower. As long as all that was served lately
+# counted as in use, a store was full of it, and nothing else found room to be served.
+IN_USE_S = 0.1
 SAMPLE_BYTES = 32 * 1024
 SAMPLE_EVERY = 16  # chunks
 PAYS_BELOW = 0.6  # of the sample's size: lz4 runs at the speed of the encryption it saves
@@ -376,7 +379,7 @@ class Bulk:
         idle: list[ObjectID] = []
         for oid, mapped in self._objects.items():
             if mapped.place in segments:
-                if mapped.here is not None or mapped.parked or now - mapped.used_s < LOOK_S:
+                if mapped.here is not None or mapped.parked or (mapped.served and now - mapped.used_s < IN_USE_S):
                     busy[mapped.place] = True
                 else:
                     idle.append(oid)

@@ -131,6 +131,7 @@ class _Keeper:
         self._core = KeeperCore(peer, [], Timers(), describe_status)
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             fx.Send: self._send,
+            fx.Disconnect: lambda effect: None,  # it dials nobody
             fx.Show: lambda effect: log(effect.text),
             fx.Warn: lambda effect: print(f"zmesh keeper: {effect.text}", file=sys.stderr, flush=True),
         }

@@ -12,7 +12,7 @@ from typing import Any
 
 from zmesh.core.pressure import KILL_AT, STEADY_AT
 from zmesh.exceptions import ConfigError
-from zmesh.limits import AMOUNT_MAX, is_amount, is_text
+from zmesh.limits import AMOUNT_MAX, is_amount, is_mark, is_text
 from zmesh.options import ACCELERATOR
 
 UNIT = 10_000
@@ -117,7 +117,7 @@ def total_resources(settings: dict[str, Any]) -> dict[str, int]:
     for name in settings.get("resources") or {}:
         if name in given:
             raise ConfigError(f"resources must not hold {name!r}: it has an option of its own")
-        if name == "spread" or name.startswith(("node:", "label:", "labels:", "env:")):
+        if is_mark(name):
             raise ConfigError(f"{name!r} is no resource: use --label KEY=VALUE")
         if "@" in name:
             raise ConfigError(f"the name of a resource must not hold '@', as {name!r} does")

@@ -23,6 +23,7 @@ from zmesh.runtime.actor_session import ActorSession
 from zmesh.runtime.environment_calls import EnvironmentCalls
 from zmesh.runtime.errors import build_error
 from zmesh.runtime.group_calls import GroupCalls
+from zmesh.runtime.patience import when_full
 from zmesh.runtime.reactor import LOOK_S, Reactor, Waiter, listen, unlisten
 from zmesh.runtime.replica_calls import ReplicaCalls
 from zmesh.runtime.rounds import RoundCalls
@@ -271,7 +272,9 @@ class Session(GroupCalls, EnvironmentCalls, ReplicaCalls, RoundCalls, StreamCall
         if writable:
             return [self.value(entry, writable=True) for entry in entries]
         value = self.value
-        return [value(entry) for entry in entries]
+        if len(entries) == 1 or not self._task_thread:
+            return [value(entry) for entry in entries]
+        return when_full(lambda: [value(entry) for entry in entries])
 
     def _wait_one(self, entry: Entry) -> None:
         """Wait for one entry without limit: what a program does most."""

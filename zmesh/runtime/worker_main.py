@@ -28,6 +28,7 @@ from zmesh.runtime.actor_main import ActorProcess
 from zmesh.runtime.environments import Environment
 from zmesh.runtime.errors import build_error
 from zmesh.runtime.forkserver import WorkerStart, describe_status
+from zmesh.runtime.patience import when_full
 from zmesh.runtime.reactor import Reactor, Waiter
 from zmesh.runtime.rundir import RunDir
 from zmesh.runtime.session import INLINE_BYTES_MAX, Session
@@ -320,12 +321,18 @@ class Worker:
         if running.deps == () and type(running.args) is bytes:
             plain: tuple[tuple[Any, ...], dict[str, Any]] = serialization.unpack_inline(running.args)
             return plain
+        for status, value, _ in running.deps:
+            if status not in (INLINE, STORED):
+                raise build_error(value) if status == ERROR else serialization.unpack_error(value)
+        if type(running.args) is not bytes and len(running.args) == 2:  # what was to be copied here is lost
+            raise build_error(running.args[1])
+        return when_full(lambda: self._unpacked(running))
+
+    def _unpacked(self, running: Running) -> tuple[tuple[Any, ...], dict[str, Any]]:
         values = [self._dependency(running, status, value, key) for status, value, key in running.deps]
         if type(running.args) is bytes:
             args, kwargs = serialization.unpack_inline(running.args)
         else:
-            if len(running.args) == 2:  # what was to be copied here is lost
-                raise build_error(running.args[1])
             *spot, key = running.args
             key = (key, 0) if isinstance(key, int) else key
             args, kwargs = serialization.unpack_segment(self._view(running, spot, key))
@@ -335,9 +342,7 @@ class Worker:
     def _dependency(self, running: Running, status: int, value: Any, key: Any) -> Any:
         if status == INLINE:
             return serialization.unpack_inline(value)
-        if status == STORED:
-            return serialization.unpack_segment(self._view(running, value, key))
-        raise build_error(value) if status == ERROR else serialization.unpack_error(value)
+        return serialization.unpack_segment(self._view(running, value, key))
 
     def _view(self, running: Running, spot: Sequence[Any], key: Any) -> memoryview:
         """Map an object of the victim's at a place; its key is told to the victim if views outlive the task."""

@@ -9,7 +9,7 @@ from zmesh.exceptions import (
     PlacementGroupUnschedulableError,
     TaskPlacementGroupRemovedError,
 )
-from zmesh.limits import is_amount, is_text
+from zmesh.limits import is_amount, is_mark, is_text
 from zmesh.options import UNIT
 
 STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
@@ -111,7 +111,7 @@ def _bundle(index: int, bundle: Any) -> dict[str, float]:
     for name, amount in bundle.items():
         if not is_text(name) or not is_amount(amount):
             raise ConfigError(f"bundle {index} must map names to numbers from 0, not {name!r} to {amount!r}")
-        if "@" in name or name in ("spread", "bundle") or name.startswith(("node:", "label:", "labels:", "env:")):
+        if "@" in name or name == "bundle" or is_mark(name):
             raise ConfigError(f"{name!r} in bundle {index} is no resource")
         if name == "GPU" and amount > 1 and amount != int(amount):
             raise ConfigError(f"GPU above 1 must be a whole number, not {amount!r} as in bundle {index}")
