@@ -59,7 +59,7 @@ MAY_IMPORT = {  # {importer: what of ours it may import}; the longest match coun
     "zmesh.core.actor_home": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.node": ("zmesh.core.*", "zmesh.wire.*", "zmesh.exceptions"),
     "zmesh.core.tasks": (*PURE, "zmesh.core.streams", "zmesh.wire.*"),
-    "zmesh.core.references": (*PURE, "zmesh.core.restored", "zmesh.core.nested", "zmesh.wire.*"),
+    "zmesh.core.references": (*PURE, "zmesh.core.restored", "zmesh.core.nested", "zmesh.core.bequests", "zmesh.wire.*"),
     "zmesh.core.orphans": (*PURE, "zmesh.core.sightings", "zmesh.wire.*"),
     "zmesh.core.groups": (*PURE, "zmesh.core.placement", "zmesh.core.bundles", "zmesh.wire.*"),
     "zmesh.core.placement": (*PURE, "zmesh.core.packing", "zmesh.wire.*"),

@@ -15,6 +15,7 @@ from zmesh.core.timers import Timers
 from zmesh.wire import actor_messages as a
 from zmesh.wire import messages as m
 from zmesh.wire.codec import decode, encode
+from zmesh.wire.death_messages import Followed
 from zmesh.wire.ids import actor_id, node_peer, object_id
 
 N, FAR = b"n" * 8, b"f" * 8
@@ -269,6 +270,7 @@ def test_an_item_that_is_taken_while_its_actor_is_gone_is_told_to_nobody(driver:
     actor = driver.core.actors.find(handle, "A", ordered=True)
     task = driver.core.call(actor, handle, spec, b"x", None, 0, driver.now)
     driver.hear(NODE, a.ActorState(actor_id(OTHER, 7), 1, W))
+    driver.hear(NODE, Followed(W))
     driver.hear(W, m.Done([(task.seq, 0, m.ITEM, (0, m.INLINE, b"i", []))], [], []))
     driver.core.tasks.consumed(task, 1)
     assert driver.said(m.Consumed) == [m.Consumed(task.seq, 1)]
@@ -442,8 +444,10 @@ def test_a_borrower_asks_where_the_actor_is_follows_it_and_hears_of_its_end(driv
     assert [q.version for q in driver.said(a.ActorQuery, NODE)] == [0]
     driver.hear(NODE, a.ActorState(oid, 1, W))
     assert driver.core.effects[1] == Connect(W)
-    assert [type(e.message) for e in driver.core.effects if isinstance(e, Send)] == [a.Follow, a.Call]
+    assert [type(e.message) for e in driver.core.effects if isinstance(e, Send)] == [a.Follow]
     driver.core.effects.clear()
+    driver.hear(NODE, Followed(W))
+    assert driver.said(a.Call, W), "only now: what it lends outlives the caller"
     driver.died(W)
     assert [q.version for q in driver.said(a.ActorQuery, NODE)] == [1]
     driver.hear(NODE, a.ActorState(oid, 3, FAR_WORKER))
@@ -457,10 +461,27 @@ def test_a_borrower_asks_where_the_actor_is_follows_it_and_hears_of_its_end(driv
     driver.hear(NODE, a.ActorState(actor_id(OTHER, 8), 1, W))  # of one that was forgotten meanwhile
 
 
+def test_a_caller_whose_actor_dies_or_moves_before_it_is_followed_asks_again(driver: Driver) -> None:
+    handle, oid = driver.borrow(), actor_id(OTHER, 7)
+    call = driver.call(handle)
+    driver.hear(NODE, a.ActorState(oid, 1, W))
+    driver.said(a.ActorQuery)
+    driver.died(W)
+    assert [q.version for q in driver.said(a.ActorQuery, NODE)] == [1]
+    driver.hear(NODE, a.ActorState(oid, 3, W2))
+    driver.hear(NODE, a.ActorState(oid, 4))
+    driver.hear(NODE, Followed(W2))
+    assert driver.said(a.Call) == [], "it is not there any more"
+    driver.hear(NODE, a.ActorState(oid, 5, FAR_WORKER))
+    assert driver.said(a.Call, FAR_WORKER)
+    assert call.attempt == 0
+
+
 def test_a_borrower_fails_what_may_have_run_when_the_actor_restarts(driver: Driver) -> None:
     handle = driver.borrow()
     call = driver.call(handle)
     driver.hear(NODE, a.ActorState(actor_id(OTHER, 7), 1, W))
+    driver.hear(NODE, Followed(W))
     driver.core.effects.clear()
     driver.hear(NODE, a.ActorState(actor_id(OTHER, 7), 2))
     assert call.value[0] == "ActorUnavailableError"
@@ -473,6 +494,7 @@ def test_a_borrower_forgets_an_actor_with_its_last_handle_unless_one_came_back(d
     handle = driver.borrow()
     driver.answer(driver.call(handle), peer=W)
     driver.hear(NODE, a.ActorState(actor_id(OTHER, 7), 1, W))
+    driver.hear(NODE, Followed(W))
     again = driver.borrow()
     assert again is handle
     call = driver.call(handle)

@@ -15,6 +15,7 @@ from zmesh.core.timers import Timers
 from zmesh.exceptions import RemoteProtocolError, UnknownWordError
 from zmesh.wire import actor_messages as a
 from zmesh.wire import counting_messages as c
+from zmesh.wire import death_messages as d
 from zmesh.wire import group_messages as g
 from zmesh.wire import keeper_messages as k
 from zmesh.wire import lineage_messages as li
@@ -167,9 +168,11 @@ class Talk:
             c.Uncounted: lambda: c.Uncounted(some(oid)),
             c.WhoHolds: lambda: c.WhoHolds(FAR, small(), some(oid)),
             c.Held: lambda: c.Held(self.rng.choice([NODE, FAR]), small(), some(oid)),
+            d.Dying: lambda: d.Dying(some(lambda: FAR + bytes([7]) * 8), flag()),
+            d.Vouch: lambda: d.Vouch(small(), some(lambda: [oid(), small()])),
             k.KeepActor: lambda: k.KeepActor(
                 small(), peer(), spec(), b"args", some(oid), some(oid), "ns", self.name(), b"d", ordered=flag(),
-                here=flag(),
+                here=flag(), places=some(lambda: self.rng.choice([[], self.place()])),
             ),
         }  # fmt: skip
 

@@ -6,8 +6,9 @@ from tests.core.test_client import NODE, D, Driver, N, W, Worker
 from zmesh.core.holdings import LOOK_S
 from zmesh.core.records import Entry, Inputs
 from zmesh.wire import messages as m
-from zmesh.wire.actor_messages import CallerGone
+from zmesh.wire.actor_messages import Call, CallerGone
 from zmesh.wire.counting_messages import Held, Holdings, Recount, Tally, Uncounted, WhoHolds
+from zmesh.wire.death_messages import Vouch
 from zmesh.wire.ids import node_peer, object_id
 
 FAR = b"f" * 8
@@ -206,9 +207,11 @@ def test_what_came_with_calls_is_claimed_when_all_who_brought_it_are_dead() -> N
     entry = actor.core.references.borrow(INNER, caller=D)
     actor.core.references.borrow(INNER, caller=other)
     actor.hear(NODE, CallerGone(D))
-    assert actor.said() == []
+    assert actor.said() == [m.Buried(D)], "the other holds it"
     actor.hear(NODE, CallerGone(other))
-    assert actor.said() == [m.Hold(0, [(INNER, W)])]
+    assert actor.said() == [Vouch(1, [(INNER, 1)])]
+    actor.hear(HOME, m.Ack(1))
+    assert actor.said() == [m.Buried(other)]
     actor.core.references.drop(entry)
     actor.core.references.drop(entry)
     assert actor.said() == [m.Release([(INNER, 1, True)])]
@@ -228,6 +231,53 @@ def test_what_came_with_the_task_of_a_dead_victim_is_claimed() -> None:
     worker.said()
     worker.core.references.borrow(INNER)
     worker.hear(NODE, m.Detach(FAR + b"earlier.", 0, dead=True))
-    assert worker.said() == []
+    assert worker.said() == [m.Buried(FAR + b"earlier.")]
     worker.hear(NODE, m.Detach(D, 1, dead=True))
-    assert worker.said(HOME) == [m.Hold(0, [(INNER, W)])]
+    assert worker.said(HOME) == [Vouch(1, [(INNER, 1)])]
+
+
+def test_what_was_kept_on_the_word_of_a_caller_is_vouched_for_when_that_is_dead() -> None:
+    """It may have died before it had the actor counted."""
+    actor = Worker()
+    entry = actor.core.references.borrow(INNER, caller=D)
+    assert actor.core.references.keeps(D) == [INNER]
+    actor.hear(NODE, CallerGone(D))
+    assert actor.said() == [Vouch(1, [(INNER, 1)])]
+    actor.hear(NODE, m.NodeGone(FAR, "its home"))
+    assert m.Buried(D) in actor.said(NODE)
+    actor.core.references.drop(entry)
+    assert actor.core.references._on_word == {}
+
+
+def test_what_two_told_is_vouched_for_at_the_death_of_each() -> None:
+    actor, other = Worker(), FAR + b"other..."
+    for caller in (D, other):
+        actor.core.references.borrow(INNER, caller=caller)
+        assert actor.core.references.keeps(caller) == ([INNER] if caller == D else [])
+    actor.core.references._kept_on_word(INNER, other)
+    actor.hear(NODE, CallerGone(D))
+    actor.hear(NODE, CallerGone(other))
+    assert actor.said() == [Vouch(1, [(INNER, 1)]), Vouch(2, [(INNER, 1)])]
+
+
+def test_a_dead_caller_is_buried_when_its_calls_have_unpacked_what_it_gave() -> None:
+    actor = Worker()
+    actor.core.server.open({"": 1})
+    actor.hear(D, Call([[0, D, "A.m", 1, {}, b"", b""]], [[1, 0, 0, 0, b"x"]]))
+    call = actor.core.next_call(0.0)
+    actor.hear(NODE, CallerGone(D))
+    assert actor.said() == []
+    actor.core.references.borrow(INNER, caller=D)
+    call.unpacked = True
+    actor.core.mourn()
+    assert actor.said() == [Vouch(1, [(INNER, 1)])]
+
+
+def test_a_dead_caller_is_buried_when_a_call_ends_that_could_not_unpack_its_arguments() -> None:
+    actor = Worker()
+    actor.core.server.open({"": 1})
+    actor.hear(D, Call([[0, D, "A.m", 1, {}, b"", b""]], [[1, 0, 0, 0, b"x"]]))
+    call = actor.core.next_call(0.0)
+    actor.hear(NODE, CallerGone(D))
+    actor.core.call_finished(call, m.FAILED, b"e", [], 1, 0.0)
+    assert actor.said() == [m.Buried(D)]

@@ -12,6 +12,7 @@ from zmesh.core.records import Limits
 from zmesh.core.timers import Timers
 from zmesh.wire import messages as m
 from zmesh.wire.actor_messages import Settle
+from zmesh.wire.death_messages import Expelled
 from zmesh.wire.group_messages import CreateGroup
 
 NODE = b"n" * 8
@@ -444,3 +445,31 @@ def test_a_worker_hears_of_the_end_of_a_client_it_served_before(host: Host) -> N
     host.said()
     host.core.client_ended(DRIVER, host.now)
     assert m.Detach(DRIVER, 0, dead=True) in host.said(worker)
+
+
+def test_who_breaks_the_protocol_is_told_so_and_is_no_client_any_more(host: Host) -> None:
+    [worker] = attached(host)
+    host.core.expel(OTHER, "a stranger", host.now)
+    assert [type(effect) for effect in host.effects] == [Warn]
+    host.effects.clear()
+    host.core.expel(worker, "Hold.holders is malformed", host.now)
+    assert KillProcess(worker) in host.effects
+    assert host.said(worker) == [Expelled("Hold.holders is malformed")]
+    assert host.core.pid_of(DRIVER) == 5
+    host.core.expel(DRIVER, "it is no message", host.now)
+    assert Expelled("it is no message") in host.said(DRIVER)
+    assert host.core.pid_of(DRIVER) == 0
+
+
+def test_a_worker_is_no_driver_and_a_driver_no_worker(host: Host) -> None:
+    [worker] = attached(host)
+    host.core.receive(worker, m.Hello("driver", 7, {}), host.now)
+    [welcome] = host.said(worker)
+    assert welcome.refused == "this node did not start you as that"
+
+
+def test_the_job_of_a_demand_stays_what_it_was(host: Host) -> None:
+    attached(host)
+    host.core.receive(DRIVER, m.Demand(OTHER, CPU, 1), host.now)
+    host.core.check()
+    assert [demand.job for demand in host.core.matchmaking.demands.values()] == [DRIVER]

@@ -250,6 +250,24 @@ def test_a_dead_process_maps_nothing_and_waits_for_nothing() -> None:
     assert [name for name, _, _ in desk.told] == [1, "mine"]
 
 
+@pytest.mark.parametrize("has_room", [False, True])
+def test_one_that_comes_back_is_not_mapped_by_who_died_meanwhile(has_room: bool) -> None:
+    """Nobody would ever say that he unmaps it."""
+    desk = one_on_disk()
+    if has_room:
+        desk.store.drop(2, 0.0)
+    desk.said()
+    desk.open(1, peer=B)
+    assert desk.store.state(1) == READING
+    desk.store.gone(B, 0.0)
+    if has_room:
+        desk.store.restored(1, "", 0.0)
+        assert desk.store.reusable(1, B) is False
+    assert desk.store.state(1) == (RESIDENT if has_room else SPILLED)
+    assert desk.told == []
+    desk.said()
+
+
 def test_whoever_opens_one_on_disk_waits_until_it_is_back() -> None:
     desk = one_on_disk()
     desk.store.drop(2, 0.0)

@@ -516,6 +516,57 @@ Counter.options(name="moves", lifetime="detached", num_cpus=0, scheduling_strate
     until(lambda: list_named_actors() == [])
 
 
+FAR = """
+from zmesh.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+there = NodeAffinitySchedulingStrategy({there!r}, soft=False)
+@zmesh.remote(scheduling_strategy=there)
+def far(nbytes):
+    return numpy.ones(nbytes // 8)
+@zmesh.remote
+class Total:
+    def __init__(self, values):
+        self.total = float(values.sum())
+    def add(self):
+        return self.total
+    def pid(self):
+        return os.getpid()
+ref = far.remote({nbytes})
+zmesh.wait([ref], fetch_local=False)
+"""
+
+
+@pytest.mark.slow
+def test_it_is_made_anew_though_its_argument_lay_on_a_node_that_is_gone(
+    nodes: Nodes,  # noqa: F811
+    programs: Programs,
+) -> None:
+    home, far = nodes.start(num_cpus=2), nodes.start()
+    nodes.await_members(home, 2)
+    made = "Total.options(name='kept', lifetime='detached', max_restarts=-1, max_task_retries=-1).remote(ref)"
+    programs.run(home, FAR.format(there=far.id, nbytes=8_000_000) + made)
+    os.kill(far.pid, signal.SIGKILL)
+    nodes.await_members(home, 1, 15.0)
+    zmesh.init(home.name)
+    kept = zmesh.get_actor("kept")
+    assert zmesh.get(kept.add.remote(), timeout=30) == 1_000_000.0
+    os.kill(zmesh.get(kept.pid.remote()), signal.SIGKILL)
+    assert zmesh.get(kept.add.remote(), timeout=30) == 1_000_000.0, "made again, of the copy"
+
+
+@pytest.mark.slow
+def test_an_argument_that_does_not_fit_on_its_node_is_said_at_once(nodes: Nodes, programs: Programs) -> None:  # noqa: F811
+    home, far = nodes.start(num_cpus=2, store_bytes=1 << 24, spill_bytes_max=0), nodes.start()
+    nodes.await_members(home, 2)
+    made = """
+try:
+    Total.options(name="kept", lifetime="detached").remote(ref)
+except zmesh.exceptions.StoreFullError as error:
+    print(error)
+"""
+    said = programs.run(home, FAR.format(there=far.id, nbytes=40_000_000) + made)
+    assert "the actor 'kept' cannot be made: " in said
+
+
 @pytest.mark.slow
 def test_a_guest_makes_one_that_outlives_it(three: list[lifecycle.RunningNode], programs: Programs) -> None:
     code = f"""

@@ -548,6 +548,21 @@ def test_descriptors_that_nobody_asked_for_are_closed(node: Node) -> None:
     os.close(reader)
 
 
+def test_what_a_client_said_before_it_died_registers_nothing_after_its_death(node: Node) -> None:
+    """The death of a process may be heard before its last words: nobody would ever drop that segment."""
+    fd = os.memfd_create("late", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, MIB)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, store.SEALS)
+    with raw_client(node) as client:
+        client.send(msgpack.packb(HELLO))
+        client.recv(100)
+        node.call(lambda: node.server.drop_unused_of(b"raw", []))
+        socket.send_fds(client, [msgpack.packb([2, "register", 9])], [fd])
+        assert client.recv(100) == b""
+    os.close(fd)
+    assert node.server.used_bytes == 0
+
+
 def test_nobody_unregisters_or_takes_over_the_segment_of_another(node: Node, alice: Store) -> None:
     segment = alice.allocate(MIB).segment
     with raw_client(node) as client:

@@ -2,7 +2,8 @@
 
 `ActorCode` is mixed into UserCode (programs.py). A call's program is one of "work", "die" (kills the actor's process in
 its first `times` incarnations), "hang", "exit", "stream" (items), "keep" (oids: takes refs out of its arguments, reads
-what they name, and lets go of them at the end or some time after; gives whether all could be read), "give" (count: puts
+what they name, and lets go of them at the end or some time after, or `holds` seconds after; gives whether all could be
+read), "give" (count: puts
 objects and returns refs of them).
 """
 
@@ -52,7 +53,7 @@ class ActorCode:
         inputs = inputs or Inputs()
         deps, held = ([process.core.references.oid(entry) for entry in some] for some in (inputs.deps, inputs.held))
         order = KeepActor(0, job, spec, init, deps, held, "ns", name, b"told", ordered=True, here=here)
-        ticket: Entry = process.core.actors.keep(order)
+        ticket: Entry = process.core.actors.keep(order, inputs.deps)
         self.settle(process)
         return ticket
 
@@ -159,21 +160,32 @@ class ActorCode:
             core.call_finished(call, m.INLINE, value, [], 10, self.now)
             self.settle(process)
 
+        if code["kind"] == "keep" and "unpacks" in code:
+            self.at(code["unpacks"], lambda: self._keep_refs(process, call, code))
+            return
         if code["kind"] == "stream":
             self._stream_call(process, call, code, end)
         elif code["kind"] == "keep":
-            self._keep_refs(process, call, code["oids"])
+            self._keep_refs(process, call, code)
         elif code["kind"] == "give":
             self._give_refs(process, call, code["count"])
         elif code["kind"] != "hang":
             self.at(code.get("seconds", 0.0005), end)
+        self._unpacked(process, call)
+
+    def _unpacked(self, process: Any, call: Any) -> None:
+        call.unpacked = True
+        process.core.mourn()
 
     def _under_way(self, process: Any, call: Any) -> bool:
         return bool(process.alive and process.core.server.running.get((call.victim, call.seq)) is call)
 
-    def _keep_refs(self, process: Any, call: Any, oids: list[bytes]) -> None:
+    def _keep_refs(self, process: Any, call: Any, code: dict[str, Any]) -> None:
+        if not self._under_way(process, call):
+            return
         core = process.core
-        entries = [core.references.borrow(oid, caller=call.victim) for oid in oids]
+        entries = [core.references.borrow(oid, caller=call.victim) for oid in code["oids"]]
+        self._unpacked(process, call)
         for entry in entries:
             core.fetch(entry)
 
@@ -184,13 +196,13 @@ class ActorCode:
                 self.settle(process)
 
         def done() -> None:
-            late = self.rng.random() < 0.5
+            late = self.rng.random() < 0.5 or "holds" in code
             found = all(entry.status in (m.INLINE, m.STORED) for entry in entries)
             if not late:
                 drop()
             core.call_finished(call, m.INLINE, msgpack.packb([found, 0]), [], 10, self.now)
             if late:
-                self.at(self.rng.uniform(0.0, 0.3), drop)
+                self.at(code.get("holds", self.rng.uniform(0.0, 0.3)), drop)
 
         self.settle(process)
         self.when(process, entries, done, lambda: self._under_way(process, call))

@@ -14,6 +14,7 @@ from typing import Any
 from tests.sim.guests import Guest
 from tests.sim.members import Members
 from tests.sim.simulator import NODE, Host, Process, Simulation
+from tests.sim.store_users import StoreUsers
 from tests.sim.stores import Stores
 from zmesh.core import effects as fx
 from zmesh.core.names import Names
@@ -47,7 +48,7 @@ class Part:
     once: list[tuple[Process, Task]] = field(default_factory=list)  # may start once only
 
 
-class Faulty(Members, Stores):
+class Faulty(Members, StoreUsers):
     """A simulation with one fault.
 
     Attributes:
@@ -76,6 +77,11 @@ class Faulty(Members, Stores):
         self.main = self.driver("d")
         self.counts = dict.fromkeys(self.counts, 0)
         self.fault = fault
+
+    @property
+    def again(self) -> int:
+        """How many tasks were started that had been before, under this number or another."""
+        return sum(attempt > 0 for _, _, _, attempt, _ in self.starts)
 
     # The fault.
 
@@ -244,6 +250,7 @@ def run(scenario: Scenario, seed: int, fault: Fault | None) -> Faulty:
         starts += sum(caller in names and seq == task.seq for _, caller, seq, _ in sim.call_starts)
         assert starts <= 1, f"{task.spec.name} {task.seq} started {starts} times\n{sim.tail()}"
     sim.run(sim.now + 1.0)
+    assert not sim.mapped_by_the_dead(), f"{sim.mapped_by_the_dead()}\n{sim.tail()}"
     for process, entry in sim.part.held:
         if process.alive:
             assert told[id(entry)] in (None, outcome(entry)), f"it had another outcome before\n{sim.tail()}"
@@ -322,7 +329,8 @@ def client_tables(core: Any) -> dict[str, Any]:
         "told": [queue.told for queue in core.victim.queues.values() if queue.told],
         "lent": references._lent, "borrowed": references._borrowed, "away": references._away,
         "tickets": references._tickets, "claims": references._claims, "given": references._given,
-        "views": references._views, "uncounted": references._uncounted, "actors": actors.known,
+        "views": references._views, "uncounted": references._uncounted, "inherited": references._inherited,
+        "on word": references._on_word, "following": actors._following, "actors": actors.known,
         "serving": actors.serving, "links": actors._links, "recipes": len(core.lineage),
         "sought": core.lineage._sought, "pulls": core.pulls._copies,
     }  # fmt: skip
@@ -334,7 +342,8 @@ def node_tables(core: Any) -> dict[str, Any]:
     placement = core.groups.placement
     return {
         "objects": len(core.directory), "remembered": core.directory._remembered, "copies": core.copies._copies,
-        "mourners": core._mourners, "kept": core._kept, "places": core.actors.places._places,
+        "burials": core.burials._burials, "early": core.burials._early,
+        "announced": core._announced, "kept": core._kept, "places": core.actors.places._places,
         "names": names._entries, "asked": names._asked, "ours": names._ours,
         "workers": core.matchmaking.workers, "demands": core.matchmaking.demands,
         "groups": [one for one in placement.describe().values() if one["state"] != "REMOVED"],

@@ -29,7 +29,9 @@ def _begin(sim: Faulty) -> Guest:
 
 def _put(sim: Faulty, guest: Guest) -> Entry:
     entry = sim.put_large(guest)
+    sim.alive()
     if entry is None:
+        assert sim.struck, f"there is room on disk\n{sim.tail()}"
         raise EndedError
     sim.keep([entry])
     return entry
@@ -40,7 +42,7 @@ def _read(sim: Faulty, guest: Guest, entry: Entry) -> None:
     if entry.status == m.STORED:
         error = sim.read(guest, entry)
         sim.alive()
-        assert not error or (sim.struck and error in (*DIED, *GONE)), f"{error}\n{sim.tail()}"
+        assert not error or (sim.struck and error in (*DIED, *GONE, FULL)), f"{error}\n{sim.tail()}"
 
 
 def _sure(sim: Faulty, tasks: list[Entry]) -> None:
@@ -73,6 +75,7 @@ def guest_tasks(sim: Faulty) -> None:
 
 def guest_shares(sim: Faulty) -> None:
     """A guest and a program of another host share objects, in both directions, and by way of tasks."""
+    sim.harmless.remove("host 1 leaves")  # what its programs own ends with it
     guest = _begin(sim)
     reader = sim.driver("r", other(1))
     often = sim.spec(guest, max_retries=-1)
@@ -104,6 +107,7 @@ def guest_shares(sim: Faulty) -> None:
 
 def guest_actors(sim: Faulty) -> None:
     """A guest makes an actor and calls it, calls one of another program, and lets go of both."""
+    sim.harmless.remove("host 1 leaves")
     guest = _begin(sim)
     owner = sim.driver("r", other(1))
     handle = sim.create(guest, program("actor", seconds=0.01), restarts=-1)
@@ -127,9 +131,25 @@ def guest_actors(sim: Faulty) -> None:
     sim.await_all([user])
 
 
-ERRORS = (*DIED, *GONE, *ACTOR)
+def guest_spilled(sim: Faulty) -> None:
+    """A guest puts more than fits into the store of its node, and reads it again, as tasks do."""
+    guest = _begin(sim)
+    often = sim.spec(guest, max_retries=-1)
+    mine = [_put(sim, guest) for _ in range(6)]
+    large = [sim.submit(guest, often, program("big", seconds=0.005)) for _ in range(3)]
+    users = [sim.submit(guest, often, program("work", seconds=0.005), Inputs([one])) for one in mine[:4]]
+    sim.keep([*large, *users])
+    sim.await_all(large)
+    for entry in (*large, *mine):
+        _read(sim, guest, entry)
+    sim.await_all(users)
+
+
+FULL = "StoreFullError"
+ERRORS = (*DIED, *GONE, *ACTOR, FULL)
 SCENARIOS = {
     "guest tasks": Scenario(guest_tasks, errors=ERRORS),
     "guest shares": Scenario(guest_shares, errors=ERRORS),
     "guest actors": Scenario(guest_actors, errors=ERRORS),
+    "guest spilled": Scenario(guest_spilled, hosts=2, cpus=1, room=4, errors=ERRORS),
 }

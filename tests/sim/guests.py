@@ -21,7 +21,8 @@ from zmesh.wire import messages as m
 from zmesh.wire.codec import decode, encode
 from zmesh.wire.ids import guest_segment, is_guest, store_peer
 
-NBYTES = 100_000
+NBYTES = 100_000  # of each segment
+FULL_WAIT_S = 1.0  # a producer asks again for so long
 
 
 @dataclass(eq=False)
@@ -273,15 +274,20 @@ class Guests(Simulation):
         go_on([])
 
     def put_large(self, guest: Guest) -> Entry | None:
-        """Put something large, as `zmesh.put` does: it lies on the node's host by the end. None if the guest died."""
-        segment, done = next(self._segments), False
+        """Put something large, as `zmesh.put` does: it lies on the node's host by the end.
+
+        None if there was no room, or no node, or the guest died.
+        """
+        segment, done, deadline = next(self._segments), False, self.now + FULL_WAIT_S
 
         def answered(answer: list[Any] | None) -> None:
             nonlocal done
-            if answer is None:
+            if answer is None or (answer and self.now < deadline):
                 self.at(0.05, begin)
-            else:
-                done = guest.kept[segment] = True
+                return
+            done = True
+            if not answer:
+                guest.kept[segment] = True
 
         def begin() -> None:
             if guest.alive:
@@ -290,7 +296,7 @@ class Guests(Simulation):
 
         begin()
         self.run_until(lambda: done or not guest.alive or guest.core.lost is not None, 300.0)
-        if not done or not guest.alive:
+        if segment not in guest.kept or not guest.alive:
             return None
         entry: Entry = guest.core.put(m.STORED, (segment, NBYTES, guest.core.me), [])
         return entry
@@ -317,7 +323,9 @@ class Guests(Simulation):
         if guest.alive:
             references.unpin(entry)
             self.settle(guest)
-        return "" if not guest.alive or (found and found[0]) else "ObjectLostError"
+        if not guest.alive or (found[0] and len(found[0]) == 1):
+            return ""
+        return "StoreFullError" if found[0] else "ObjectLostError"
 
     def attached(self, guest: Guest) -> bool:
         """Whether a guest is at a node that greeted it."""

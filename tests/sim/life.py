@@ -39,6 +39,7 @@ KEPT = {
     "shortcuts.links._links": "one for each",
     "shortcuts._ways": "the same",
     "shortcuts.open": "the same",
+    "burials._spoken": "one for each living client that speaks to others",
     "openings._clients": "the same, seen from there",
     "openings._ways": "the same",
     "openings.names": "the same",

@@ -17,6 +17,7 @@ class Network:
     apart: dict[tuple[bytes, bytes], bool]
     cuts: float
     dialled: dict[bytes, Any]
+    full: list[Any]
     hosts: dict[bytes, Any]
     link_names: dict[tuple[bytes, bytes], bytes]
     message_counts: dict[str, int]
@@ -144,6 +145,8 @@ class Network:
         kept = home.process.alive and not apart[1] and home is not host and effect.oid in home.copies
         if not made and not kept:
             host.core.fetched(effect.oid, None, "its host is gone", self.now)
+        elif host in self.full:
+            host.core.fetched(effect.oid, None, "there is no room", self.now, full=True)
         else:
             segment = next(self._segments)
             self.written[segment] = 1

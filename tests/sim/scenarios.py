@@ -352,6 +352,41 @@ def leaving(sim: Faulty) -> None:
     sim.await_all(users)
 
 
+def bequests(sim: Faulty) -> None:
+    """A program dies that gave an actor of another one what only it held, with a call and a value."""
+    roles(sim, "actor")
+    driver, caller = sim.main, sim.driver("e", other(1))
+    handle = sim.create(driver, program("actor", seconds=0.01), restarts=1, cpus=0)
+    sim.keep([handle])
+    held = _borrow_by(sim, caller, handle)
+    if held is not None:
+        made = caller.core.put(m.INLINE, msgpack.packb([]), [])
+        box = caller.core.put(m.INLINE, msgpack.packb([]), [])
+        try:
+            oids = sim.promote([made, box], caller)
+            code = program("keep", oids=oids, holds=1.0, unpacks=0.002)
+            call = sim.call(caller, held, code, inputs=Inputs(held=[made, box]))
+            sim.await_true(lambda: bool(sim.call_starts) or call.status != m.PENDING, caller)
+        except EndedError:
+            pass
+        sim.kill(caller)
+    sim.run(sim.now + 0.5)
+    for actor in [worker for worker in sim.live_workers() if worker.core.server.groups]:
+        for oid, entry in actor.core.references._borrowed.items():
+            home = sim.hosts[oid[:8]]
+            assert entry.status != m.ERROR or not home.process.alive, f"{entry.value}\n{sim.tail()}"
+            assert oid in home.core.directory or not home.process.alive, f"{oid.hex()} is gone\n{sim.tail()}"
+    sim.alive()
+
+
+def _borrow_by(sim: Faulty, caller: Process, handle: Handle) -> Entry | None:
+    try:
+        oid = _share(sim, handle)
+        return _claim(sim, caller, (None, None, oid)) if caller.alive else None
+    except EndedError:
+        return None
+
+
 def joining(sim: Faulty) -> None:
     """A host joins in the midst of work, makes what others read and an actor; then another leaves."""
     roles(sim, "actor", "worker")
@@ -402,6 +437,7 @@ def streams(sim: Faulty) -> None:
 
 
 SCENARIOS = {
+    "bequests": Scenario(bequests, errors=(*DIED, *ACTOR, *GONE)),
     "streams": Scenario(streams, errors=(*DIED, *ACTOR)),
     "tasks": Scenario(tasks, errors=DIED),
     "detach": Scenario(detach, hosts=1, cpus=2, errors=DIED),

@@ -106,6 +106,7 @@ class Simulation(UserCode, Network):
         self.makers: dict[int, bytes] = {}  # {segment: who made it}
         self.dialled: dict[bytes, Process] = {}  # {link name of a shortcut: its driver}
         self.link_names: dict[tuple[bytes, bytes], bytes] = {}  # {(driver, node): link name}
+        self.full: list[Host] = []  # whose stores have no room for copies
         self.warnings: list[str] | None = None  # a list: warnings are noted there; None: they are faults
         self.cuts = 0.0  # which part of what nodes send each other is lost
         self.apart: dict[tuple[bytes, bytes], bool] = {}  # {(node, node): True} between which nothing passes

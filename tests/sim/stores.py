@@ -12,14 +12,10 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-import msgpack
-
-from tests.sim.guests import Guests
+from tests.sim.guests import FULL_WAIT_S, NBYTES, Guests
 from tests.sim.simulator import Host, Process
 from zmesh.core import effects as fx
-from zmesh.core.records import Entry
 from zmesh.core.spilling import (
-    GONE,
     RESIDENT,
     AskUnmap,
     DropFile,
@@ -30,10 +26,9 @@ from zmesh.core.spilling import (
     WriteOut,
 )
 from zmesh.wire import messages as m
+from zmesh.wire.ids import is_guest
 from zmesh.wire.store_messages import Unmap
 
-NBYTES = 100_000  # of each segment
-FULL_WAIT_S = 1.0  # a producer asks again for so long
 AGAIN_S = 0.05
 TRIM_S = 0.05
 FULL_ERROR = m.ERROR, ("StoreFullError", "simulated", {})
@@ -50,6 +45,7 @@ class Store:
     memory: dict[int, int] = field(default_factory=dict)  # {segment in memory: its content}
     files: dict[int, int] = field(default_factory=dict)  # {segment with a file: its content}
     serving: dict[int, int] = field(default_factory=dict)  # {segment: transfers from it under way}
+    over: dict[bytes, bool] = field(default_factory=dict)  # {client that is gone: True}
     wake: float = -1.0
     trimmed_s: float = -1.0
 
@@ -222,8 +218,10 @@ class Stores(Guests):
             self._ask(process, f"register {segment}", asked)
 
         def asked(store: Store) -> None:
-            if process.alive:
-                request = store.ledger.room(NBYTES, process.peer, self.now, lambda why, text: granted(store, why))
+            if process.peer in store.over:
+                return
+            request = store.ledger.room(NBYTES, process.peer, self.now, lambda why, text: granted(store, why))
+            if request:
                 self._parked[segment] = (process.peer, request)
 
         def granted(store: Store, why: str) -> None:
@@ -273,13 +271,11 @@ class Stores(Guests):
             process.opening[segment] -= 1
             then(why)
 
+        def ask(store: Store) -> None:
+            store.ledger.open(segment, process.peer, self.now, lambda why, text: opened(store, why))
+
         process.opening[segment] = process.opening.get(segment, 0) + 1
-        self._ask(
-            process, f"open {segment}",
-            lambda store: store.ledger.open(
-                segment, process.peer, self.now, lambda why, text: opened(store, why)
-            ) if process.alive else None,
-        )  # fmt: skip
+        self._ask(process, f"open {segment}", ask)
 
     def _unmap(self, process: Process, segments: list[int]) -> None:
         """The node wants to spill these."""
@@ -334,9 +330,10 @@ class Stores(Guests):
         was = process.alive
         super().kill(process, status)
         process.maps.clear()
-        if was and self.room:
+        if was and self.room and not is_guest(process.peer):
             host = self.host_of(process)
-            self.at(self.rng.uniform(0.0, 0.02), lambda: self._channel_closed(host, process.peer))
+            closes = max(self._channels.get(process.peer, 0.0), self.now + self.rng.uniform(0.0, 0.02))
+            self.at(closes - self.now, lambda: self._channel_closed(host, process.peer))
 
     # Effects.
 
@@ -361,6 +358,7 @@ class Stores(Guests):
             case fx.DropUnused():
                 used, host = process.core.segments_in_use(), self.host_of(process)
                 for peer in effect.producers:
+                    self.store_of(host).over[peer] = True
                     self._channel_closed(host, peer, settle=False)
                 made = [segment for segment, maker in self.makers.items() if maker in effect.producers]
                 for segment in [one for one in made if one not in used]:
@@ -369,178 +367,16 @@ class Stores(Guests):
             case _:
                 super()._carry_out(process, effect)
 
-    def _fetch_copy(self, host: Host, effect: fx.FetchCopy) -> None:
-        """Copy an object here: room for it first, then its bytes from where they lie, or from its home."""
-        if not self.room:
-            super()._fetch_copy(host, effect)
-            return
-        segment = next(self._segments)
-
-        def granted(store: Store, why: str) -> None:
-            if why:
-                text = "it finds no room here"
-                self._soon(host, lambda: host.core.fetched(effect.oid, None, text, self.now, full=True))
-                return
-            store.ledger.add(segment, NBYTES, [], self.now, held=True)
-            self._from_source(host, effect, segment, [effect.producer[:8], effect.oid[:8]])
-
-        def ask(store: Store) -> None:
-            store.ledger.room(NBYTES, host.process.peer, self.now, lambda why, text: granted(store, why))
-
-        self._on_store(host, ask)
-
-    def _from_source(
-        self, host: Host, effect: fx.FetchCopy, segment: int, sources: list[bytes], full: bool = False
-    ) -> None:
-        """Ask the next that may have it; `full`: one has, on disk, and no room for it."""
-        if not sources:
-            self._drop_all(host, [segment])
-            host.core.fetched(effect.oid, None, "nobody has it", self.now, full=full)
-            return
-        source = self.hosts[sources[0]]
-        place = source.copies.get(effect.oid, effect.segment if sources[0] == effect.producer[:8] else 0)
-
-        def go_on(no_room: bool = False) -> None:
-            self._soon(host, lambda: self._from_source(host, effect, segment, sources[1:], full or no_room))
-
-        answered = False
-
-        def look() -> None:
-            if not answered and source.process.alive:
-                self.at(1.0, look)
-            elif not answered:
-                go_on()
-
-        def served(store: Store, why: str) -> None:
-            nonlocal answered
-            answered = True
-            if why:
-                go_on(why != GONE)
-                return
-            content = store.memory[place]
-            assert content == self.written[place], f"{content} is served of {place}\n{self.tail()}"
-            store.serving[place] = store.serving.get(place, 0) + 1
-            self.at(self.rng.uniform(0.001, 0.03), lambda: arrived(store, content))
-
-        def arrived(store: Store, content: int) -> None:
-            store.serving[place] -= 1
-            if source.process.alive:
-                self._on_store(host, lambda mine: written(mine, content))
-            else:
-                go_on()
-
-        def written(mine: Store, content: int) -> None:
-            mine.memory[segment] = self.written[segment] = content
-            host.copies[effect.oid] = segment
-            mine.ledger.unhold(segment, self.now)
-            host.core.fetched(effect.oid, (segment, effect.nbytes, host.process.peer), "", self.now)
-
-        def ask(store: Store) -> None:
-            store.ledger.open(place, source.process.peer, self.now, lambda why, text: served(store, why))
-
-        if not source.process.alive or not place or source is host:
-            go_on()
-        else:
-            self._on_store(source, ask)
-            look()
-
-    def _soon(self, host: Host, action: Callable[[], None]) -> None:
-        self.at(self.rng.uniform(0.001, 0.05), lambda: self._on_store(host, lambda store: action()))
-
-    # Programs.
-
-    def _enter(self, process: Process, running: Any, stored: list[Any]) -> None:
-        if not self.room:
-            super()._enter(process, running, stored)
-            return
-        closings: list[Callable[[], None]] = []
-        gone: list[Any] = []
-
-        def go_on(left: list[Any]) -> None:
-            if not process.alive or process.core.thief.running is not running:
-                return
-            if left:
-                self.map_segment(process, left[0][0][0], lambda why: mapped(left, why))
-            elif gone:
-                self._finish(process, running, m.LOST, gone, [])
-            else:
-                self._execute(process, running, msgpack.unpackb(running.args), closings)
-
-        def mapped(left: list[Any], why: str) -> None:
-            value, key = left[0]
-            if not process.alive or process.core.thief.running is not running:
-                return
-            if not why:
-                closings.append(self._open(process, running, value, key))
-            elif why == GONE:
-                gone.append((key, value[0], value[2]))
-            else:
-                for close in closings:
-                    close()
-                self._finish(process, running, *FULL_ERROR, [])
-                return
-            go_on(left[1:])
-
-        go_on(stored)
-
-    def _execute(self, process: Any, running: Any, code: dict[str, Any], closings: list[Callable[[], None]]) -> None:
-        if not self.room or code["kind"] != "big":
-            super()._execute(process, running, code, closings)
-            return
-
-        def still() -> bool:
-            return bool(process.alive and process.core.thief.running is running)
-
-        def write(segment: int) -> None:
-            if not still():
-                if process.alive and segment:
-                    process.free.append(segment)
-                return
-            for close in closings:
-                close()
-            if segment:
-                self._finish(process, running, m.STORED, self.fill(process, segment), [])
-            else:
-                self._finish(process, running, *FULL_ERROR, [])
-
-        self.at(code.get("seconds", 0.001), lambda: self.allocate(process, write) if still() else None)
-
-    def put_stored(self, process: Process) -> Entry | None:
-        """Put something large, as `zmesh.put` does; None if there was no room, or the program died."""
-        found: list[int] = []
-        self.allocate(process, found.append)
-        self.run_until(lambda: bool(found) or not process.alive, 300.0)
-        if not process.alive or not found[0]:
-            return None
-        entry: Entry = process.core.put(m.STORED, self.fill(process, found[0]), [])
-        return entry
-
-    def look_at(self, process: Process, entry: Entry, seconds: float) -> str:
-        """Read a resolved entry and keep a view of it for so long; returns "" or the error."""
-        references = process.core.references
-        ticket = references.localize([entry])
-        self.settle(process)
-        if ticket is not None:
-            self.run_until(lambda: not process.alive or ticket.status != m.PENDING, 300.0)
-        status, place = references.location(entry)
-        if not process.alive or status != m.STORED:
-            return str(place[0]) if process.alive and status == m.ERROR else ""
-        found: list[str] = []
-        references.pin(entry)
-        self.map_segment(process, place[0], found.append)
-        self.run_until(lambda: not process.alive or bool(found), 300.0)
-        if not process.alive:
-            return ""
-        process.views[place[0]] = process.views.get(place[0], 0) + 1
-
-        def close() -> None:
-            if process.alive:
-                process.views[place[0]] -= 1
-                references.unpin(entry)
-                self.settle(process)
-
-        self.at(0.0 if found[0] else seconds, close)
-        return {"": "", GONE: "ObjectLostError"}.get(found[0], "StoreFullError")
+    def mapped_by_the_dead(self) -> list[Any]:
+        """Return what ledgers take to be mapped by processes that are dead since a while: it could never be spilled."""
+        return [
+            (host.process.name, segment, self.processes[peer].name)
+            for host in self.hosts.values()
+            if host.process.alive and host.id in self.stores
+            for segment, cell in self.stores[host.id].ledger._cells.items()
+            for peer in cell.mappers
+            if not self.processes[peer].alive
+        ]
 
     def left_in_stores(self) -> list[Any]:
         """Return what is in any store that nobody needs.

@@ -7,7 +7,7 @@ import msgpack
 import pytest
 
 from tests.sim.programs import program
-from tests.sim.simulator import Process, Simulation, value_of
+from tests.sim.simulator import NODE, Process, Simulation, value_of
 from zmesh.core.records import Entry, Inputs, Task
 from zmesh.wire import messages as m
 from zmesh.wire.actor_messages import NAME_FIND
@@ -252,3 +252,107 @@ def test_one_that_ends_itself_or_fails_frees_its_name_and_its_keeper_goes(seed: 
         sim.drop(maker, handle)
         sim.drop(maker, task)
     rest(sim, maker, [])
+
+
+def other(index: int) -> bytes:
+    return NODE[:7] + bytes([NODE[7] + index])
+
+
+def far_argument(sim: Simulation, maker: Process, seed: int, seconds: float = 0.01) -> Entry:
+    """Return an argument that lies on the second host: a task made it there for the maker, or a program put it."""
+    if seed % 2:
+        there = maker.core.new_spec(maker.peer, "f", {"CPU": m.UNIT, f"node:{other(1).hex()}": 1}, max_retries=0)
+        made: Entry = sim.submit(maker, there, program("big", seconds=seconds))
+        promoted(sim, maker, [made])
+        return made
+    putter = sim.driver("putter", other(1))
+    put = putter.core.put(m.STORED, sim.write(putter, 1), [])
+    promoted(sim, putter, [put])
+    handle, claim = maker.core.references.claim_found(putter.core.references.oid(put))
+    maker.core.fetch(handle)
+    sim.settle(maker)
+    resolved(sim, [handle, claim])
+    return handle
+
+
+@pytest.mark.parametrize("here", [True, False])
+@pytest.mark.parametrize("seed", range(20))
+def test_it_is_made_anew_when_the_host_is_gone_where_its_argument_lay(seed: int, here: bool) -> None:
+    sim = Simulation(seed, hosts=3)
+    maker, user = sim.driver("maker"), sim.driver("user", other(2))
+    argument = far_argument(sim, maker, seed)
+    resolved(sim, [argument])
+    ticket = sim.keep(maker, ACTOR, "x", restarts=-1, inputs=Inputs([argument], []), here=here)
+    resolved(sim, [ticket])
+    assert ticket.value.made
+    sim.kill(maker)
+    sim.kill_host(sim.hosts[other(1)], seconds=0.1)
+    sim.run(sim.now + 2.0)
+    handle = find(sim, user, "x")
+    assert handle is not None
+    first = sim.call(user, handle, program("work", value=1), retries=-1)
+    resolved(sim, [first])
+    before = value_of(first)[1]
+    for worker in sim.ready_workers():
+        sim.kill(worker)
+    again = sim.call(user, handle, program("work", value=2), retries=-1)
+    resolved(sim, [again])
+    assert value_of(again) == [2, before + 1]
+    end(sim, user, handle)
+    rest(sim, user, [handle, first, again])
+    assert not sim.node.copies.here(), "the copy went with the actor"
+
+
+@pytest.mark.parametrize("seed", range(1, 20, 2))
+def test_an_argument_that_is_made_after_the_actor_is_copied_as_it_comes(seed: int) -> None:
+    sim = Simulation(seed, hosts=3)
+    maker, user = sim.driver("maker"), sim.driver("user", other(2))
+    argument = far_argument(sim, maker, seed, seconds=1.0)
+    ticket = sim.keep(maker, ACTOR, "x", restarts=-1, inputs=Inputs([argument], []))
+    resolved(sim, [ticket], 0.5)
+    handle = find(sim, user, "x")
+    assert handle is not None
+    first = sim.call(user, handle, program("work", value=1), retries=-1)
+    resolved(sim, [first])
+    assert value_of(first) == [1, 0]
+    sim.kill(maker)
+    sim.kill_host(sim.hosts[other(1)], seconds=0.1)
+    sim.run(sim.now + 2.0)
+    sim.kill(next(worker for worker in sim.ready_workers() if worker.core.server.groups))
+    again = sim.call(user, handle, program("work", value=2), retries=-1)
+    resolved(sim, [again])
+    assert value_of(again) == [2, 1]
+    end(sim, user, handle)
+    rest(sim, user, [handle, first, again])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_argument_that_finds_no_room_is_said_to_whoever_wants_the_actor(seed: int) -> None:
+    sim = Simulation(seed, hosts=2)
+    maker = sim.driver("maker")
+    argument = far_argument(sim, maker, seed)
+    resolved(sim, [argument])
+    sim.full = [sim.hosts[NODE]]
+    ticket = sim.keep(maker, ACTOR, "x", inputs=Inputs([argument], []))
+    resolved(sim, [ticket])
+    assert ticket.value[0] == "StoreFullError"
+    assert "the actor 'x' cannot be made" in ticket.value[1]
+    assert find(sim, maker, "x") is None
+    for process in sim.processes.values():
+        if process.name == "putter":
+            sim.kill(process)
+    rest(sim, maker, [argument])
+
+
+@pytest.mark.parametrize("seed", range(1, 8, 2))
+def test_an_argument_that_comes_late_and_finds_no_room_is_warned_of(seed: int) -> None:
+    sim = Simulation(seed, hosts=2)
+    sim.warnings = []
+    maker = sim.driver("maker")
+    argument = far_argument(sim, maker, seed, seconds=1.0)
+    ticket = sim.keep(maker, ACTOR, "x", inputs=Inputs([argument], []))
+    resolved(sim, [ticket])
+    sim.full = [sim.hosts[NODE]]
+    resolved(sim, [argument])
+    sim.run(sim.now + 1.0)
+    assert "is not on this host" in sim.warnings[0]

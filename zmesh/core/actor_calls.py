@@ -36,6 +36,7 @@ from zmesh.wire.actor_messages import (
     Retire,
     ShareActor,
 )
+from zmesh.wire.death_messages import Followed
 from zmesh.wire.ids import ACTOR_INDEX, NODE_ID_BYTES, NodeID, ObjectID, PeerID, actor_id, node_peer
 from zmesh.wire.keeper_messages import KeepActor, Kept
 from zmesh.wire.messages import ERROR, FAILED, INLINE, ITEM, LOST, STORED, Kill
@@ -84,6 +85,8 @@ class ActorCalls:
         self.serving: dict[PeerID, Actor] = {}  # {worker: the actor that lives in it}
         # {worker: True} that we dialled; a link stays until that ends, as the actor may talk to us over it as well.
         self._links: dict[PeerID, bool] = {}
+        # {worker of this host: (the actor in it, its version)} that our node is to follow, and has not said so yet
+        self._following: dict[PeerID, tuple[Actor, int]] = {}
         # {worker: how often it gave calls back}, as long as it lives: an actor may be let go of, and found again.
         self._losses: dict[PeerID, int] = {}
 
@@ -199,16 +202,17 @@ class ActorCalls:
         else:
             self._references.count_for(peer, actor.own, ActorShared(message.request))
 
-    def keep(self, order: KeepActor) -> Entry:
-        """Have our node's keeper make an actor; the entry resolves with Kept, or an error."""
+    def keep(self, order: KeepActor, deps: list[Entry]) -> Entry:
+        """Have our node's keeper make an actor that needs `deps`; the entry resolves with Kept, or an error."""
         ticket: Entry = self._references.ask()
+        order.places = [list(self._references.place(one.value)) if one.status == STORED else [] for one in deps]
         order.request = ticket.seq
         self._effects.append(Send(node_peer(self._references.here), order))
         return ticket
 
     def kept(self, m: Kept) -> None:
         """The keeper has done so, or says why not."""
-        status, value = (ERROR, ("MeshError", m.error, {})) if m.error else (INLINE, m)
+        status, value = (ERROR, (m.kind, m.error, {})) if m.error else (INLINE, m)
         self._references.answered(m.request, status, value)
 
     # Handles.
@@ -318,17 +322,28 @@ class ActorCalls:
         actor.version = message.version
         self._interrupt(actor, now)
         if message.peer:
-            far = message.peer[:NODE_ID_BYTES] != self._references.here
             self._effects.append(Send(node_peer(message.peer[:NODE_ID_BYTES]), Follow(message.peer)))
-            if not far and message.peer not in self._links:
+            if message.peer[:NODE_ID_BYTES] != self._references.here:
+                self._serve(actor, message.version, message.peer)  # what we say to it goes by way of its node, too
+                return
+            self._following[message.peer] = (actor, message.version)
+            if message.peer not in self._links:
                 self._links[message.peer] = True
                 self._effects.append(Connect(message.peer))
-            self._serve(actor, message.version, message.peer)
         else:
             self._ask(actor)
 
+    def followed(self, message: Followed) -> None:
+        """Our node tells the actor of our death from now on: calls may go to it, with all they lend."""
+        actor, version = self._following.pop(message.worker, (None, 0))
+        if actor is not None and actor.version == version and self.known.get(actor.oid) is actor:
+            self._serve(actor, version, message.worker)
+
     def lost(self, peer: PeerID) -> None:
         """A worker is gone. What it means for an own actor was decided with its creation task."""
+        followed, version = self._following.pop(peer, (None, 0))
+        if followed is not None and followed.version == version:
+            self._ask(followed)
         self._losses.pop(peer, None)
         if self._links.pop(peer, False):
             self._effects.append(Disconnect(peer))

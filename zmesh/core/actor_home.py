@@ -19,6 +19,7 @@ from zmesh.wire.actor_messages import (
     NameTold,
     Settle,
 )
+from zmesh.wire.death_messages import Followed
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID
 from zmesh.wire.messages import WorkerDied
 
@@ -76,6 +77,8 @@ class ActorHome:
         worker = self._matchmaking.workers.get(message.worker)
         if worker is not None and self._alive(peer):
             worker.victims[peer] = True
+            if peer[:NODE_ID_BYTES] == message.worker[:NODE_ID_BYTES]:
+                self._effects.append(Send(peer, Followed(message.worker)))
         else:
             self._effects.append(Send(peer, WorkerDied(message.worker, 0, 0, b"", 0, 0, "", "")))
 
@@ -83,12 +86,15 @@ class ActorHome:
         """Nobody holds that object any more."""
         self.places.freed(oid)
 
-    def client_gone(self, peer: PeerID) -> None:
-        """A client is dead: its actors are, and those it called need not answer."""
+    def client_gone(self, peer: PeerID) -> list[PeerID]:
+        """A client is dead: its actors are, and those it called need not answer. Returns these."""
+        called = []
         for worker in self._matchmaking.workers.values():
-            if worker.state == SERVING and worker.victims.pop(peer, False):
+            if worker.state == SERVING and worker.victim != peer and worker.victims.pop(peer, False):
                 self._effects.append(Send(worker.peer, CallerGone(peer)))
+                called.append(worker.peer)
         self.places.client_gone(peer)
+        return called
 
     def node_gone(self, node: NodeID) -> None:
         """A member is gone."""

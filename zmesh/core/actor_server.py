@@ -159,6 +159,10 @@ class ActorServer:
             self._arguments.forget(peer, [record for caller, record in group.queue if caller == peer])
             group.queue = deque(entry for entry in group.queue if entry[0] != peer)
 
+    def unpacks(self, peer: PeerID) -> bool:
+        """Whether a call of that caller has begun and not yet taken all out of its arguments."""
+        return any(running.victim == peer and not running.unpacked for running in self.running.values())
+
     # From the process.
 
     def next(self, now: float) -> Running | None:

@@ -33,19 +33,24 @@ class Catalog:
         """Its value is gone."""
         self._stored.pop((entry.seq, entry.index), None)
 
-    def rows(self, lent: Iterable[Entry], oid: Callable[[Entry], ObjectID]) -> list[Any]:
-        """Return what Objects carries, see messages.Objects; `lent` are own entries that others may name."""
+    def rows(self, lent: Iterable[Entry], oid: Callable[[Entry], ObjectID], told: Callable[[Entry], Any]) -> list[Any]:
+        """Return what Objects carries, see messages.Objects.
+
+        Args:
+            lent: own entries that others may name.
+            told: returns the value of an entry as others know it.
+        """
         found = dict(self._stored)
         for entry in lent:
             # A handle of an actor is counted as an object is, but there are no bytes behind it.
             if entry.share is not None and entry.share.promoted and not isinstance(entry, Handle):
                 found.setdefault((entry.seq, entry.index), (entry, getattr(entry, "spec", None)))
-        rows = [_row(entry, spec, oid(entry)) for entry, spec in found.values()]
+        rows = [_row(entry, spec, oid(entry), told(entry)) for entry, spec in found.values()]
         return sorted(rows, key=lambda row: -row[2])[:ROWS_MAX]
 
 
-def _row(entry: Entry, spec: Spec | None, oid: ObjectID) -> Any:
-    share, value = entry.share, entry.value
+def _row(entry: Entry, spec: Spec | None, oid: ObjectID, value: Any) -> Any:
+    share = entry.share
     nbytes = value[1] if entry.status == STORED else len(value) if entry.status == INLINE else 0
     segment = value[0] if entry.status == STORED else 0
     pins, readers, made_at = (share.pins, len(share.readers), share.made_at) if share is not None else (0, 0, "")

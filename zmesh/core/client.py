@@ -41,7 +41,7 @@ from zmesh.core.tasks import Tasks
 from zmesh.core.timers import Timers
 from zmesh.core.victim import Victim
 from zmesh.wire.actor_messages import ActorState, KillActor, NameTold, ShareActor, Unheld
-from zmesh.wire.death_messages import Expelled
+from zmesh.wire.death_messages import Expelled, Followed
 from zmesh.wire.group_messages import GroupReply, GroupState
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
 from zmesh.wire.keeper_messages import Kept
@@ -591,5 +591,6 @@ class ClientCore(ActorInputs, LineageInputs):
         Kept: lambda self, _, message, now: self.actors.kept(message),
         NameTold: lambda self, _, message, now: self.references.answered(message.request, INLINE, message.found),
         KillActor: lambda self, _, message, now: self.actors.kill_told(message, now),
+        Followed: lambda self, _, message, now: self.actors.followed(message),
         Expelled: lambda self, _, message, now: self.node_lost(f"the node dropped this process: {message.why}", now),
     }

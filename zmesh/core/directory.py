@@ -204,6 +204,18 @@ class Directory:
         if request:
             self._effects.append(Send(peer, Ack(request, error)))
 
+    def vouch(self, peer: PeerID, request: int, objects: list[Any]) -> None:
+        """A holder says what it holds at least, as who was to tell us may have died."""
+        error = ""
+        for oid, holds in objects:
+            record = self._records.get(oid)
+            if record is None:
+                error = f"object {oid.hex()} is not known here: it was freed"
+            elif self._alive(peer) and record.holders.get(peer, 0) < holds:
+                self._count(oid, record, peer, holds - record.holders.get(peer, 0))
+        if request:
+            self._effects.append(Send(peer, Ack(request, error)))
+
     def release(self, peer: PeerID, objects: list[Any]) -> None:
         """A client drops holds; see messages.Release."""
         for oid, holds, clean in objects:
@@ -293,7 +305,7 @@ class Directory:
                 self._answer(oid, record)
 
     def node_died(self, node: NodeID) -> None:
-        """A member is gone: its clients hold and wait for nothing. What lay on it is lost, unless its owner lives."""
+        """A member is gone: its clients wait for nothing. What lay on it is lost, unless its owner lives."""
         for oid, record in list(self._records.items()):
             for waiter in [waiter for waiter in record.waiters if waiter[:NODE_ID_BYTES] == node]:
                 del record.waiters[waiter]
@@ -301,10 +313,17 @@ class Directory:
             if lay_there and not self._evacuation.has(oid) and not self._alive(oid[:PEER_ID_BYTES]):
                 text = f"object {oid.hex()} lay on node {node.hex()}, which is gone, and nowhere else"
                 record.status, record.value = ERROR, ("ObjectLostError", text, {})
+
+    def holders_on(self, node: NodeID) -> list[PeerID]:
+        """Return the clients of a member, and that itself, that something is counted for."""
         holders = {holder: True for record in self._records.values() for holder in record.holders}
-        for holder in holders:
-            if len(holder) == PEER_ID_BYTES and holder[:NODE_ID_BYTES] == node:
-                self.holder_died(holder)
+        return [one for one in holders if len(one) == PEER_ID_BYTES and one[:NODE_ID_BYTES] == node]
+
+    def contained_in(self, owner: PeerID) -> dict[ObjectID, bool]:
+        """Return what the values of an owner contain: {object: True}."""
+        return {
+            inner: True for oid, one in self._records.items() if oid[:PEER_ID_BYTES] == owner for inner in one.inside
+        }
 
     def holder_died(self, peer: PeerID) -> None:
         """What a dead client held may go: nobody will come and say that it was given to him."""

@@ -7,6 +7,7 @@ node says when that ends. Who is counted at this node for what is core/directory
 from collections.abc import Callable, Iterable
 
 from zmesh.core.effects import Effect, Send
+from zmesh.wire.death_messages import Vouch
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, node_peer
 from zmesh.wire.messages import Release
 
@@ -50,6 +51,14 @@ class Enclosed:
         """A value that contains these is not counted here, though its owner had us counted for them."""
         for oid in self._far(inside):
             self._release(oid, clean=True)
+
+    def vouch(self, inside: Iterable[ObjectID]) -> None:
+        """Who was to have us counted for these is dead: have their homes count us if they do not."""
+        by_home: dict[NodeID, dict[ObjectID, int]] = {}
+        for oid in inside:
+            if oid in self._held:
+                by_home.setdefault(oid[:NODE_ID_BYTES], {})[oid] = self._held[oid]
+        self._effects += [Send(node_peer(home), Vouch(0, list(holds.items()))) for home, holds in by_home.items()]
 
     def _release(self, oid: ObjectID, clean: bool) -> None:
         self._effects.append(Send(node_peer(oid[:NODE_ID_BYTES]), Release([(oid, 1, clean)])))

@@ -1,11 +1,17 @@
 """A keeper: the client that owns the detached actors of one program. It lives in the node, as its only task is to own.
 
-    KeepActor --its objects are counted for us--> --the node knows the handle--> --we have the name--> the actor is made
-         '----one of them is gone----------------------------------------------'--another has it--> told who
+    KeepActor --its objects are counted for us--> --its arguments are here--> --the node knows the handle--> ...
+         '----one of them is gone---------------------'--or never will be--> told why
+
+    ... --we have the name--> the actor is made
+         '--another has it--> told who
 
 It runs no code of the user's and unpacks nothing: a creation comes as its owner would send it to a worker. All that
 happens to actors afterwards, restarts, names, kills, is what happens to those of any client. An actor is kept, by one
 handle, until it is dead; when none is left the keeper may end (core/keepers.py).
+
+Of arguments whose bytes lie on another host there is a copy on this one as long as the actor is kept: so that it can be
+made again when that host is gone. Those that are there as it is made are waited for, others are copied when they come.
 """
 
 from dataclasses import dataclass
@@ -13,12 +19,12 @@ from typing import Any, ClassVar
 
 from zmesh.core.client import ClientCore
 from zmesh.core.counting_inputs import Input
-from zmesh.core.effects import Send
+from zmesh.core.effects import Send, Warn
 from zmesh.core.records import Entry, Handle, Inputs, Spec
 from zmesh.wire.actor_messages import NAME_TAKE
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID, node_peer
 from zmesh.wire.keeper_messages import KeepActor, Keeps, Kept
-from zmesh.wire.messages import ERROR, PENDING, Done, GiveBack, Hold, Steal, Unpin, Unsteal
+from zmesh.wire.messages import ERROR, PENDING, STORED, Done, GiveBack, Hold, Steal, Unpin, Unsteal
 from zmesh.wire.shortcut_messages import Shortcut
 
 WORDS_OF_THIEVES = (Done, GiveBack, Steal, Unpin, Unsteal)
@@ -32,6 +38,7 @@ class Order:
     claims: list[tuple[Entry, Entry]]  # (what it needs, the ticket of the claim)
     handle: Handle | None = None
     ticket: Entry | None = None  # of what its node was asked last
+    copied: bool = False  # those of its arguments that were there are on this host
 
 
 class KeeperCore(ClientCore):
@@ -42,6 +49,7 @@ class KeeperCore(ClientCore):
         self._orders: list[Order] = []
         self._actors: dict[bytes, tuple[Handle, str, str]] = {}  # {ActorID: (handle, namespace, name)} made, not dead
         self._made: dict[str, Spec] = {}  # {what creations said of it: spec}
+        self._awaited: list[Entry] = []  # arguments of kept actors that were not made yet when these were
         self._seen = 0
         self._told = Keeps(0, False, [])
 
@@ -71,9 +79,17 @@ class KeeperCore(ClientCore):
         while all(ticket.status != PENDING for ticket in tickets):
             failed = [ticket.value[1] for ticket in tickets if ticket.status == ERROR]
             if failed:
-                self._answer(order, Kept(0, [], error=f"the actor {order.wanted.name!r} cannot be made: {failed[0]}"))
+                self._answer(order, Kept(0, [], error=f"{self._cannot(order)}{failed[0]}"))
                 return False
-            if order.handle is None:
+            if not order.copied:
+                order.copied = True
+                order.ticket = self._bring(order)
+            elif order.handle is None:
+                failure = self._settle_copies(order)
+                if failure is not None:
+                    name, text, _ = failure
+                    self._answer(order, Kept(0, [], error=f"{self._cannot(order)}{text}", kind=name))
+                    return False
                 order.handle = self._prepare(order)
                 order.ticket = self.references.promote([order.handle])
             elif order.ticket is not None and order.ticket.value is None:  # an Ack says nothing, NameTold does
@@ -83,9 +99,54 @@ class KeeperCore(ClientCore):
                 assert order.ticket is not None
                 self._settle_name(order, order.handle, order.ticket.value, now)
                 return False
-            assert order.ticket is not None
-            tickets = [order.ticket]
+            tickets = [] if order.ticket is None else [order.ticket]
         return True
+
+    @staticmethod
+    def _cannot(order: Order) -> str:
+        return f"the actor {order.wanted.name!r} cannot be made: "
+
+    # Arguments that lie on other hosts.
+
+    def _deps(self, order: Order) -> list[Entry]:
+        return [entry for entry, _ in order.claims[: len(order.wanted.deps)]]
+
+    def _bring(self, order: Order) -> Entry | None:
+        """Have arguments copied here of which is known where they lie; None if there are none."""
+        deps, wanted = self._deps(order), order.wanted
+        self.references.fetched(
+            [(oid, STORED, place) for oid, place in zip(wanted.deps, wanted.places, strict=False) if place]
+        )
+        return self.references.localize(deps)
+
+    def _settle_copies(self, order: Order) -> Any:
+        """The copies are here: from now on the arguments lie here. Returns why one does not, or None."""
+        for entry in self._deps(order):
+            failure = self._settle_copy(entry)
+            if failure is not None:
+                return failure
+        return None
+
+    def _settle_copy(self, entry: Entry) -> Any:
+        copy = entry.share.copy if entry.share is not None else None
+        if copy is not None and copy.status == ERROR:
+            return copy.value
+        if copy is not None and copy.status == STORED:
+            entry.value = copy.value  # pinned as long as this process needs the entry
+        return None
+
+    def _bring_late(self) -> None:
+        """Have arguments copied here that were made after their actors."""
+        made = [entry for entry in self._awaited if entry.status != PENDING]
+        self._awaited = [entry for entry in self._awaited if entry.status == PENDING and entry.refs]
+        for entry in made:
+            self.references.when_local([entry], lambda entry=entry: self._late_one(entry))  # type: ignore[misc]
+
+    def _late_one(self, entry: Entry) -> None:
+        failure = self._settle_copy(entry)
+        if failure is not None:
+            text = f"an argument of a detached actor is not on this host, and may be lost with another: {failure[1]}"
+            self.effects.append(Warn(text))
 
     def _prepare(self, order: Order) -> Handle:
         """Return the handle of the actor to be: from its start on it holds itself what it needs."""
@@ -128,6 +189,7 @@ class KeeperCore(ClientCore):
             self._answer(order, Kept(0, list(found)))
             return
         self._actors[oid] = (handle, m.namespace, m.name)
+        self._awaited += [entry for entry in self._deps(order) if entry.status == PENDING]
         self.start_actor(handle, now)
         # Counted before it is told, so that it finds the actor even if that dies at once.
         self.effects.append(Send(self.node, Hold(0, [(oid, m.asker)])))
@@ -149,6 +211,8 @@ class KeeperCore(ClientCore):
     def _flush(self) -> None:
         """After each input: let go of actors that are dead, and tell the node what is left."""
         super()._flush()
+        if self._awaited:
+            self._bring_late()
         for oid, (handle, _, _) in list(self._actors.items()):
             if handle.actor.failure is not None:
                 del self._actors[oid]

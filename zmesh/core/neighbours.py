@@ -77,6 +77,10 @@ class Neighbours:
         if gone:
             self._effects.append(Send(node_peer(node), PeersGone(gone)))
 
+    def watchers(self, peer: PeerID) -> list[NodeID]:
+        """Return the members that want to hear of the end of a client of ours."""
+        return list(self._watchers.get(peer, ()))
+
     def client_ended(self, peer: PeerID) -> None:
         """A client of ours is gone, and everybody it served has buried it."""
         for node in self._watchers.pop(peer, {}):

@@ -43,7 +43,7 @@ class Nested:
     promote: Callable[[list[Entry]], Entry | None]
     _claims: dict[int, tuple[PeerID, Any, dict[PeerID, bool]]]
     _given: dict[tuple[PeerID, int], deque[list[Entry]]]
-    _uncounted: dict[ObjectID, tuple[Entry, dict[PeerID, bool]]]
+    _forget_vouches: Callable[[NodeID | None], None]
 
     def __init__(self) -> None:
         self.wake: Callable[[], None] = lambda: None
@@ -104,15 +104,6 @@ class Nested:
             for value in values:
                 self.drop(value)
 
-    def _vouch(self, caller: PeerID) -> None:
-        """A caller is dead and says no more that we keep what came with its calls: we say so ourselves."""
-        for oid, (entry, callers) in list(self._uncounted.items()):
-            if callers.pop(caller, False) and not callers:
-                del self._uncounted[oid]
-                assert entry.share is not None
-                entry.share.holds += 1
-                self._hold(0, [(oid, self._me)])
-
     def _hold_again(self) -> None:
         """Have homes count what this process borrowed under its name of now: they will hear of the end of the other."""
         shares = [(oid, entry.share) for oid, entry in self._borrowed.items() if entry.share is not None]
@@ -133,6 +124,7 @@ class Nested:
         """That node, or any, will not answer."""
         if node is not None:
             self.home_gone(node)
+        self._forget_vouches(node)
         for request, (_, homes) in list(self._opened.items()):
             for home in [home for home in homes if node is None or home[:NODE_ID_BYTES] == node]:
                 self._claimed(request, home)

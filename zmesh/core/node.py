@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.actor_home import ActorHome
+from zmesh.core.burials import Burials, lends
 from zmesh.core.copies import Copies
 from zmesh.core.directory import Directory
 from zmesh.core.effects import Address, Effect, KillProcess, Send, Warn
@@ -34,6 +35,7 @@ from zmesh.core.status import ending, load, status
 from zmesh.core.tallies import Tallies
 from zmesh.core.timers import Timers
 from zmesh.wire.counting_messages import Held, Recount, Uncounted, WhoHolds
+from zmesh.wire.death_messages import Dying, Vouch
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
 from zmesh.wire.messages import (
     PROTOCOL_MAJOR,
@@ -144,7 +146,8 @@ class NodeCore(DeathInputs, MemberInputs):
         )
         self._store = (0, 0, 0)
         self.pressure = pressure or Pressure()
-        self._mourners: dict[PeerID, dict[PeerID, bool]] = {}  # {dead worker: clients that have not buried it}
+        self._announced: dict[PeerID, bool] = {}  # {dead client of another member, not buried: True}
+        self.burials = Burials(node, effects, members=totals, buried=self._all_have_buried)
         self.resources = Resources(total)
         self.matchmaking = self._make_matchmaking(rng, limits)
         self.groups = self._make_groups(rng)
@@ -244,6 +247,7 @@ class NodeCore(DeathInputs, MemberInputs):
             LeaseBack: self._lease_back,
             Watch: lambda node, m, now: self.neighbours.watch(node, m.peers, self._living),
             PeersGone: self._peers_gone,
+            Dying: self._dying,
             KeepSegments: lambda node, m, now: self._kept.update(dict.fromkeys(m.segments, node)),
             Leaving: lambda node, m, now: self.evacuation.leaving(node, self.directory.lying_on(node)),
             Evacuated: lambda node, m, now: self.evacuation.member_evacuated(node, m),
@@ -269,6 +273,7 @@ class NodeCore(DeathInputs, MemberInputs):
             Promote: lambda peer, m, now: directory.promote(peer, m.request, m.objects),
             Resolve: lambda peer, m, now: directory.resolve(m.objects),
             Hold: lambda peer, m, now: directory.hold(peer, m.request, m.holders),
+            Vouch: lambda peer, m, now: directory.vouch(peer, m.request, m.objects),
             Release: lambda peer, m, now: directory.release(peer, m.objects),
             Fetch: lambda peer, m, now: directory.fetch(peer, m.objects),
             Buried: self._buried,
@@ -285,11 +290,11 @@ class NodeCore(DeathInputs, MemberInputs):
         """Whether a client lives, here or, as far as we know, on another host."""
         if peer[:NODE_ID_BYTES] == self.node:
             return peer in self._clients
-        return self.neighbours.alive(peer)
+        return peer not in self._announced and self.neighbours.alive(peer)
 
     def _living(self, peer: PeerID) -> bool:
         """Whether a client of this host lives, or is not buried yet; or it is this node itself."""
-        return peer in self._clients or peer in self._mourners or peer == node_peer(self.node)
+        return peer in self._clients or peer in self.burials or peer == node_peer(self.node)
 
     def _config_of(self, job: PeerID) -> dict[str, Any]:
         return self._clients[job].config if job in self._clients else self._configs.get(job, {})
@@ -413,6 +418,10 @@ class NodeCore(DeathInputs, MemberInputs):
             if to in self.guests:
                 self.links.send(to, source, to, frame, now)
         elif node in self.neighbours.totals:
+            if source in self._clients:
+                self.burials.spoke(source, node)
+            elif source != node_peer(self.node) and lends(frame):
+                return
             self.links.send(self.openings.names.get(to, node), source, to, frame, now)
         elif source in self._clients:
             # It was told once, but may have learnt of what lay there only afterwards.
@@ -490,6 +499,7 @@ class NodeCore(DeathInputs, MemberInputs):
         self.evacuation.check()
         self.replicas.check()
         self.orphans.check()
+        self.burials.check()
         self.links.check()
         self.openings.check()
         self.neighbours.check()

@@ -6,12 +6,13 @@ A base of NodeCore (core/node.py), which makes what is used here.
 from collections.abc import Callable
 from typing import Any
 
+from zmesh.core.burials import Burials
 from zmesh.core.effects import DropUnused, Effect, KillProcess, Send, Warn
 from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, SERVING, Matchmaking
 from zmesh.core.neighbours import Neighbours
 from zmesh.core.records import Client, Executing
 from zmesh.wire.death_messages import Expelled
-from zmesh.wire.ids import PeerID
+from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID
 from zmesh.wire.messages import Buried, Detach, WorkerDied
 
 
@@ -19,14 +20,17 @@ class DeathInputs:
     """What a node does about processes that end, on this host or elsewhere."""
 
     actors: Any
+    burials: Burials
     copies: Any
     directory: Any
+    enclosed: Any
     evacuation: Any
     groups: Any
     lending: Any
     links: Any
     matchmaking: Matchmaking
     neighbours: Neighbours
+    node: NodeID
     openings: Any
     orphans: Any
     _alive: Callable[[PeerID], bool]
@@ -37,7 +41,6 @@ class DeathInputs:
     _ended: dict[PeerID, list[PeerID]]
     _executing: Callable[[int], Executing | None]
     _has_segments: Callable[[PeerID], bool]
-    _mourners: dict[PeerID, dict[PeerID, bool]]
 
     def worker_ended(self, peer: PeerID, status: int, now: float, tail: str, reason: str) -> None:
         """A worker was reaped. Its black box must still be as it left it.
@@ -61,32 +64,36 @@ class DeathInputs:
             ended[:] = [*filter(self._has_segments, ended), peer]
         else:
             self._effects.append(DropUnused([peer]))
-        mourners = {victim: True for victim in worker.victims if self._alive(victim)}
+        mourners = {victim: 1 for victim in worker.victims if self._alive(victim)}
         notice = WorkerDied(peer, worker.pid, status, owner, seq, attempt, worker.reason or reason, tail)
         notice.over = box is not None and box.over
         notice.detail = worker.detail
         self._effects += [Send(victim, notice) for victim in mourners]
-        self._client_died(peer, mourners)
+        self.burials.died(peer, self._client_died(peer, mourners), self.neighbours.watchers(peer))
         self.groups.client_gone(peer, now)
         self.matchmaking.match(now)
 
     def _buried(self, peer: PeerID, message: Buried, now: float) -> None:
-        """A victim has taken in all that a dead worker sent it; when all have, what the worker held may go."""
+        """A client, or a node for its own, has taken in all that a dead process sent it, and claimed what it gave."""
         del now
-        mourners = self._mourners.get(message.worker)
-        if mourners is not None:
-            mourners.pop(peer, None)
-            if not mourners:
-                del self._mourners[message.worker]
-                self.directory.holder_died(message.worker)
-                self.neighbours.client_ended(message.worker)
+        self.burials.said(peer, message.worker)
+
+    def _all_have_buried(self, peer: PeerID) -> None:
+        """What a dead client held may go. First what its values contain is held by us, whatever it could say of that.
+
+        Its own word may be lost with it, but the homes hear of its end from us, and after this.
+        """
+        if peer[:NODE_ID_BYTES] == self.node:
+            self.enclosed.vouch(self.directory.contained_in(peer))
+        self.directory.holder_died(peer)
+        self.neighbours.client_ended(peer)
 
     def client_ended(self, peer: PeerID, now: float) -> None:
         """A driver or observer is gone, or said goodbye."""
         client = self._clients.pop(peer, None)
         if client is None:
             return
-        self._client_died(peer, {})
+        self.burials.died(peer, self._client_died(peer, {}), self.neighbours.watchers(peer))
         self.copies.client_gone(peer, now)
         self.orphans.client_gone(peer, now)
         self._job_ended(peer)
@@ -113,29 +120,29 @@ class DeathInputs:
             elif box is not None and box.job == peer:
                 self._effects.append(KillProcess(worker.peer))
 
-    def _client_died(self, peer: PeerID, mourners: dict[PeerID, bool]) -> None:
+    def _client_died(self, peer: PeerID, mourners: dict[PeerID, int]) -> dict[PeerID, int]:
+        """Tell all whom the death of a client concerns; returns those of ours that will say Buried, and how often."""
         self.evacuation.client_gone(peer)
-        for dead in [dead for dead, left in self._mourners.items() if peer in left]:
-            self._buried(peer, Buried(dead), 0.0)
         self.lending.client_gone(peer)
         self.openings.gone(peer)
+        lent: list[PeerID] = []
         for worker in self.matchmaking.client_gone(peer):
             box = self._executing(worker.slot)
             if (box is not None and box.owner == peer) or worker.state == SERVING:
                 self._effects.append(KillProcess(worker.peer))
             if worker.state in (ATTACHED, DETACHING):
                 self.matchmaking.leave(worker)
+            lent.append(worker.peer)
         for worker in self.matchmaking.workers.values():
             if worker.state != SERVING and worker.victim != peer and worker.victims.pop(peer, False):
                 # It served that client before, and may hold what it gave it until that says Taken.
                 self._effects.append(Send(worker.peer, Detach(peer, 0, dead=True)))
+                lent.append(worker.peer)
         self.directory.owner_died(peer)
-        self.actors.client_gone(peer)
-        if mourners:
-            self._mourners[peer] = mourners
-        else:
-            self.directory.holder_died(peer)
-            self.neighbours.client_ended(peer)
+        lent += self.actors.client_gone(peer)
+        for heir in lent:
+            mourners[heir] = mourners.get(heir, 0) + 1
+        return mourners
 
     def pid_of(self, peer: PeerID) -> int:
         """Return the pid of a client, 0 if it is none."""

@@ -8,8 +8,9 @@ from typing import Any
 from zmesh.core.effects import DropSegments, Effect, Send
 from zmesh.core.lending import lease_key
 from zmesh.core.neighbours import Neighbours
+from zmesh.wire.death_messages import Dying
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, is_guest, node_peer
-from zmesh.wire.messages import Buried, Lease, LeaseBack, Mesh, NodeGone, PeersGone, Shape, Spare, Watch
+from zmesh.wire.messages import Lease, LeaseBack, Mesh, NodeGone, PeersGone, Shape, Spare, Watch
 
 MESH_WINDOW_S = 0.05  # clients hear of members that come within this time in one message
 
@@ -36,7 +37,6 @@ class MemberInputs:
     load: Any
     _alive: Any
     _announce: Any
-    _buried: Any
     _client_died: Any
     _clients: dict[PeerID, Any]
     _configs: dict[PeerID, dict[str, Any]]
@@ -46,7 +46,8 @@ class MemberInputs:
     _job_ended: Any
     _kept: dict[int, NodeID]
     _mesh_timer: int
-    _mourners: dict[PeerID, dict[PeerID, bool]]
+    _announced: dict[PeerID, bool]
+    burials: Any
     _timers: Any
     _told_shapes: list[Any]
 
@@ -56,6 +57,7 @@ class MemberInputs:
             if self.links.came_back(node):
                 # It may not know that we took it for dead: the first word of the new link says so.
                 self._effects.append(Send(node_peer(node), Watch([])))
+            self.burials.node_came_back(node)
             self.actors.names.members_changed()
             if not self._mesh_timer:
                 self._mesh_timer = self._timers.set(now + MESH_WINDOW_S, self._tell_mesh)
@@ -74,15 +76,20 @@ class MemberInputs:
         if total is not None:
             self._forget_member(node, why, now)
             self.neighbours.up(node, total, foreign=foreign)
+            self.burials.node_came_back(node)
 
     def _forget_member(self, node: NodeID, why: str, now: float) -> None:
+        mourners = {}
         for peer in self.neighbours.down(node):
-            self._far_client_gone(peer, now)
+            known = self._announced.pop(peer, False)
+            mourners[peer] = {} if known else self._far_client_gone(peer, now)
         self.groups.node_gone(node, now)
-        for dead in [dead for dead, left in self._mourners.items() if any(p[:NODE_ID_BYTES] == node for p in left)]:
-            for peer in [peer for peer in self._mourners.get(dead, {}) if peer[:NODE_ID_BYTES] == node]:
-                self._buried(peer, Buried(dead), now)
         self.directory.node_died(node)
+        holders = self.directory.holders_on(node)
+        if node_peer(node) in holders:  # for values that are gone
+            holders.remove(node_peer(node))
+            self.directory.holder_died(node_peer(node))
+        self.burials.node_died(node, mourners, holders)
         self.evacuation.node_gone(node)
         self.actors.node_gone(node)
         self.replicas.node_gone(node)
@@ -99,15 +106,31 @@ class MemberInputs:
         self._tell_mesh(now)
         self.matchmaking.match(now)
 
-    def _far_client_gone(self, peer: PeerID, now: float) -> None:
-        self._client_died(peer, {})
+    def _far_client_gone(self, peer: PeerID, now: float) -> dict[PeerID, int]:
+        """A client of another member is dead; returns those of ours that it lent to."""
+        mourners: dict[PeerID, int] = self._client_died(peer, {})
         self._job_ended(peer)
         self.groups.client_gone(peer, now)
+        return mourners
+
+    def _dying(self, node: NodeID, message: Dying, now: float) -> None:
+        """Clients of that member are dead, or it has missed another with all its clients."""
+        for peer in message.peers:
+            if peer[:NODE_ID_BYTES] != node:
+                self.burials.asked(peer, node, back=message.back)
+            elif peer not in self._announced and not message.back:
+                if self.neighbours.known(peer):  # its node will say PeersGone of it
+                    self._announced[peer] = True
+                self.burials.told(peer, self._far_client_gone(peer, now))
+        self.matchmaking.match(now)
 
     def _peers_gone(self, node: NodeID, message: PeersGone, now: float) -> None:
         del node
         for peer in self.neighbours.forget(message.peers):
-            self._far_client_gone(peer, now)
+            if not self._announced.pop(peer, False):
+                self._far_client_gone(peer, now)
+            self.burials.gone(peer)
+            self.directory.holder_died(peer)
         self.matchmaking.match(now)
 
     def _mesh(self) -> Mesh:

@@ -10,20 +10,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from zmesh.core.bequests import Bequests
 from zmesh.core.effects import Effect, Recycle, Resolved, Send
 from zmesh.core.nested import Nested
 from zmesh.core.records import Copy, Entry, Handle, Share, Spec, View
 from zmesh.core.restored import Restored
-from zmesh.wire.ids import (
-    NODE_ID_BYTES,
-    NodeID,
-    ObjectID,
-    PeerID,
-    guest_segment,
-    node_peer,
-    object_id,
-    split_object_id,
-)
+from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer, object_id, split_object_id
 from zmesh.wire.lineage_messages import Seek
 from zmesh.wire.messages import (
     ERROR,
@@ -42,7 +34,7 @@ from zmesh.wire.messages import (
 Key = Any  # of a dependency a thief reads: an ObjectID its home counts, (victim, seq, index), or a Copy of this host's
 
 
-class References(Restored, Nested):
+class References(Restored, Nested, Bequests):
     """Counts of one client.
 
     Args:
@@ -69,6 +61,7 @@ class References(Restored, Nested):
     ) -> None:
         Restored.__init__(self)
         Nested.__init__(self)
+        Bequests.__init__(self)
         self._me = me
         self._node = node
         self._effects = effects
@@ -149,6 +142,7 @@ class References(Restored, Nested):
         if share is not None and share.oid is not None:
             self._borrowed.pop(share.oid, None)
             self._uncounted.pop(share.oid, None)
+            self._on_word.pop(share.oid, None)
             if share.holds:
                 self._effects.append(Send(_home(share.oid), Release([(share.oid, share.holds, share.clean)])))
                 share.holds = 0
@@ -179,20 +173,11 @@ class References(Restored, Nested):
         else:
             self._effects.append(Send(_home(producer), FreeSegments([(producer, segment, clean)])))
 
-    def place(self, location: Any) -> Any:
-        """Return where bytes lie as others know it now: a guest takes its own along to another node."""
-        segment, nbytes, producer = location
-        return (guest_segment(segment, self._me), nbytes, self._me) if producer in self.moved else location
-
-    def told(self, entry: Entry) -> Any:
-        """Return the value of an entry as others are told it."""
-        return self.place(entry.value) if self.moved and entry.status == STORED else entry.value
-
     # What others hold of ours.
 
     def listed(self) -> list[Any]:
         """Return what Objects tells of what this process owns."""
-        rows: list[Any] = self.catalog.rows(self._lent.values(), self.oid)
+        rows: list[Any] = self.catalog.rows(self._lent.values(), self.oid, self.told)
         return rows
 
     def lend(self, entry: Entry) -> Key:
@@ -311,6 +296,8 @@ class References(Restored, Nested):
             self._counted(request, home)
         elif request in self._opened:
             self._claimed(request, home)
+        elif request in self._inherited:
+            self._vouched(request, home)
         elif error:
             self.answered(request, ERROR, ("StoreFullError", error, {}))
         else:
@@ -474,6 +461,7 @@ class References(Restored, Nested):
         self._given.clear()
         self._forget_claims()
         self._arrived = []
+        self._on_word.clear()
         for entry in list(self._lent.values()):
             share = entry.share
             if share is not None:
@@ -533,34 +521,6 @@ class References(Restored, Nested):
         else:
             self._effects.append(Send(view.victim, Unpin([full[1:]])))
 
-    def keeps(self, victim: PeerID) -> list[Any]:
-        """Return the keys for Done.kept, as a task or call of `victim` ends: live views, and references that came
-        with it."""
-        keys: list[Any] = []
-        for full, view in self._views.items():
-            if view.victim != victim:
-                continue  # told to its own, or to be told
-            if isinstance(full, bytes):
-                if not view.kept:
-                    self.wake()
-                    view.kept = 1
-                    keys.append(full)
-            else:
-                view.kept = 1
-                keys.append(full[1:])
-        for oid, (entry, callers) in list(self._uncounted.items()):
-            if victim in callers or b"" in callers:
-                del self._uncounted[oid]
-                assert entry.share is not None
-                entry.share.holds += 1
-                keys.append(oid)
-        return keys
-
-    @property
-    def keeps_nothing(self) -> bool:
-        """Whether `keeps` would return nothing: asked once per task, so it is cheap."""
-        return not self._views and not self._uncounted
-
     @property
     def watched(self) -> list[PeerID]:
         """Victims whose link must stay open, as an Unpin to them is due."""
@@ -573,7 +533,6 @@ class References(Restored, Nested):
         for full, view in self._views.items():
             if view.victim == victim and not isinstance(full, bytes):
                 view.kept = 0
-        self._vouch(victim)
 
     @property
     def idle(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from zmesh.core.effects import Effect, Send
 from zmesh.core.records import Copy, Entry, Share
-from zmesh.wire.ids import ObjectID, PeerID, object_id
+from zmesh.wire.ids import ObjectID, PeerID, guest_segment, object_id
 from zmesh.wire.lineage_messages import Replicate
 from zmesh.wire.messages import ERROR, INLINE, PENDING, STORED, Resolve
 
@@ -32,7 +32,7 @@ class Restored:
     _away: dict[tuple[int, int], Entry]
     share: Callable[[Entry], Share]
     oid: Callable[[Entry], ObjectID]
-    told: Callable[[Entry], Any]
+    moved: dict[PeerID, bool]
     drop: Callable[[Entry], None]
     resolved: Callable[..., None]
     free_segment: Callable[..., None]
@@ -162,6 +162,15 @@ class Restored:
     def own_id(self, seq: int, index: int) -> ObjectID:
         """Return the ID of a result of this process's."""
         return object_id(self._me, seq, index)
+
+    def place(self, location: Any) -> Any:
+        """Return where bytes lie as others know it now: a guest takes its own along to another node."""
+        segment, nbytes, producer = location
+        return (guest_segment(segment, self._me), nbytes, self._me) if producer in self.moved else location
+
+    def told(self, entry: Entry) -> Any:
+        """Return the value of an entry as others are told it."""
+        return self.place(entry.value) if self.moved and entry.status == STORED else entry.value
 
     def tell(self, entry: Entry) -> None:
         """Tell the home what a promoted entry is now."""

@@ -51,6 +51,7 @@ class Running:
         "started",
         "stopped",
         "taken",
+        "unpacked",
         "victim",
     )
 
@@ -68,6 +69,7 @@ class Running:
         self.cancelled = False  # its owner wants it ended
         self.items = 0  # sent of a stream
         self.taken = 0  # of those, taken by the reader
+        self.unpacked = False  # its arguments are; only calls of actors say so
         self.stopped: int | None = None  # how a stream is to end where it yields next: END or CANCELLED
 
     def consumed(self, count: int) -> None:

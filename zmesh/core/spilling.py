@@ -288,8 +288,9 @@ class Spilling:
             self._freed(cell.size, now)
         elif not error:
             cell.state = RESIDENT
-            if not all(peer for peer, _ in cell.opens):
-                cell.asked_s, cell.busy_until = now, now + BUSY_S  # who only reads it will ask for the next piece
+            if not cell.opens or not all(peer for peer, _ in cell.opens):
+                # Who only reads it will ask for the next piece. And never does it go within the call that brings it.
+                cell.asked_s, cell.busy_until = now, now + BUSY_S
             if self._trouble:
                 self._drop_file(segment, cell)
             self._warm[segment] = cell
@@ -334,6 +335,12 @@ class Spilling:
         for segment, cell in list(self._warm.items()):
             if cell.mappers.pop(peer, False):
                 self._go(segment, cell, now)
+        for cell in self._cells.values():
+            if any(who == peer for who, _ in cell.opens):
+                cell.opens = [(who, then) for who, then in cell.opens if who != peer]
+                if cell.request and not cell.opens:
+                    self.withdraw(cell.request)
+                    cell.request, cell.state = 0, SPILLED
         self._grant(now)
 
     def drop(self, segment: int, now: float) -> bool:

@@ -58,6 +58,7 @@ class WorkerCore(ClientCore):
         self._may_block = True  # false for an actor that has given back all it had booked
         self._leaving = False  # takes no more tasks
         self._left = False  # has asked to end
+        self.bereaved: dict[PeerID, bool] = {}  # {dead caller: True} of which a call unpacks its arguments just now
         self.thief = ThiefHalf(
             self.node,
             effects,
@@ -158,6 +159,8 @@ class WorkerCore(ClientCore):
     ) -> None:
         """A call is over; see ActorServer.finished."""
         self.server.finished(running, status, value, inside, size, now)
+        if self.bereaved:
+            self.mourn()
         self._unsend(running, [one[2] for one in value] if status == MANY else [inside])
         if not self.references.keeps_nothing:
             self.server.flush()  # what the call keeps must be told before the caller lets go of its arguments
@@ -227,8 +230,7 @@ class WorkerCore(ClientCore):
     def _detach(self, message: Detach, now: float) -> None:
         if message.dead:
             self.references.victim_died(message.victim)
-            if message.victim == self.thief.victim:
-                self.references.victim_died(b"")  # and so say what came with its task
+            self.references.inherit(message.victim, of_task=message.victim == self.thief.victim)
         self.thief.detach(message, now)
 
     def _pulled(self, peer: PeerID, message: Pulled, now: float) -> None:
@@ -263,6 +265,14 @@ class WorkerCore(ClientCore):
         del peer, now
         self.server.caller_gone(message.peer)
         self.references.victim_died(message.peer)
+        self.bereaved[message.peer] = True
+        self.mourn()
+
+    def mourn(self) -> None:
+        """Claim what dead callers gave, of each once all its calls that run have taken out of their arguments."""
+        for caller in [caller for caller in self.bereaved if not self.server.unpacks(caller)]:
+            del self.bereaved[caller]
+            self.references.inherit(caller)
 
     def _stop(self, peer: PeerID, message: Stop, now: float) -> None:
         """End, unless somebody would miss what this process owns: then say that it is still there."""

@@ -145,7 +145,7 @@ class ActorSession:
         while True:
             with session.reactor.lock:
                 order = KeepActor(0, session.job, told, payload, deps, held, *called, ordered, here)
-                ticket = core.actors.keep(order)
+                ticket = core.actors.keep(order, inputs.deps)
             kept = session.redeem(ticket)
             if kept.made:
                 with session.reactor.lock:

@@ -49,6 +49,7 @@ class _Segment:
 class _Connection:
     socket: socket.socket
     peer: PeerID = b""  # empty until it said hello
+    over: bool = False  # its process is gone; what it said before may still be read
 
 
 class SegmentServer:
@@ -208,6 +209,8 @@ class SegmentServer:
 
     def drop_unused_of(self, peer: PeerID, used: Collection[int]) -> None:
         """A producer died: drop what it kept for later, which is all that no object lies in, and what it waits for."""
+        for connection in self._connections.values():
+            connection.over = connection.over or connection.peer == peer
         self.ledger.gone(peer, monotonic())
         self.drop([segment for segment in self.segments_of(peer) if segment not in used])
 
@@ -437,6 +440,8 @@ class SegmentServer:
 
     def _register(self, connection: _Connection, number: int, segment: int, fds: list[int]) -> None:
         """Book a client's segment, now or when there is room; what is not answered now is parked."""
+        if connection.over:
+            raise ValueError("nobody would ever drop it")
         if not fds or segment in self._parked:  # if this process has too many open files, the kernel dropped it
             self._answer(connection, [number, *self._numbers(FULL)])
             return

@@ -303,6 +303,18 @@ class Worker:
             return self._arguments(running)
         except _ArgumentLost as lost:
             raise lost.error from None
+        finally:
+            # In this order: who notes that a caller is dead asks for the first after it has set the second.
+            running.unpacked = True
+            if self.core.bereaved:
+                self._mourn()
+
+    def _mourn(self) -> None:
+        with self.reactor.lock:
+            self.reactor.holder = threading.get_ident()
+            self.core.mourn()
+            self.reactor.pump(monotonic())
+            self.reactor.holder = 0
 
     def _arguments(self, running: Running) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if running.deps == () and type(running.args) is bytes:

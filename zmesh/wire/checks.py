@@ -14,6 +14,7 @@ from typing import Any
 from zmesh.exceptions import RemoteProtocolError, UnknownWordError
 from zmesh.wire import actor_messages as a
 from zmesh.wire import counting_messages as c
+from zmesh.wire import death_messages as d
 from zmesh.wire import group_messages as g
 from zmesh.wire import keeper_messages as k
 from zmesh.wire import lineage_messages as li
@@ -254,8 +255,11 @@ CHECKS: dict[type[Any], tuple[Check, ...]] = {
     c.Uncounted: (_oids,),
     c.WhoHolds: (_node, _whole, _oids),
     c.Held: (_node, _whole, _oids),
+    d.Dying: (_list(_peer), _flag),
+    d.Vouch: (_whole, _list(_row(_oid, _count))),
     k.KeepActor: (
         _whole, _peer, _creation, _bytes, _oids, _oids, _text, _text, _bytes, _flag, _flag, _either(_peer, _no_bytes),
+        _list(_place_or_none),
     ),
 }  # fmt: skip
 

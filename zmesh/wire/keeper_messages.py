@@ -3,7 +3,7 @@
 Their codes are in zmesh/wire/messages.py, with those of all others.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from zmesh.wire.ids import ObjectID, PeerID
@@ -16,6 +16,7 @@ class KeepActor:
     `spec` is [name, shape, fallback shapes, options, digest, blob, max_retries, priority]. `args` are packed with
     places for the objects `deps`; `held` are those inside of the arguments, and those the class needs. The asker holds
     all of them until it is answered by Kept. `here`: it should live on this node. `asker` is filled in by the node.
+    `places` has [segment, nbytes, producer] of each of `deps` that the asker knows to be stored, [] for the others.
     """
 
     request: int
@@ -30,13 +31,15 @@ class KeepActor:
     ordered: bool
     here: bool
     asker: PeerID = b""
+    places: list[Any] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Kept:
     """Keeper to node to asker: `found` has the name, [namespace, name, ActorID, description]; or `error` says why not.
 
-    `made`: it is the actor that was asked for, and the asker is counted as a holder.
+    `made`: it is the actor that was asked for, and the asker is counted as a holder. `kind` is the class of the error
+    in zmesh.exceptions.
     """
 
     request: int
@@ -44,6 +47,7 @@ class Kept:
     made: bool = False
     error: str = ""
     asker: PeerID = b""
+    kind: str = "MeshError"
 
 
 @dataclass(slots=True)
