@@ -53,6 +53,10 @@ _INSTEAD = {  # {name of Ray's that is none here: what there is instead}
     "java_function": "Python only",
     "timeline": "zmesh.status() and zmesh.explain(ref)",
     "workflow": "pass refs from task to task; results live as long as their program",
+    **dict.fromkeys(
+        ("data", "rllib", "serve", "train", "tune"),
+        "there is what Ray Core has: tasks, objects, actors, placement groups",
+    ),
 }
 
 __all__ = ["__version__", "exceptions", *sorted(_HOME)]

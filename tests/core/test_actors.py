@@ -178,13 +178,13 @@ def test_a_large_batch_travels_in_several_messages(driver: Driver) -> None:
 def test_explain_says_what_a_call_waits_for(driver: Driver) -> None:
     handle = driver.create(restarts=1)
     call = driver.call(handle)
-    assert driver.core.waits_for(call) == "A.m waits for its actor to be made"
+    assert driver.core.waits_for(call).startswith("A.m waits for its actor to be made: A is queued behind 0 others")
     driver.made(handle)
     assert driver.core.waits_for(call).startswith("A.m was sent to worker")
     behind = [driver.call(handle) for _ in range(SENT_SINGLY_MAX)][-1]
     assert driver.core.waits_for(behind) == "A.m is queued behind 16 calls of the same actor"
     driver.died(W, handle.actor.creation)
-    assert driver.core.waits_for(behind) == "A.m waits for its actor to be made again"
+    assert driver.core.waits_for(behind).startswith("A.m waits for its actor to be made again: A is queued")
 
 
 def test_a_call_whose_argument_failed_fails_and_lets_the_next_go(driver: Driver) -> None:
@@ -237,7 +237,7 @@ def test_a_late_success_of_a_call_that_waits_to_be_sent_again_counts(driver: Dri
     handle = driver.actor(restarts=1)
     call = driver.call(handle, retries=1)
     driver.died(W, handle.actor.creation)
-    assert driver.core.waits_for(call) == "A.m waits for its actor to be made again"
+    assert driver.core.waits_for(call).startswith("A.m waits for its actor to be made again: A is queued")
     driver.answer(call, attempt=0)
     assert call.value == b"r"
     driver.core.effects.clear()

@@ -207,7 +207,7 @@ def test_settings_of_init_that_do_not_exist_say_what_does() -> None:
     logging.getLogger("zmesh").setLevel(before)
 
 
-@pytest.mark.parametrize("name", ["workflow", "timeline", "java_function"])
+@pytest.mark.parametrize("name", ["workflow", "timeline", "java_function", "data", "tune"])
 def test_names_that_do_not_exist_say_what_does(name: str) -> None:
     with pytest.raises(AttributeError, match=f"{name}': "):
         getattr(zmesh, name)

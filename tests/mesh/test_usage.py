@@ -1,6 +1,8 @@
 """What programs do with remote functions, classes, refs and handles, rightly or not: it works, or says what to do."""
 
 import copy
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,7 +10,8 @@ import numpy as np
 import pytest
 
 import zmesh
-from zmesh.exceptions import ArgumentError, ConfigError, MeshError, SerializationError
+from tests.mesh.test_actors import _until
+from zmesh.exceptions import ArgumentError, ConfigError, MeshError, NotRunningError, SerializationError
 
 REMOTE: Any = zmesh.remote
 
@@ -180,3 +183,29 @@ def test_refs_of_a_mesh_that_was_shut_down_are_refused_as_arguments() -> None:
     with pytest.raises(MeshError, match="shut down"):
         zmesh.put([old[0]])
     assert zmesh.get(two.remote(1)) == (1, 2, 3)
+
+
+def test_whoever_waits_while_another_thread_shuts_down_is_told_so() -> None:
+    @zmesh.remote
+    def nap() -> None:
+        time.sleep(60)
+
+    ref = nap.remote()
+    told: list[BaseException] = []
+
+    def wait(call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except BaseException as error:
+            told.append(error)
+
+    calls = (lambda: zmesh.get(ref), lambda: zmesh.wait([ref]), lambda: zmesh.get(ref, timeout=60))
+    threads = [threading.Thread(target=wait, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    assert _until(lambda: isinstance(ref._entry.waiter, list) and len(ref._entry.waiter) == len(calls), 10.0)
+    zmesh.shutdown()
+    for thread in threads:
+        thread.join(30)
+    zmesh.init("local", num_cpus=2)
+    assert [type(error) for error in told] == [NotRunningError] * len(calls)

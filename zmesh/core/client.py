@@ -532,6 +532,9 @@ class ClientCore(ActorInputs, LineageInputs):
         text = self.tasks.waits_for(task)
         if task.state == QUEUED and type(task) is MethodCall:
             text = self.actors.waits_for(task)
+            creation = task.actor.creation
+            if creation is not None and creation.state == QUEUED:
+                text += f": {self.waits_for(creation)}"
         elif task.state == QUEUED:
             queue = self.victim.queues[task.spec.shape_key]
             impossible = self._impossible.get(queue.key)

@@ -22,7 +22,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from math import inf
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from zmesh.core import effects as fx
@@ -382,6 +382,8 @@ class Reactor:
                 with self.lock:
                     self.holder = me
                     waiter.sleeping = False
+                    if self._closed:  # by another thread, in the midst of our wait
+                        break
                     now = monotonic()
                     if prepare is not None:
                         prepare()
@@ -425,6 +427,8 @@ class Reactor:
                     self.holder = 0
         if self.signalled is not None:
             self.raise_signal()
+        if self._closed and not waiter.satisfied:
+            self.check_usable()
         return waiter.satisfied
 
     def _look_for(self, waiter: Waiter, now: float, deadline: float | None) -> float:
@@ -578,20 +582,19 @@ class Reactor:
             self._closed = True
             self.core.effects.clear()
             os.eventfd_write(self._back_wake, 1)
+            os.eventfd_write(self._front_wake, 1)
             if self._back_parked:
                 self._back_parked = False
                 self._back_gate.release()
             self.holder = 0
         if self._thread.ident is not None:  # else it was never started
             self._thread.join(timeout=5)
+        until = monotonic() + 1.0
+        while self._leader == _FOREGROUND and monotonic() < until:  # threads that wait leave one after the other
+            sleep(0.001)
         self.sockets.close(linger_ms)
         in_main = threading.current_thread() is threading.main_thread()
         if self._previous_handler is not None and in_main and signal.getsignal(signal.SIGINT) == self._on_signal:
             signal.signal(signal.SIGINT, self._previous_handler)
         os.close(self._front_wake)
         os.close(self._back_wake)
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed
