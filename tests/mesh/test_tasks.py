@@ -571,13 +571,14 @@ time.sleep(60)
 def test_ctrl_c_gives_the_prompt_back_at_once(tmp_path: pathlib.Path) -> None:
     code = """
 zmesh.init("local", num_cpus=2)
-print("ready", flush=True)
-zmesh.get([zmesh.remote(lambda: time.sleep(60)).remote() for _ in range(4)])
+def nap():
+    print("napping", flush=True)
+    time.sleep(60)
+zmesh.get([zmesh.remote(nap).remote() for _ in range(4)])
 """
     process = run(code, tmp_path)
     assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(0.3)
+    assert "napping" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)  # the tasks sleep for twice as long
     assert process.returncode in (-signal.SIGINT, 1)
