@@ -686,10 +686,11 @@ def test_results_of_others_leave_while_a_call_stalls() -> None:
     slow, quick = server.next(), server.next()
     assert server.next() is None
     server.finish(quick)
-    server.core.stalled(STALL_S / 2)
+    assert server.core.stalled(STALL_S / 2) == STALL_S
     assert server.done() == []
-    server.core.stalled(STALL_S)
+    assert server.core.stalled(STALL_S) is None
     assert server.done() == [(D, [2])]
+    assert server.core.stalled(STALL_S) is None, "nothing waits"
     assert not server.core.idle
     server.finish(slow)
     assert server.core.idle

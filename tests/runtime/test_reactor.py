@@ -101,6 +101,25 @@ def test_a_leader_that_times_out_hands_the_lead_to_a_follower(mesh: Any) -> None
     assert sorted(map(str, found)) == ["True", "awake"]
 
 
+def test_the_background_thread_looks_again_when_it_was_asked_to(mesh: Any) -> None:
+    """A task that had just begun at the first look may be a long one, and nothing comes that wakes anybody."""
+    looks: list[float] = []
+
+    def look(now: float) -> float | None:
+        looks.append(now)
+        return now + 0.01 if len(looks) < 5 else None
+
+    before, mesh.reactor.look = mesh.reactor.look, look
+    try:
+        mesh.reactor.nudge()
+        deadline = time.monotonic() + 30
+        while len(looks) < 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        mesh.reactor.look = before
+    assert len(looks) >= 5
+
+
 def _timed_out(ref: Any) -> bool:
     try:
         zmesh.get(ref, timeout=0.1)

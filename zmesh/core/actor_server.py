@@ -245,10 +245,18 @@ class ActorServer:
             self._effects.append(Send(peer, Done(caller.results, [], self._keeps(peer))))
             caller.results = []
 
-    def stalled(self, now: float) -> None:
-        """Somebody looks while a call runs: if it is a long one, results of others go out."""
-        if self._due and any(now - running.started >= STALL_S for running in self.running.values()):
-            self.flush()
+    def stalled(self, now: float) -> float | None:
+        """Somebody looks while a call runs: if it is a long one, results of others go out.
+
+        Returns when to look again, if it may become one.
+        """
+        if not self._due or not self.running:
+            return None
+        due = min(running.started for running in self.running.values()) + STALL_S
+        if now < due:
+            return due
+        self.flush()
+        return None
 
     def taken(self, peer: PeerID, seq: int, count: int) -> bool:
         """The reader of a stream took `count` items; returns whether it is a call's."""

@@ -273,12 +273,20 @@ class ThiefHalf:
         self._arguments.forget(self.victim, records)
         self._effects.append(Send(self.victim, GiveBack([(record[0], record[1]) for record in reversed(records)])))
 
-    def stalled(self, now: float) -> None:
-        """Somebody looks while a task runs: if it is a long one, its neighbours go elsewhere."""
-        if self.running is not None and now - self.running.started >= STALL_S:
-            self._stalled = True
-            self.flush()
-            self._spare_neighbours()
+    def stalled(self, now: float) -> float | None:
+        """Somebody looks while a task runs: if it is a long one, its neighbours go elsewhere.
+
+        Returns when to look again, if it may become one.
+        """
+        if self.running is None:
+            return None
+        due = self.running.started + STALL_S
+        if now < due:
+            return due
+        self._stalled = True
+        self.flush()
+        self._spare_neighbours()
+        return None
 
     def _spare_neighbours(self) -> None:
         # One that waits for arguments from another host stays, so that they travel meanwhile.

@@ -138,7 +138,7 @@ class Reactor:
         self._may_spin = len(os.sched_getaffinity(0)) > 1
         self._spin_s = 0.0  # so long the next wait of a foreground leader looks: the last one was short
         self._closed = False
-        self.look: Callable[[float], None] | None = None  # called under the lock when the background thread leads
+        self.look: Callable[[float], float | None] = lambda now: None  # of the background leader; returns when again
         self.handlers: dict[type[Any], Callable[[Any], None]] = {
             fx.Send: self._send,
             fx.Detour: lambda effect: sockets.send_by_node(effect.to, encode(effect.message)),
@@ -555,13 +555,13 @@ class Reactor:
                 if park:
                     self._back_parked = True
                 else:
-                    if self.look is not None:
-                        self.look(monotonic())
+                    again = self.look(monotonic())
                     self._leader = _BACKGROUND
                     self.pump(monotonic())
                     if self.sockets.changed:
                         self._register()
-                    until = self.core.timers.next_deadline()
+                    due = [time for time in (again, self.core.timers.next_deadline()) if time is not None]
+                    until = min(due, default=None)
                 self.holder = 0
             if park:
                 self._back_gate.acquire()

@@ -191,9 +191,9 @@ class Worker:
                     reactor.send_out(now)
                 reactor.holder = 0
 
-    def _look(self, now: float) -> None:
-        self.core.thief.stalled(now)
-        self.core.server.stalled(now)
+    def _look(self, now: float) -> float | None:
+        due = [self.core.thief.stalled(now), self.core.server.stalled(now)]
+        return min((time for time in due if time is not None), default=None)
 
     # One task.
 
