@@ -311,6 +311,22 @@ def test_an_actor_is_killed_whatever_state_it_is_in(driver: Driver) -> None:
     assert "killed" in driver.call(serving).value[1]
 
 
+def test_an_actor_that_is_made_all_the_same_is_killed_then(driver: Driver) -> None:
+    """Its worker had its creation, but had not entered it as the first Kill came, and was through as Cancel came."""
+    handle = driver.create()
+    driver.hear(W, m.Steal(1, CPU, 0.005))
+    call = driver.call(handle)
+    driver.core.kill_actor(handle.actor, 0.0, no_restart=True)
+    driver.core.effects.clear()
+    driver.hear(W, m.Done([(handle.actor.creation.seq, 0, m.ITEM, (0, m.INLINE, b"", []))], [], []))
+    assert [(order.worker, order.seq) for order in driver.said(m.Kill, NODE)] == [(W, handle.actor.creation.seq)]
+    assert driver.said(a.Call) == []
+    assert call.value[0] == "ActorDiedError"
+    driver.died(W, handle.actor.creation)
+    assert "killed" in driver.call(handle).value[1]
+    driver.core.check()
+
+
 def test_an_actor_whose_name_was_found_and_that_is_killed_before_its_start_is_never_made(driver: Driver) -> None:
     spec = driver.core.new_spec(D, "A", CPU, num_returns=-1, options={"max_calls": 1})
     handle = driver.core.new_actor(spec, b"x", None, 0, name="A", ordered=True)

@@ -160,16 +160,19 @@ class ActorCalls:
             self._effects.append(Send(_home(actor.oid), KillActor(actor.oid, no_restart)))
         elif creation.state == LEASED and (actor.peer or not no_restart):
             creation.cancelled = creation.cancelled or no_restart
-            assert creation.thief is not None
-            worker = creation.thief.peer
-            order = Kill(worker, creation.seq, creation.attempt, "cancel")
-            self._effects.append(Send(node_peer(worker[:NODE_ID_BYTES]), order))
+            self._kill_worker(creation)
             if no_restart:
                 self._die(actor, _died(actor, KILLED, {}), now)  # nothing more is sent to it
         elif no_restart and self._unstarted(creation):
             self._die(actor, _died(actor, KILLED, {}), now)
         elif no_restart:  # it is not made yet; if a worker has it, it may not have entered it
             self._tasks.cancel(creation, now, force=True, recursive=False)
+
+    def _kill_worker(self, creation: Creation) -> None:
+        assert creation.thief is not None
+        worker = creation.thief.peer
+        order = Kill(worker, creation.seq, creation.attempt, "cancel")
+        self._effects.append(Send(node_peer(worker[:NODE_ID_BYTES]), order))
 
     def kill_told(self, message: KillActor, now: float) -> None:
         """Somebody else wants an actor of ours killed."""
@@ -278,6 +281,10 @@ class ActorCalls:
     def ready(self, creation: Creation, peer: PeerID, now: float) -> None:
         """The actor is made, and serves."""
         actor = creation.actor
+        if creation.cancelled:  # too early to be killed, as its worker had not entered it, and too late to be dropped
+            self._kill_worker(creation)
+            self._die(actor, _died(actor, KILLED, {}), now)
+            return
         self._serve(actor, 2 * creation.attempt + 1, peer)
         if actor.retiring:
             self._retire(actor, now)
