@@ -98,6 +98,15 @@ class Owner:
         self.tick()
         return [oid for oid, *_ in asked]
 
+    def made_again(self, *wanted: Entry) -> tuple[int, int]:
+        """The other host is lost, and what lay there wanted: returns (seq, attempt) of the run that makes it again."""
+        self.lose()
+        self.localize(*wanted)
+        self.pulls_fail()
+        self.steal(NEAR)
+        [(seq, attempt, _)] = self.work()
+        return seq, attempt
+
     def work(self, peer: bytes = NEAR) -> list[Any]:
         """Return the tasks a thief was sent: [(seq, attempt, dependencies), ...]."""
         return [(task[0], task[1], list(task[5:])) for work in self.said(peer, m.Work) for task in work.tasks]
@@ -191,11 +200,7 @@ def test_several_results_are_made_by_one_run_and_only_those_lost_are_replaced(ow
     owner.done(task, m.MANY, [(m.STORED, places[0], []), (m.STORED, places[1], []), (m.INLINE, b"x", [])])
     outputs = task.outputs
     assert outputs is not None
-    owner.lose()
-    owner.localize(*outputs)
-    owner.pulls_fail()
-    owner.steal(NEAR)
-    [(seq, attempt, _)] = owner.work()
+    seq, attempt = owner.made_again(*outputs)
     again = [(m.STORED, (3, 10, NEAR), []), (m.STORED, (4, 10, NEAR), []), (m.INLINE, b"x", [])]
     owner.done((seq, attempt), m.MANY, again, peer=NEAR)
     assert [output.value for output in outputs] == [(3, 10, NEAR), (2, 10, NEAR), b"x"]
@@ -217,11 +222,7 @@ AGAIN = [(m.STORED, (3, 10, NEAR), []), (m.STORED, (4, 10, NEAR), [])]
 def test_what_was_lost_with_a_result_is_made_by_the_same_run(owner: Owner) -> None:
     """One run for each would cost a retry for each: with max_retries=1 all but the first were lost."""
     _, outputs = pair(owner)
-    owner.lose()
-    owner.localize(outputs[0])
-    owner.pulls_fail()
-    owner.steal(NEAR)
-    [(seq, attempt, _)] = owner.work()
+    seq, attempt = owner.made_again(outputs[0])
     owner.done((seq, attempt), m.MANY, AGAIN, peer=NEAR)
     assert [output.value for output in outputs] == [(3, 10, NEAR), (4, 10, NEAR)]
     assert owner.localize(*outputs) is None
@@ -237,11 +238,7 @@ def test_what_was_lost_with_it_and_only_others_need_is_told_to_its_home(owner: O
     oid = owner.oid(second)
     owner.core.references.promote([second])
     owner.core.references.drop(second)
-    owner.lose()
-    owner.localize(first)
-    owner.pulls_fail()
-    owner.steal(NEAR)
-    [(seq, attempt, _)] = owner.work()
+    seq, attempt = owner.made_again(first)
     owner.said(NODE)
     owner.done((seq, attempt), m.MANY, AGAIN, peer=NEAR)
     assert m.Resolve([(oid, m.STORED, (4, 10, NEAR), [])]) in owner.said(NODE)
@@ -257,11 +254,7 @@ def test_what_lay_with_it_and_has_a_copy_here_stays_where_it_is(owner: Owner) ->
     owner.localize(outputs[1])
     [pull] = owner.said(NODE, m.Pull)
     owner.hear(NODE, m.Pulled([(pull.objects[0][0], m.STORED, (9, 10, NODE))]))
-    owner.lose()
-    owner.localize(outputs[0])
-    owner.pulls_fail()
-    owner.steal(NEAR)
-    [(seq, attempt, _)] = owner.work()
+    seq, attempt = owner.made_again(outputs[0])
     owner.done((seq, attempt), m.MANY, AGAIN, peer=NEAR)
     assert [output.value for output in outputs] == [(3, 10, NEAR), (2, 10, MAKER)]
     assert m.FreeSegments([(NEAR, 4, True)]) in owner.said(NODE)
@@ -269,11 +262,7 @@ def test_what_lay_with_it_and_has_a_copy_here_stays_where_it_is(owner: Owner) ->
 
 def test_a_result_that_is_small_the_second_time_is_inline(owner: Owner) -> None:
     task = owner.result()
-    owner.lose()
-    owner.localize(task)
-    owner.pulls_fail()
-    owner.steal(NEAR)
-    [(seq, attempt, _)] = owner.work()
+    seq, attempt = owner.made_again(task)
     owner.done((seq, attempt), m.INLINE, b"small", peer=NEAR)
     assert owner.core.references.location(task) == (m.INLINE, b"small")
     assert not owner.core.lineage
@@ -282,11 +271,7 @@ def test_a_result_that_is_small_the_second_time_is_inline(owner: Owner) -> None:
 def test_references_inside_are_those_of_the_run_that_counts(owner: Owner) -> None:
     task = owner.result()
     owner.core.references.promote([task])
-    owner.lose()
-    owner.localize(task)
-    owner.pulls_fail()
-    owner.steal(NEAR)
-    [(seq, attempt, _)] = owner.work()
+    seq, attempt = owner.made_again(task)
     inner = object_id(NEAR, 5)
     owner.done((seq, attempt), peer=NEAR, value=(7, 1000, NEAR), inside=[inner])
     told = owner.said(NODE)
@@ -495,11 +480,7 @@ def test_runs_that_memory_cost_do_not_count_against_second_runs(owner: Owner) ->
     owner.steal(OTHER_MAKER)
     owner.done(task, peer=OTHER_MAKER)
     assert (task.status, task.attempt) == (m.STORED, 1)
-    owner.lose()
-    owner.localize(task)
-    owner.pulls_fail()
-    owner.steal(NEAR)
-    [(seq, attempt, _)] = owner.work()
+    seq, attempt = owner.made_again(task)
     owner.hear(NODE, m.WorkerDied(NEAR, 1, 9, D, seq, attempt, "oom", ""))
     owner.now += 1.0
     owner.tick()
@@ -525,11 +506,7 @@ def test_a_stream_is_not_run_again_for_one_of_its_items(owner: Owner) -> None:
 
 def test_a_run_that_fails_this_time_is_told(owner: Owner) -> None:
     task = owner.result()
-    owner.lose()
-    owner.localize(task)
-    owner.pulls_fail()
-    owner.steal(NEAR)
-    [(seq, attempt, _)] = owner.work()
+    seq, attempt = owner.made_again(task)
     owner.done((seq, attempt), m.FAILED, b"error", peer=NEAR)
     assert "f was run again to make it, and failed: it raised an exception this time" in owner.failure(task)
 
@@ -592,11 +569,7 @@ def test_an_actor_whose_argument_is_lost_before_it_is_made_waits_for_it(owner: O
 def test_what_was_made_again_is_listed_with_the_function_that_made_it(owner: Owner) -> None:
     task = owner.result()
     assert [row[:4] for row in owner.core.references.listed()] == [(owner.oid(task), m.STORED, 1000, task.value[0])]
-    owner.lose()
-    owner.localize(task)
-    owner.pulls_fail()
-    owner.steal(NEAR)
-    [(seq, attempt, _)] = owner.work()
+    seq, attempt = owner.made_again(task)
     owner.done((seq, attempt), peer=NEAR, value=(7, 2000, NEAR))
     [row] = owner.core.references.listed()
     assert row[:4] == (owner.oid(task), m.STORED, 2000, 7)
