@@ -170,5 +170,6 @@ def run(name: str, settings: dict[str, Any], announce: Callable[[RunningNode], N
             except KeyboardInterrupt:
                 return stop(name)  # its second SIGTERM: it waits for nobody any more
     if rundir.was_killed(name, node.id):
-        raise NodeDiedError(f"node {name!r} (pid {node.pid}) was killed, or crashed")
+        words = rundir.RunDir(os.path.join(rundir.base(), name)).last_words()
+        raise NodeDiedError(f"node {name!r} (pid {node.pid}) was killed, or crashed{words}")
     return StoppedNode(name)

@@ -57,7 +57,7 @@ class Nodes:
             time.sleep(0.02)
 
     def close(self) -> None:
-        """Stop all at once: each takes a second to say goodbye."""
+        """Stop all at once: each takes a second to say goodbye. None may have crashed: who ends well leaves no log."""
 
         def stop(node: lifecycle.RunningNode) -> None:
             with contextlib.suppress(zmesh.exceptions.NotRunningError):
@@ -65,6 +65,8 @@ class Nodes:
 
         with ThreadPoolExecutor(max(1, len(self.all))) as pool:
             list(pool.map(stop, self.all))
+        logs = [log.read_text() for log in pathlib.Path(os.environ["XDG_RUNTIME_DIR"]).glob("zmesh/*/log")]
+        assert not [log for log in logs if "Traceback" in log]
 
 
 @pytest.fixture

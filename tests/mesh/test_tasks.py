@@ -551,6 +551,17 @@ def test_when_the_node_dies_every_waiting_thread_is_told(tmp_path: pathlib.Path)
     zmesh.shutdown()
 
 
+def test_a_node_without_its_forkserver_ends_and_says_why() -> None:
+    zmesh.shutdown()
+    context = zmesh.init("local", num_cpus=1)
+    forkserver = zmesh.get(zmesh.remote(os.getppid).remote())
+    os.kill(forkserver, signal.SIGKILL)
+    with pytest.raises(NodeDiedError, match=r"is gone(.|\n)*the process that starts workers was killed"):
+        zmesh.get(nap.remote(60), timeout=20)
+    assert pathlib.Path(context["run_dir"], "log").exists()
+    zmesh.shutdown()
+
+
 def test_a_killed_driver_leaves_no_process(tmp_path: pathlib.Path) -> None:
     code = """
 c = zmesh.init("local", num_cpus=2)

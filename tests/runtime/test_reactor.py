@@ -1,6 +1,7 @@
 """The three rules of runtime/reactor.py, each against what breaks it: other threads, signals, garbage collections."""
 
 import gc
+import os
 import pathlib
 import subprocess
 import sys
@@ -126,6 +127,32 @@ def _timed_out(ref: Any) -> bool:
     except zmesh.exceptions.GetTimeoutError:
         return True
     return False
+
+
+def test_a_watched_descriptor_may_have_the_number_of_a_socket_that_was_closed(mesh: Any) -> None:
+    reactor = mesh.reactor
+    numbers = reactor.sockets.descriptors
+    watched, end = os.pipe()
+    os.write(end, b"x")
+    try:
+        with reactor.lock:
+            reactor.sockets.descriptors = lambda: [*numbers(), watched]  # as if it were a socket's
+            reactor.sockets.changed = True
+        reactor.watch(-1)
+        with reactor.lock:
+            reactor.sockets.descriptors = numbers  # as if the socket had been closed
+            reactor.sockets.changed = True
+        reactor.watch(watched)
+        with reactor.lock:
+            reactor.sockets.changed = True
+        deadline = time.monotonic() + 10
+        while not reactor.stirred:
+            assert zmesh.get(same.remote(1), timeout=5) == 1
+            assert time.monotonic() < deadline
+    finally:
+        reactor.watch(-1)
+        os.close(watched)
+        os.close(end)
 
 
 def test_finalizers_inside_the_lock_never_wait_for_it(mesh: Any) -> None:

@@ -259,3 +259,15 @@ def test_a_node_that_was_killed_left_its_record() -> None:
     assert not rundir.was_killed("a", "02"), "another one runs there now"
     made.remove()
     assert not rundir.was_killed("a", "01")
+
+
+def test_the_last_words_of_a_node_are_the_end_of_its_log() -> None:
+    made = RunDir.create("a")
+    assert made.last_words() == "", "it has no log"
+    log = pathlib.Path(made.log_path())
+    log.write_text("")
+    assert made.last_words() == "", "it said nothing"
+    log.write_text("".join(f"line {i}\n" for i in range(10_000)))
+    told = made.last_words().splitlines()
+    assert told == [f". The end of its log, {log}:", *(f"    line {i}" for i in range(9988, 10_000))]
+    made.remove()

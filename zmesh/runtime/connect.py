@@ -25,6 +25,7 @@ from zmesh.wire.messages import Goodbye, Hello
 HELLO_TIMEOUT_S = 10.0
 SCHEMES = ("zmesh://", "ray://")
 STOP_TIMEOUT_S = 5.0  # a private node that has not ended by then is killed
+GONE = "the node of this host is gone, and with it its workers; what they ran is lost. Call zmesh.init()"
 
 _log = logging.getLogger("zmesh.connect")
 
@@ -61,7 +62,7 @@ class DriverSession(Session):
             fx.Warn: lambda effect: _log.warning("%s", effect.text),
             fx.DialNode: self._dial_node,
         }
-        reactor = Reactor(core, sockets, handlers, self._pidfd)
+        reactor = Reactor(core, sockets, handlers, self._pidfd, lambda: GONE + run_dir.last_words())
         # A node that does not answer is found out when it is greeted: its store waits for longer.
         super().__init__(core, reactor, Store(run_dir.segments_socket(), me, late=True), me)
         self.information = {

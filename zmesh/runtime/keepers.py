@@ -20,6 +20,7 @@ from zmesh.exceptions import RemoteProtocolError, UnknownWordError
 from zmesh.runtime.forkserver import describe_status
 from zmesh.runtime.rundir import DETACHED_LOGS, RunDir
 from zmesh.runtime.sockets import NodeSocket
+from zmesh.runtime.watch import Watch
 from zmesh.wire.checks import checked
 from zmesh.wire.codec import encode
 from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, PeerID, node_peer
@@ -54,7 +55,7 @@ class Keepers:
     Args:
         core: returns the node's.
         node_socket: the node's, through which other clients of this host are reached.
-        watch, unwatch: have the loop sleep on a descriptor, too.
+        watch: what the node's loop sleeps on.
     """
 
     def __init__(
@@ -63,16 +64,13 @@ class Keepers:
         timers: Timers,
         core: Callable[[], NodeCore],
         node_socket: NodeSocket,
-        *,
-        watch: Callable[[int, Callable[[int], None]], None],
-        unwatch: Callable[[int], None],
+        watch: Watch,
     ) -> None:
         self._run_dir = run_dir
         self._timers = timers
         self._core = core
         self._node_socket = node_socket
         self._watch = watch
-        self._unwatch = unwatch
         self._log = DetachedLog(run_dir.path)
         self._all: dict[PeerID, _Keeper] = {}
 
@@ -83,12 +81,12 @@ class Keepers:
         """Have a keeper live here."""
         socket = NodeSocket(self._run_dir.socket_of(effect.peer), self._node_socket.context)
         keeper = self._all[effect.peer] = _Keeper(effect.peer, socket, self._timers, self._core, self._log.write)
-        self._watch(socket.fileno(), lambda fd: keeper.settle())
+        self._watch.add(socket.fileno(), lambda fd: keeper.settle())
 
     def stop(self, effect: fx.StopKeeper) -> None:
         """Forget one that keeps nothing any more."""
         keeper = self._all.pop(effect.peer)
-        self._unwatch(keeper.socket.fileno())
+        self._watch.remove(keeper.socket.fileno())
         keeper.close()
         with contextlib.suppress(OSError):
             os.unlink(self._run_dir.socket_of(effect.peer))

@@ -9,7 +9,6 @@ import json
 import os
 import queue
 import random
-import select
 import signal
 import sys
 import threading
@@ -34,6 +33,7 @@ from zmesh.runtime.rehearsal import rehearse
 from zmesh.runtime.rundir import RunDir
 from zmesh.runtime.segments import SegmentServer
 from zmesh.runtime.spill_files import SpillDisk
+from zmesh.runtime.watch import Watch
 from zmesh.runtime.worker_main import run_worker
 from zmesh.wire.checks import checked
 from zmesh.wire.codec import encode
@@ -114,17 +114,13 @@ class Node:
             tables=lambda: table_sizes(self, ("zmesh.core.", "zmesh.runtime.")),
         )
         self._socket = NodeSocket(run_dir.socket_of(node_peer(self.node_id)))
-        self._poll = select.epoll()  # of thousands of descriptors few have something: each worker has four
-        self._readers: dict[int, Callable[[int], None]] = {}
-        self._keepers = Keepers(
-            run_dir, self._timers, lambda: self.core, self._socket, watch=self._watch, unwatch=self._unwatch
-        )
+        self._watch = Watch()
+        self._keepers = Keepers(run_dir, self._timers, lambda: self.core, self._socket, self._watch)
         self._pidfds: dict[PeerID, int] = {}  # of drivers; workers are reaped by the forkserver
         self._slots: dict[PeerID, int] = {}
         self._streams: dict[PeerID, list[Any]] = {}  # {worker: [(fd, LogStream, 1 or 2), ...]}
         self._oom_kills = machine.oom_kills()
         self._running = True
-        self._mesh_fds: list[int] = []
         self._handlers = self._handlers_of_effects()
         if not driver:
             self._open_to_others(settings)
@@ -132,23 +128,23 @@ class Node:
 
     def _watch_all(self, driver: int) -> None:
         """Sleep on sockets, pipes, signals, and the program a private node is for."""
-        self._watch(self._socket.fileno(), lambda fd: None)
+        self._watch.add(self._socket.fileno(), lambda fd: None)
         for disk in self._segments.disk_filenos():
-            self._watch(disk, lambda fd: self._segments.disk_done())
-        self._watch(self._forks.fileno(), self._on_reports)
+            self._watch.add(disk, lambda fd: self._segments.disk_done())
+        self._watch.add(self._forks.fileno(), self._on_reports)
         self._watch_segments()
         self._wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
-        self._watch(self._wake_read, self._on_wake)
+        self._watch.add(self._wake_read, self._on_wake)
         self._driver_fd = -1
         if driver:
             fd = open_pidfd(driver)
             if fd is None:
                 raise ConfigError(f"the program with pid {driver}, which this private node is for, is gone")
             self._driver_fd = fd
-            self._watch(fd, lambda fd: self._stop())
+            self._watch.add(fd, lambda fd: self._stop())
 
     def _make_store(self, settings: dict[str, Any]) -> SegmentServer:
         spill = machine.spill_settings(settings)
@@ -235,15 +231,6 @@ class Node:
         else:
             self.core.forward(self._me, effect.to, frame, monotonic())
 
-    def _watch(self, fd: int, read: Callable[[int], None]) -> None:
-        self._readers[fd] = read
-        self._poll.register(fd, select.EPOLLIN)
-
-    def _unwatch(self, fd: int) -> None:
-        del self._readers[fd]
-        with contextlib.suppress(OSError):  # it was closed, and is watched no more
-            self._poll.unregister(fd)
-
     def _on_signal(self, number: int, frame: Any) -> None:
         del number, frame
         self._running = False
@@ -265,6 +252,9 @@ class Node:
         if not self._forks.died:
             self._leave()
         self._close()
+        if self._forks.died:  # the directory stays, as after every death that nobody asked for
+            raise SystemExit("zmesh node: the process that starts workers was killed: so this node ends")
+        self._run_dir.remove()
 
     def _leave(self) -> None:
         """Finish what runs for other hosts, have what lies only here copied, say goodbye; a second signal ends it."""
@@ -323,19 +313,16 @@ class Node:
             self._carry_out()
         self._look_at_store()
         if mesh is not None and mesh.changed:
-            self._watch_mesh()
+            self._watch.replace(mesh.descriptors(), mesh.ready)
 
     def _sleep(self) -> None:
         """Until the next deadline, or until something comes."""
         deadline = self._timers.next_deadline()
         timeout_s = None if deadline is None else max(0.0, deadline - monotonic())
-        ready = self._poll.poll(timeout_s)
+        ready = self._watch.wait(timeout_s)
         if self._mesh is not None and deadline is not None and monotonic() - deadline > LAG_S:
             self._mesh.lagged(monotonic() - deadline)
-        for fd, _ in ready:
-            read = self._readers.get(fd)
-            if read is not None:
-                read(fd)
+        self._watch.dispatch(ready)
 
     def _deliver(self, peer: PeerID, frame: bytes) -> None:
         if not self._is_client(peer):
@@ -360,7 +347,7 @@ class Node:
         fd = open_pidfd(pid) if pid else None
         if fd is not None:
             self._pidfds[peer] = fd
-            self._watch(fd, lambda _: self._client_ended(peer))
+            self._watch.add(fd, lambda _: self._client_ended(peer))
 
     def _carry_out(self) -> None:
         while self._effects:
@@ -398,7 +385,7 @@ class Node:
         streams = [(out, LogStream(), 1), (err, LogStream(), 2)]
         self._streams[effect.peer] = streams
         for fd, stream, number in streams:
-            self._watch(fd, self._reader(effect.peer, stream, number))
+            self._watch.add(fd, self._reader(effect.peer, stream, number))
 
     def _reader(self, peer: PeerID, stream: LogStream, number: int) -> Callable[[int], None]:
         def read(fd: int) -> None:
@@ -407,7 +394,7 @@ class Node:
             except BlockingIOError:
                 return
             if not data:
-                self._unwatch(fd)
+                self._watch.remove(fd)
                 return
             self._log(peer, number, stream.feed(data, monotonic()))
 
@@ -429,14 +416,11 @@ class Node:
     def _worker_ended(self, report: Ended) -> None:
         tail = ""
         for fd, stream, number in self._streams.pop(report.peer, ()):
-            if fd in self._readers:
-                read = self._readers[fd]
-                for _ in range(64):  # what is still in the pipe, 4 MiB at most
-                    read(fd)
-                    if fd not in self._readers:
-                        break
-                if fd in self._readers:
-                    self._unwatch(fd)
+            for _ in range(64):  # what is still in the pipe, 4 MiB at most
+                if fd in self._watch:
+                    self._watch.read(fd)
+            if fd in self._watch:
+                self._watch.remove(fd)
             self._log(report.peer, number, stream.end(monotonic()))
             os.close(fd)
             if number == 2:
@@ -455,7 +439,7 @@ class Node:
         """A driver is gone, or said goodbye: its process may live on for long, and come again as another."""
         fd = self._pidfds.pop(peer, None)
         if fd is not None:
-            self._unwatch(fd)
+            self._watch.remove(fd)
             os.close(fd)
 
     def _drop_unused(self, effect: fx.DropUnused) -> None:
@@ -468,15 +452,15 @@ class Node:
 
     def _watch_segments(self) -> None:
         for fd in self._segments.filenos():
-            if fd not in self._readers:
-                self._watch(fd, self._on_segments)
+            if fd not in self._watch:
+                self._watch.add(fd, self._on_segments)
 
     def _on_segments(self, fd: int) -> None:
         self._segments.handle(fd)
         if self._segments.listens(fd):
             self._watch_segments()
         elif not self._segments.serves(fd):
-            self._unwatch(fd)
+            self._watch.remove(fd)
 
     def _look_at_store(self) -> None:
         """Have others make room for who waits, and come back in time if nobody does."""
@@ -506,14 +490,6 @@ class Node:
         elif self._mesh is not None:
             self._mesh.unmap(segments)
 
-    def _watch_mesh(self) -> None:
-        """Sleep on the sockets towards other hosts, as they are now."""
-        for fd in self._mesh_fds:
-            self._unwatch(fd)
-        self._mesh_fds = list(dict.fromkeys(self._mesh.descriptors()))
-        for fd in self._mesh_fds:
-            self._watch(fd, self._mesh.ready)
-
     def _close(self) -> None:
         self._forks.close()
         if self._mesh is not None:
@@ -521,7 +497,6 @@ class Node:
         self._keepers.close()
         self._socket.close()
         self._segments.close()
-        self._run_dir.remove()
 
 
 def _close_all(descriptors: "queue.SimpleQueue[int]") -> None:

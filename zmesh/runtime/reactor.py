@@ -99,7 +99,8 @@ class Reactor:
 
     Args:
         handlers: {effect class: what carries it out}, beyond those the reactor knows itself.
-        node_pidfd: readable when the node is dead; None for a test without one.
+        node_pidfd: readable when the node is dead; None if nobody can tell us.
+        obituary: returns the sentence that says so then.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Reactor:
         sockets: ClientSockets,
         handlers: dict[type[Any], Callable[[Any], None]],
         node_pidfd: int | None,
+        obituary: Callable[[], str] = str,
     ) -> None:
         self.core = core
         self.sockets = sockets
@@ -121,6 +123,7 @@ class Reactor:
         self.signalled: Any = None  # (number, frame, handler, thread) noted while that thread held the lock
         self._broken: MeshError | None = None
         self._node_pidfd = node_pidfd
+        self._obituary = obituary
         self._leader = _NOBODY
         self._leading: Waiter | None = None  # of the foreground leader
         self._until = inf  # when that leader wakes by itself
@@ -164,6 +167,8 @@ class Reactor:
     def watch(self, fd: int) -> None:
         """Have a foreground leader wake for this descriptor too, and say so in `stirred`; -1: no more."""
         with self.lock:
+            if self.sockets.changed:  # a socket that was closed may have had its number
+                self._register()
             if self._watched >= 0:
                 self._front_poll.unregister(self._watched)
             self._watched = fd
@@ -517,26 +522,21 @@ class Reactor:
             self._front_poll.unregister(fd)
             self._back_poll.unregister(fd)
         self._registered = self.sockets.descriptors()
+        if self._node_pidfd is not None:
+            self._registered.append(self._node_pidfd)
         for fd in self._registered:
             self._front_poll.register(fd, select.POLLIN)
             self._back_poll.register(fd, select.POLLIN)
         self._front_poll.register(self._front_wake, select.POLLIN)
         self._back_poll.register(self._back_wake, select.POLLIN)
-        if self._node_pidfd is not None:
-            self._front_poll.register(self._node_pidfd, select.POLLIN)
-            self._back_poll.register(self._node_pidfd, select.POLLIN)
 
     def _node_died(self) -> None:
         with self.lock:
             self.holder = threading.get_ident()
             if self._node_pidfd is not None:
-                self._front_poll.unregister(self._node_pidfd)
-                self._back_poll.unregister(self._node_pidfd)
                 self._node_pidfd = None
-                text = (
-                    "the node of this host is gone, and with it its workers; what they ran is lost. Call zmesh.init()"
-                )
-                self.core.node_lost(text, monotonic())
+                self._register()
+                self.core.node_lost(self._obituary(), monotonic())
                 self.pump(monotonic())
             self.holder = 0
 

@@ -26,6 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,32}")
 _SOCKET_PATH_BYTES_MAX = 107  # sun_path, less its final zero
 _PRIVATE = "p-"
 _OURS = ("node.json", "node.json.new", "log", "farewell", *DETACHED_LOGS)  # besides sockets: nothing else is deleted
+_LAST_WORDS_BYTES, _LAST_WORDS_LINES = 4096, 12
 _LOCK_WAIT_S = 0.2
 _LOCK_RETRY_S = 0.002
 
@@ -102,6 +103,17 @@ class RunDir:
     def log_path(self) -> str:
         """Return the path of the node's log."""
         return os.path.join(self.path, "log")
+
+    def last_words(self) -> str:
+        """Return the end of the log of a node that is gone, to be added to a sentence; nothing if it said nothing."""
+        try:
+            with open(self.log_path(), "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _LAST_WORDS_BYTES))
+                lines = file.read().decode(errors="replace").splitlines()[-_LAST_WORDS_LINES:]
+        except OSError:
+            return ""
+        begin = [f". The end of its log, {self.log_path()}:"] if lines else []
+        return "\n    ".join(begin + lines)
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Publish what programs need to find the node; appears whole or not at all."""
