@@ -22,6 +22,7 @@ LEAVES = (
     "zmesh.limits",
     "zmesh.runtime_env",
     "zmesh._version",
+    "zmesh.wire.marks",
 )
 FACE = (
     "zmesh",
@@ -38,7 +39,7 @@ FACE = (
     "zmesh.signatures",
     *LEAVES,
 )
-PURE = ("zmesh.core.effects", "zmesh.core.timers", "zmesh.core.records", "zmesh.core.running", "zmesh.core.labels")
+PURE = tuple(f"zmesh.core.{name}" for name in ("effects", "timers", "records", "running", "labels", "workers"))
 _PARTS = ("gossip_limits", "members", "rumours", "view", "repair", "loads", "joiner")
 GOSSIP = tuple(f"zmesh.core.{name}" for name in _PARTS)
 _STARTERS = ("connect", "processes", "rundir", "listing")

@@ -19,6 +19,7 @@ from zmesh.limits import is_text
 from zmesh.object_ref import ActorExit, ObjectRef, ObjectRefGenerator
 from zmesh.options import STREAMING, UNIT
 from zmesh.signatures import Takes
+from zmesh.wire.marks import ENVIRONMENT
 
 if TYPE_CHECKING:
     from zmesh.runtime.session import Session
@@ -198,7 +199,7 @@ class ActorClass:
             sent["group"] = group
         if environment is not None:
             sent["env"] = environment
-            mark = {f"env:{environment['id']}": 1}
+            mark = {f"{ENVIRONMENT}{environment['id']}": 1}
             shapes = [shape | mark for shape in shapes]
         plan = {
             "places": {"": at_once, **(options.concurrency_groups or {})},

@@ -6,6 +6,7 @@ from typing import Any
 
 from zmesh.exceptions import ConfigError
 from zmesh.limits import is_text
+from zmesh.wire.marks import LABEL, SELECTION
 
 _LIST = re.compile(r"in\((.*)\)")
 _FORMS = '"a", "!a", "in(a,b)" or "!in(a,b)"'
@@ -18,7 +19,7 @@ def any_of(key: str, values: tuple[str, ...]) -> str:
         ConfigError: no value, or one that no label can have.
     """
     _check(key, values)
-    return f"label:{key}={values[0]}" if len(values) == 1 else f"labels:{key}={','.join(values)}"
+    return f"{LABEL}{key}={values[0]}" if len(values) == 1 else f"{SELECTION}{key}={','.join(values)}"
 
 
 def none_of(key: str, values: tuple[str, ...]) -> str:
@@ -28,7 +29,7 @@ def none_of(key: str, values: tuple[str, ...]) -> str:
         ConfigError: no value, or one that no label can have.
     """
     _check(key, values)
-    return f"labels:{key}!={','.join(values)}"
+    return f"{SELECTION}{key}!={','.join(values)}"
 
 
 def absent(key: str) -> str:
@@ -38,7 +39,7 @@ def absent(key: str) -> str:
         ConfigError: that is no key.
     """
     _check(key, ("any",))
-    return f"labels:!{key}"
+    return f"{SELECTION}!{key}"
 
 
 def _check(key: str, values: tuple[str, ...]) -> None:

@@ -42,11 +42,6 @@ def is_text(value: Any) -> bool:
     return True
 
 
-def is_mark(name: str) -> bool:
-    """Whether a name is no resource, but stands for a place or an environment in what a task asks for."""
-    return name == "spread" or name.startswith(("node:", "label:", "labels:", "env:"))
-
-
 def check_seconds(timeout: Any) -> None:
     """Check how long somebody wants to wait.
 

@@ -7,7 +7,8 @@ from typing import Any
 from zmesh import label_selectors
 from zmesh import runtime_env as envs
 from zmesh.exceptions import ConfigError
-from zmesh.limits import AMOUNT_MAX, WHOLE_MAX, check_whole, is_amount, is_mark, is_text, is_whole
+from zmesh.limits import AMOUNT_MAX, WHOLE_MAX, check_whole, is_amount, is_text, is_whole
+from zmesh.wire.marks import SPREAD, is_mark
 
 UNIT = 10_000  # resources are counted in units of 1/10,000
 STREAMING = -1
@@ -212,7 +213,7 @@ def placed(options: TaskOptions, captured: Mapping[str, Any] | None = None) -> l
     for marks in labels:
         wished = plain | dict.fromkeys(marks, 1)
         if strategy == "SPREAD":
-            wished["spread"] = 1
+            wished[SPREAD] = 1
         elif strategy is not None and not isinstance(strategy, str):
             wished |= dict.fromkeys(strategy.hard_marks(), 1)
             shapes.append(wished | dict.fromkeys(strategy.soft_marks(), 1))

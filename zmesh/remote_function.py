@@ -11,6 +11,7 @@ from zmesh import options as opts
 from zmesh.exceptions import ConfigError
 from zmesh.object_ref import ObjectRef, ObjectRefGenerator
 from zmesh.options import STREAMING, TaskOptions
+from zmesh.wire.marks import ENVIRONMENT
 
 if TYPE_CHECKING:
     from zmesh.runtime.session import Session
@@ -112,7 +113,7 @@ class RemoteFunction:
             sent["once"] = True
         if environment is not None:
             sent["env"] = environment
-            mark = {f"env:{environment['id']}": 1}  # a worker serves one environment only
+            mark = {f"{ENVIRONMENT}{environment['id']}": 1}  # a worker serves one environment only
             shapes = [shape | mark for shape in shapes]
         self._spec = session.spec(
             self._function,

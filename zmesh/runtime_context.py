@@ -6,8 +6,8 @@ from typing import Any
 from zmesh import api
 from zmesh.actor import ActorHandle
 from zmesh.exceptions import LocalProtocolError
-from zmesh.limits import is_mark
 from zmesh.options import UNIT
+from zmesh.wire.marks import is_mark
 
 
 class RuntimeContext:

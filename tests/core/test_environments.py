@@ -4,9 +4,10 @@ from typing import Any
 
 from tests.core.test_node import CPU, DRIVER, Host
 from zmesh.core.client import ClientCore
-from zmesh.core.records import environment_of, is_mark, without_environment
+from zmesh.core.records import environment_of, without_environment
 from zmesh.core.timers import Timers
 from zmesh.wire import messages as m
+from zmesh.wire.marks import is_mark
 
 ONE, TWO = CPU | {"env:1": 1}, CPU | {"env:2": 1}
 

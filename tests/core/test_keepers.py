@@ -8,8 +8,8 @@ import pytest
 from zmesh.core.actor_places import ActorPlaces
 from zmesh.core.effects import Effect, Send, StartKeeper, StopKeeper
 from zmesh.core.keeper import KeeperCore
-from zmesh.core.matchmaking import Limits
 from zmesh.core.node import NodeCore
+from zmesh.core.records import Limits
 from zmesh.core.timers import Timers
 from zmesh.wire import keeper_messages as k
 from zmesh.wire import messages as m

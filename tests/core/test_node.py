@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from zmesh.core.effects import Effect, KillProcess, Send, Spawn, Warn
-from zmesh.core.matchmaking import AHEAD_S, SETTLE_S
+from zmesh.core.matchmaking import SETTLE_S
 from zmesh.core.node import Executing, NodeCore
 from zmesh.core.overbooked import OVERBOOKED_S
 from zmesh.core.records import Limits
 from zmesh.core.timers import Timers
+from zmesh.core.workers import AHEAD_S
 from zmesh.wire import messages as m
 from zmesh.wire.actor_messages import Settle
 from zmesh.wire.death_messages import Expelled

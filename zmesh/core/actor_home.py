@@ -5,8 +5,9 @@ from typing import Any
 
 from zmesh.core.actor_places import ActorPlaces
 from zmesh.core.effects import Effect, Send
-from zmesh.core.matchmaking import SERVING, Matchmaking
+from zmesh.core.matchmaking import Matchmaking
 from zmesh.core.names import Names
+from zmesh.core.workers import SERVING
 from zmesh.wire.actor_messages import (
     ActorQuery,
     ActorState,

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from zmesh.core.records import in_group, is_bundle, is_mark
+from zmesh.core.records import in_group, is_bundle
 from zmesh.core.timers import Timers
 from zmesh.wire.group_messages import AskGroup, Refused, ReleaseBundles, Reserve, Reserved
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID
+from zmesh.wire.marks import is_mark
 from zmesh.wire.messages import Shape
 
 ASK_S = 5.0  # a reservation that is not committed by then makes its node ask

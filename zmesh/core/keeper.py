@@ -24,6 +24,7 @@ from zmesh.core.records import Entry, Handle, Inputs, Spec
 from zmesh.wire.actor_messages import NAME_TAKE, ShareActor
 from zmesh.wire.ids import NODE_ID_BYTES, PeerID, node_peer
 from zmesh.wire.keeper_messages import KeepActor, Keeps, Kept
+from zmesh.wire.marks import NODE
 from zmesh.wire.messages import ERROR, PENDING, STORED, Done, GiveBack, Hold, Steal, Unpin, Unsteal
 from zmesh.wire.shortcut_messages import Shortcut
 
@@ -160,7 +161,7 @@ class KeeperCore(ClientCore):
         """Return the spec of a creation; programs that make the same actor again and again get the same."""
         name, shape, fallbacks, options, digest, blob, max_retries, priority = m.spec
         if m.here:  # so that no other node's death ends it; elsewhere if this node could never have it
-            shape, fallbacks = shape | {f"node:{self.node[:NODE_ID_BYTES].hex()}": 1}, [shape, *fallbacks]
+            shape, fallbacks = shape | {f"{NODE}{self.node[:NODE_ID_BYTES].hex()}": 1}, [shape, *fallbacks]
         key = repr((name, shape, fallbacks, options, digest, max_retries, priority))
         spec = self._made.get(key)
         if spec is None:

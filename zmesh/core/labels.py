@@ -8,7 +8,7 @@ rule. A *selection* asks for more: it is no resource of anybody, so it is worked
     labels:!zone        the node lacks the label
 """
 
-from zmesh.core.records import MARK_PLENTY, SELECTION
+from zmesh.wire.marks import LABEL, MARK_PLENTY, SELECTION
 from zmesh.wire.messages import Shape
 
 
@@ -27,16 +27,16 @@ def amount_of(name: str, amounts: Shape) -> int:
 def _fit(selection: str, amounts: Shape) -> bool:
     key, _, values = selection.partition("=")
     if key.startswith("!"):
-        return f"label:{key[1:]}" not in amounts
+        return f"{LABEL}{key[1:]}" not in amounts
     label = key.removesuffix("!")
-    has = any(f"label:{label}={value}" in amounts for value in values.split(","))
+    has = any(f"{LABEL}{label}={value}" in amounts for value in values.split(","))
     return not has if key.endswith("!") else has
 
 
 def said(name: str) -> str:
     """Return what a mark of labels asks for, as a person would say it: `label zone=a`; "" if it is none."""
-    if name.startswith("label:"):
-        return f"label {name.removeprefix('label:')}"
+    if name.startswith(LABEL):
+        return f"label {name.removeprefix(LABEL)}"
     if not name.startswith(SELECTION):
         return ""
     key, _, values = name.removeprefix(SELECTION).partition("=")

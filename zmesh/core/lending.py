@@ -15,8 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 from zmesh.core.effects import Effect, Send
-from zmesh.core.records import SPREAD, ShapeKey, in_group, shape_key
+from zmesh.core.records import ShapeKey, in_group, shape_key
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
+from zmesh.wire.marks import SPREAD
 from zmesh.wire.messages import Lease, LeaseBack, Shape, Spare
 
 PARKED_AT_MAX = 3  # nodes at which what is free here is offered at once

@@ -9,85 +9,20 @@ Knows bookings and black boxes; what a client's death means is core/node.py's bu
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from zmesh.core.effects import Effect, Send, Spawn, Warn
 from zmesh.core.overbooked import Overbooked
-from zmesh.core.records import SPREAD, Limits, ShapeKey, add_to, environment_of, is_mark, shape_key, without_environment
+from zmesh.core.records import Limits, ShapeKey, add_to, shape_key
 from zmesh.core.timers import Timers
+from zmesh.core.workers import AHEAD_S, ATTACHED, DETACHING, IDLE, SERVING, STARTING, STOPPING, Demanded, Worker
 from zmesh.wire.ids import TOKEN_BYTES, NodeID, PeerID, local_peer
+from zmesh.wire.marks import SPREAD, is_mark
 from zmesh.wire.messages import Attach, Detach, Infeasible, Shape, Stop
 
-STARTING, IDLE, ATTACHED, DETACHING, STOPPING = "starting", "idle", "attached", "detaching", "stopping"
-SERVING = "serving"  # an actor, until it ends
 SETTLE_S = 0.002  # so long after a worker became an actor its owner may say that it needs no other
-AHEAD_S = 0.5  # one that becomes an actor so soon after the last of its demand is one of many
 AHEAD_MAX = 8  # so many are then forked before there are resources for them
 SPREAD_S = 0.3  # so long a demand to be spread waits for other nodes to take their part, before this one takes all
-
-
-@dataclass(slots=True)
-class Worker:
-    """A worker of this node."""
-
-    peer: PeerID
-    slot: int
-    pid: int = 0
-    state: str = STARTING
-    job: PeerID = b""  # fixed by its first Attach: its modules are those of one program
-    environment: str = ""  # fixed with it: what it has set up for one runtime environment is never undone
-    victim: PeerID = b""
-    epoch: int = 0
-    booking: Any = None
-    attached_s: float = 0.0
-    idle_s: float = 0.0  # since when
-    demand: "Demanded | None" = None
-    detached_for: "Demanded | None" = None
-    victims: dict[PeerID, bool] = field(default_factory=dict)  # {client: True} it ever served
-    reason: str = ""  # why it was killed
-    detail: str = ""  # the same at length
-
-
-@dataclass(slots=True)
-class Demanded:
-    """What one client told of one shape."""
-
-    client: PeerID
-    job: PeerID
-    shape: Shape
-    key: ShapeKey
-    order: int
-    workers: int = 0
-    depth: int = 0
-    priority: int = 0
-    attached: dict[PeerID, Worker] = field(default_factory=dict)
-    waits_for: str = ""
-    claiming: bool = False  # workers were detached for it: what they free is its own, before anybody else's
-    surplus_timer: int = 0
-    born_s: float = 0.0
-    far: bool = False  # the client is on another host, whose node leased us this
-    number: int = 0  # of that lease
-    lent: int = 0  # workers of other nodes that may serve it, by our leave
-    overflow: int = 0  # workers it lacks and this node cannot give now
-    settled_s: float = -AHEAD_S  # when a worker of it became an actor
-    grant: Callable[[float], None] | None = None  # of bundles to be reserved: called when they fit, instead of workers
-    environment: str = field(init=False)  # its workers serve this one only
-    needs: Shape = field(init=False)  # of the node's resources
-
-    def __post_init__(self) -> None:
-        self.environment = environment_of(self.shape)
-        self.needs = without_environment(self.shape)
-
-    @property
-    def lacks(self) -> int:
-        """Workers it could use and does not have. A blocked one is of no use: what it waits for may be queued here."""
-        return self.workers - self.lent - self.serving
-
-    @property
-    def serving(self) -> int:
-        """Workers of this node attached and not blocked."""
-        return sum(not worker.booking.blocked for worker in self.attached.values())
 
 
 class Matchmaking:

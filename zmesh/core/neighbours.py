@@ -10,6 +10,7 @@ from typing import Any
 from zmesh.core.effects import Effect, Send
 from zmesh.core.labels import amount_of
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, node_peer
+from zmesh.wire.marks import NODE
 from zmesh.wire.messages import PeersGone, Shape, Watch
 
 
@@ -99,7 +100,7 @@ class Neighbours:
                     "one need not load on the other: start a node with the Python of this program there"
                 )
         for name in shape:
-            if name.startswith("node:") and not any(name in total for total in self.totals.values()):
+            if name.startswith(NODE) and not any(name in total for total in self.totals.values()):
                 return f"it is for {name}, which is no member of the mesh: zmesh.nodes() tells who is"
         return missing
 

@@ -21,13 +21,13 @@ from zmesh.core.keepers import Keepers
 from zmesh.core.lending import Lending
 from zmesh.core.links import Links
 from zmesh.core.listing import Listing
-from zmesh.core.matchmaking import IDLE, STARTING, STOPPING, Matchmaking
+from zmesh.core.matchmaking import Matchmaking
 from zmesh.core.neighbours import Neighbours
 from zmesh.core.node_deaths import DeathInputs
 from zmesh.core.node_members import MemberInputs
 from zmesh.core.orphans import Orphans
 from zmesh.core.pressure import Pressure
-from zmesh.core.records import MARK_PLENTY, SPREAD, Client, Executing, Limits
+from zmesh.core.records import Client, Executing, Limits
 from zmesh.core.replicas import Replicas
 from zmesh.core.resources import Resources
 from zmesh.core.shortcuts import Openings
@@ -35,9 +35,11 @@ from zmesh.core.status import ending, load, status
 from zmesh.core.strangers import Strangers
 from zmesh.core.tallies import Tallies
 from zmesh.core.timers import Timers
+from zmesh.core.workers import IDLE, STARTING, STOPPING
 from zmesh.wire.counting_messages import Held, Recount, Uncounted, WhoHolds
 from zmesh.wire.death_messages import Dying, Vouch
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
+from zmesh.wire.marks import MARK_PLENTY, NODE, SPREAD
 from zmesh.wire.messages import (
     PROTOCOL_MAJOR,
     Blocked,
@@ -118,7 +120,7 @@ class NodeCore(DeathInputs, MemberInputs):
         has_segments: Callable[[PeerID], bool] = lambda peer: True,
         tables: Callable[[], dict[str, int]] = dict,
     ) -> None:
-        total = total | {SPREAD: MARK_PLENTY, f"node:{node.hex()}": MARK_PLENTY}
+        total = total | {SPREAD: MARK_PLENTY, f"{NODE}{node.hex()}": MARK_PLENTY}
         self.node = node
         self._timers = timers
         self._announce = announce

@@ -8,9 +8,10 @@ from typing import Any
 
 from zmesh.core.burials import Burials
 from zmesh.core.effects import DropUnused, Effect, KillProcess, Send, Warn
-from zmesh.core.matchmaking import ATTACHED, DETACHING, IDLE, SERVING, Matchmaking
+from zmesh.core.matchmaking import Matchmaking
 from zmesh.core.neighbours import Neighbours
 from zmesh.core.records import Client, Executing
+from zmesh.core.workers import ATTACHED, DETACHING, IDLE, SERVING
 from zmesh.wire.death_messages import Expelled
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID
 from zmesh.wire.messages import Buried, Detach, WorkerDied

@@ -10,23 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zmesh.wire.ids import ACTOR_INDEX, ObjectID, PeerID
+from zmesh.wire.marks import ENVIRONMENT, is_mark
 from zmesh.wire.messages import INLINE, PENDING, Shape
 
 # States of a task at its owner.
 WAITING, QUEUED, LEASED, RESOLVED = 0, 1, 2, 3
-
-# Marks: names in a shape that stand for a place rather than an amount. Each node has plenty of those that are its own.
-SPREAD = "spread"
-MARK_PLENTY = 1 << 40
-# Such a mark asks for several labels, or for none: see core/labels.py.
-SELECTION = "labels:"
-# The mark of a runtime environment begins with this: any node can make any, and a worker serves one for life.
-ENVIRONMENT = "env:"
-
-
-def is_mark(name: str) -> bool:
-    """Whether the name in a shape is a mark: of a node, of a label, of an environment, or SPREAD."""
-    return name == SPREAD or name.startswith(("node:", "label:", SELECTION, ENVIRONMENT))
 
 
 def environment_of(shape: Shape) -> str:

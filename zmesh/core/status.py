@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from zmesh.core.records import BUNDLE, group_of, in_group, is_mark, outside_group
+from zmesh.core.records import BUNDLE, group_of, in_group, outside_group
+from zmesh.wire.marks import LABEL, is_mark
 from zmesh.wire.messages import UNIT, Shape
 
 BACKLOG_SHAPES_MAX = 16  # told by gossip
@@ -86,5 +87,5 @@ def natural(shape: Shape) -> dict[str, float]:
 
 def labels(shape: Shape) -> dict[str, str]:
     """Return the labels of a node, {key: value}, whose marks are among its resources."""
-    pairs = [name.removeprefix("label:").partition("=") for name in shape if name.startswith("label:")]
+    pairs = [name.removeprefix(LABEL).partition("=") for name in shape if name.startswith(LABEL)]
     return {key: value for key, equals, value in pairs if equals}

@@ -23,12 +23,12 @@ from zmesh.core.records import (
     Task,
     Thief,
     group_of,
-    is_mark,
     outside_group,
     without_environment,
 )
 from zmesh.core.timers import Timers
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID
+from zmesh.wire.marks import is_mark
 from zmesh.wire.messages import STORED, UNIT, Demand, Shape, Work
 
 BATCH_TASKS_MAX = 256

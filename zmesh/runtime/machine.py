@@ -12,8 +12,9 @@ from typing import Any
 
 from zmesh.core.pressure import KILL_AT, STEADY_AT
 from zmesh.exceptions import ConfigError
-from zmesh.limits import AMOUNT_MAX, is_amount, is_mark, is_text
+from zmesh.limits import AMOUNT_MAX, is_amount, is_text
 from zmesh.options import ACCELERATOR
+from zmesh.wire.marks import LABEL, is_mark
 
 UNIT = 10_000
 GPUS = "/proc/driver/nvidia/gpus"
@@ -135,7 +136,7 @@ def total_resources(settings: dict[str, Any]) -> dict[str, int]:
 def _marks(settings: dict[str, Any]) -> dict[str, int]:
     """Return what stands for the node's labels in its resources: plenty of each."""
     labels = settings.get("labels") or {}
-    names = [name for key, value in labels.items() for name in (f"label:{key}", f"label:{key}={value}")]
+    names = [name for key, value in labels.items() for name in (f"{LABEL}{key}", f"{LABEL}{key}={value}")]
     return dict.fromkeys(names, 1 << 40)
 
 

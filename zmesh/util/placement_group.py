@@ -9,8 +9,9 @@ from zmesh.exceptions import (
     PlacementGroupUnschedulableError,
     TaskPlacementGroupRemovedError,
 )
-from zmesh.limits import is_amount, is_mark, is_text
+from zmesh.limits import is_amount, is_text
 from zmesh.options import UNIT
+from zmesh.wire.marks import is_mark
 
 STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 BUNDLES_MAX = 10_000

@@ -7,6 +7,7 @@ from typing import Any
 from zmesh import label_selectors, options
 from zmesh.exceptions import ConfigError
 from zmesh.util.placement_group import PlacementGroup
+from zmesh.wire.marks import LABEL, NODE
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class NodeAffinitySchedulingStrategy:
 
     def hard_marks(self) -> tuple[str, ...]:
         """Return the marks a node must have."""
-        return () if self.soft else (f"node:{self.node_id}",)
+        return () if self.soft else (f"{NODE}{self.node_id}",)
 
     def soft_marks(self) -> tuple[str, ...]:
         """Return the marks a node should have, if there is one."""
-        return (f"node:{self.node_id}",) if self.soft else ()
+        return (f"{NODE}{self.node_id}",) if self.soft else ()
 
 
 class In:
@@ -60,7 +61,7 @@ class Exists:
 
     def mark(self, key: str) -> str:
         """Return what such a node has."""
-        return f"label:{key}"
+        return f"{LABEL}{key}"
 
 
 class DoesNotExist:
