@@ -7,6 +7,7 @@ import pytest
 from zmesh.core.effects import Effect, Send
 from zmesh.core.enclosed import Enclosed
 from zmesh.core.holdings import GONE_LOOKS, LOOK_S, Holder
+from zmesh.core.tables import table_sizes
 from zmesh.core.tallies import APART_S, Tallies
 from zmesh.core.timers import Timers
 from zmesh.wire.counting_messages import Holdings, Recount, Tally, Uncounted, added, weight
@@ -241,6 +242,17 @@ def test_a_home_that_is_gone_is_told_nothing_for_a_while() -> None:
         timers.tick(look * LOOK_S)
         told.append(len(effects))
     assert told == [0] * GONE_LOOKS + [1]
+
+
+def test_a_home_that_is_gone_is_forgotten_although_nothing_is_held() -> None:
+    timers = Timers()
+    holder = Holder([], timers, list)
+    holder.home_gone(M)
+    for look in range(GONE_LOOKS + 1):
+        assert table_sizes(holder)["_gone"] == 1
+        timers.tick(look * LOOK_S)
+    assert table_sizes(holder)["_gone"] == 0
+    assert timers.next_deadline() is None
 
 
 # What values contain.

@@ -102,14 +102,16 @@ def test_a_node_keeps_no_descriptor_of_programs_that_said_goodbye(nodes: Nodes) 
 
 
 @pytest.mark.slow
-def test_programs_workers_and_actors_that_are_killed_leave_nothing(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("count", [1, 3])
+def test_programs_workers_actors_and_nodes_that_are_killed_leave_nothing(
+    count: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
         (tmp_path / name[4:7]).mkdir(mode=0o700)
         monkeypatch.setenv(name, str(tmp_path / name[4:7]))
-    outcome = soak.soak(800, beside=1, seed=1, closures=False)
+    outcome = soak.soak(800, beside=1, seed=1, closures=False, nodes=count)
     assert outcome["left"] == {}, outcome
+    assert outcome["done"].get("killed nodes", 0) == (count > 1)
 
 
 @zmesh.remote

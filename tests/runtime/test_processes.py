@@ -369,6 +369,18 @@ def test_what_tasks_started_ends_when_the_node_is_killed(node: StandIn, tmp_path
     assert wait_until(lambda: gone(child))
 
 
+def test_what_tasks_started_ends_when_a_node_is_killed_that_had_reports_to_read(
+    node: StandIn, tmp_path: pathlib.Path
+) -> None:
+    brief = node.spawn(2, "import time; time.sleep(60)")
+    _, child = leaving(node, tmp_path, "['sleep', '60'], process_group=0", "child.wait()")
+    os.kill(node.pid, signal.SIGSTOP)
+    os.kill(brief, signal.SIGKILL)
+    assert wait_until(lambda: not pathlib.Path(f"/proc/{brief}").exists())  # reaped, so it was reported
+    os.kill(node.pid, signal.SIGKILL)
+    assert wait_until(lambda: gone(child))
+
+
 def test_close_ends_forkserver_workers_and_what_they_started(node: StandIn, tmp_path: pathlib.Path) -> None:
     worker, child = leaving(node, tmp_path, "['sleep', '60']", "child.wait()")
     node.say("close")

@@ -151,6 +151,8 @@ class GroupWatch:
         self._answer(m.group, watched, now)
         if m.state == "REMOVED":
             self._totals.pop(m.group)
+            if not watched.keys:
+                del self._groups[m.group]  # who asks again is told again
 
     def node_gone(self, node: NodeID, why: str, now: float) -> None:
         """A member is gone, and the groups it coordinated."""

@@ -34,7 +34,7 @@ class Holder:
         self._timers = timers
         self._held = held
         self._gone: dict[NodeID, int] = {}  # {home that is gone: looks until it is told something again}
-        self._timer = 0  # 0: nothing was held at the last look
+        self._timer = 0  # 0: nothing was held at the last look, and no home was gone
 
     def wake(self) -> None:
         """Something is held: there will be looks from now on."""
@@ -52,7 +52,7 @@ class Holder:
             sums[home] = added(sums.get(home, 0), oid, holds)
         self._effects += [Send(node_peer(home), Tally(sums[home])) for home in sums if home not in self._gone]
         self._gone = {home: left - 1 for home, left in self._gone.items() if left > 1}
-        if sums:
+        if sums or self._gone:
             self._begin(now)
 
     def recount(self, home: PeerID) -> None:
@@ -63,3 +63,4 @@ class Holder:
     def home_gone(self, node: NodeID) -> None:
         """A member is gone, with all it counted."""
         self._gone[node] = GONE_LOOKS
+        self.wake()

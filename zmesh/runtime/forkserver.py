@@ -268,7 +268,10 @@ class _Server:
         self._stop = True
 
     def _serve_one(self) -> bool:
-        data, fds, _, _ = socket.recv_fds(self._link, _MESSAGE_BYTES_MAX, 2)
+        try:
+            data, fds, _, _ = socket.recv_fds(self._link, _MESSAGE_BYTES_MAX, 2)
+        except ConnectionResetError:  # the node was killed before it had read all our reports
+            return False
         if not data:
             return False
         verb, peer, *rest = msgpack.unpackb(data)

@@ -17,6 +17,7 @@ from zmesh.core.effects import Address
 from zmesh.core.membership import Membership
 from zmesh.core.node import NodeCore
 from zmesh.core.shortcuts import LINK_NAME_BYTES, Parcel
+from zmesh.core.spares import Spares
 from zmesh.core.spilling import FULL
 from zmesh.core.status import labels, natural
 from zmesh.core.timers import Timers
@@ -81,8 +82,7 @@ class Mesh:
         self._versions: dict[str, bool] = {}  # of Python, that were warned of
         self._copies: dict[ObjectID, tuple[int, int, int]] = {}  # {object: (segment, bytes of it, nbytes)}
         self._crowded: dict[ObjectID, bool] = {}  # {object that found no room before others were dropped: True}
-        self._spare: dict[int, int] = {}  # {segment of a dropped copy: its bytes}
-        self._spare_bytes = 0
+        self._spares = Spares(timers, segments.ledger.capacity_bytes // SPARE_BYTES_SHARE, self._drop_segment)
         host, port = settings["host"], settings["port"]
         self.address = machine.parse_address(settings["advertise"], port) if settings.get("advertise") else (host, port)
         self._host, self._port = host, port
@@ -359,10 +359,8 @@ class Mesh:
 
     def _fetch_copy(self, effect: fx.FetchCopy) -> None:
         size = class_bytes(effect.nbytes)
-        segment = next((segment for segment, spare in self._spare.items() if spare == size), 0)
+        segment = self._spares.take(size)
         if segment:
-            del self._spare[segment]
-            self._spare_bytes -= size
             self._fill(effect, size, segment, self._segments.reuse(segment))
             return
 
@@ -407,33 +405,25 @@ class Mesh:
         for oid in effect.oids:
             segment, size, _ = self._copies.pop(oid)
             self._bulk.drop(oid)
-            fits = self._spare_bytes + size <= self._segments.ledger.capacity_bytes // SPARE_BYTES_SHARE
-            if effect.clean and fits and self._segments.ledger.reusable(segment, self._me):
-                self._spare[segment] = size
-                self._spare_bytes += size
-            else:
+            reusable = effect.clean and self._segments.ledger.reusable(segment, self._me)
+            if not reusable or not self._spares.keep(segment, size, monotonic()):
                 self._drop_segment(segment)
 
     def _drop_segment(self, segment: int) -> None:
         self._bulk.forget(segment)
         self._segments.drop([segment])
 
-    def _drop_spare(self, segment: int) -> None:
-        self._spare_bytes -= self._spare.pop(segment)
-        self._drop_segment(segment)
-
     def trim(self) -> None:
         """The store is full: give back what is kept for later."""
         self._core.replicas.make_room()
         self._core.copies.make_room()
-        while self._spare:
-            self._drop_spare(next(iter(self._spare)))
+        self._spares.clear()
 
     def unmap(self, segments: list[int]) -> None:
         """The store wants to write these to disk: the bulk thread lets go of those it does not use."""
-        for segment in [segment for segment in segments if segment in self._spare]:
+        for segment in [segment for segment in segments if segment in self._spares]:
             segments.remove(segment)
-            self._drop_spare(segment)
+            self._spares.drop(segment)
         if segments:
             self._bulk.unmap(segments, lambda closed, busy: self._segments.closed(self._me, closed, busy))
 
