@@ -130,9 +130,13 @@ class Node:
         """Where others join it."""
         return lifecycle.parse_address(self._running.address)
 
+    def signal(self, number: int) -> None:
+        """Send its process a signal."""
+        os.kill(self._running.pid, number)
+
     def replace(self) -> None:
         """Kill it, and start another in its place."""
-        os.kill(self._running.pid, signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         self.check_log()
         self._running = lifecycle.start(self.name, self._settings)
         self._before = self._tables()
@@ -174,6 +178,7 @@ class Soak:
         self.puts = puts
         self.beside = beside
         self.rng = random.Random(seed)
+        self.stopped: Node | None = None
         self.child: subprocess.Popen[str] | None = None  # the program beside
         self.failed: list[str] = []  # what programs said that ended though they were not killed, nor their node
         self.killed: Counter[str] = Counter()
@@ -191,6 +196,8 @@ class Soak:
             program.run(min(self.puts, part * portion))
             self._kill_one()
         self._kill_child()
+        if self.stopped is not None:
+            self.stopped.signal(signal.SIGCONT)
         done = dict(program.done + self.killed)
         program.end()
         del program
@@ -241,17 +248,28 @@ class Soak:
 
     def _start(self) -> None:
         if self.beside:
-            code = ["-m", "perf.soak", "--beside-of", self.rng.choice(self.nodes).name]
+            node = self.rng.choice([node for node in self.nodes if node is not self.stopped])
+            where = ":".join(map(str, node.address)) if self.rng.random() < 0.5 else node.name  # a guest, or not
+            code = ["-m", "perf.soak", "--beside-of", where]
             code += ["--nodes", str(len(self.nodes)), "--seed", str(self.rng.randrange(1 << 30))]
             self.child = subprocess.Popen([sys.executable, *code], stderr=subprocess.PIPE, text=True)
 
     def _kill_one(self) -> None:
-        """Kill the program beside, and a node that is not ours."""
+        """Kill the program beside, and kill or stop a node that is not ours; what was stopped goes on."""
         self._kill_child()
         self.killed["killed programs"] += 1
+        if self.stopped is not None:
+            self.stopped.signal(signal.SIGCONT)
+            self.stopped = None
         if len(self.nodes) > 1:
-            self.rng.choice(self.nodes[1:]).replace()
-            self.killed["killed nodes"] += 1
+            node = self.rng.choice(self.nodes[1:])
+            if self.rng.random() < 0.5:
+                node.replace()
+                self.killed["killed nodes"] += 1
+            else:
+                node.signal(signal.SIGSTOP)
+                self.stopped = node
+                self.killed["stopped nodes"] += 1
         self._start()
 
     def _kill_child(self) -> None:
@@ -265,14 +283,21 @@ class Soak:
 
 
 def soak(
-    puts: int, *, beside: int, seed: int = 0, num_cpus: int = 2, closures: bool = True, nodes: int = 1
+    puts: int,
+    *,
+    beside: int,
+    seed: int = 0,
+    num_cpus: int = 2,
+    closures: bool = True,
+    nodes: int = 1,
+    store_bytes: int = 1 << 28,
 ) -> dict[str, Any]:
     """Run it on nodes of its own; the environment says where that may be.
 
     Args:
         closures: with functions that capture refs, which workers hold for some seconds after the last call.
     """
-    settings: dict[str, Any] = {"num_cpus": num_cpus, "store_bytes": 1 << 28}
+    settings: dict[str, Any] = {"num_cpus": num_cpus, "store_bytes": store_bytes}
     made = [Node(f"soak{os.getpid()}", settings)]
     try:
         for i in range(1, nodes):
@@ -292,6 +317,7 @@ def main() -> None:
     parser.add_argument("--puts", type=int, default=100_000)
     parser.add_argument("--beside", type=int, default=10, help="how many other programs are killed meanwhile")
     parser.add_argument("--nodes", type=int, default=1, help="one is killed whenever a program is, but for the first")
+    parser.add_argument("--store-mb", type=int, default=256, help="of each node; what does not fit is spilled")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--beside-of", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -303,7 +329,9 @@ def main() -> None:
             path = pathlib.Path(directory, name)
             path.mkdir(mode=0o700)
             os.environ[name] = str(path)
-        outcome = soak(given.puts, beside=given.beside, seed=given.seed, nodes=given.nodes)
+        outcome = soak(
+            given.puts, beside=given.beside, seed=given.seed, nodes=given.nodes, store_bytes=given.store_mb << 20
+        )
     print(json.dumps(outcome, indent=2))
     sys.exit(1 if outcome["left"] else 0)
 

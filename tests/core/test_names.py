@@ -365,3 +365,59 @@ def test_a_node_that_has_not_heard_of_a_death_does_not_keep_a_name_for_the_dead(
         assert len(net.holders("a")) == COPIES
         return
     raise AssertionError("no seed made the dead node the home")
+
+
+def stale(net: Net, *, home_is_dead: bool) -> bytes:
+    """Have the name "a" belong to an actor that is gone, of which a new home of the name never heard."""
+    owner = net.living[0]
+    actor = actor_id(net.client(owner), 1)
+    net.take(owner, "a")
+    net.settle()
+    net.names[owner].actor_gone(actor)
+    net._collect()
+    net.settle()
+    if home_is_dead:
+        net.die(owner)
+    net.join()
+    while net.names[net.living[0]].line(("ns", "a"))[0] != net.living[-1]:
+        net.join()
+    net.settle()
+    old, new = net.living[-2:]
+    # As a node does that was stopped while all this happened.
+    net.names[new].keep(node_peer(old), m.NameCopy(0, [("ns", "a", actor, b"told")]))
+    net._collect()
+    net.settle()
+    find = net.ask(net.living[1], m.NAME_FIND, "a")
+    net.settle()
+    assert net.told[find][2] == actor
+    return actor
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("home_is_dead", [False, True])
+def test_a_name_of_who_is_gone_is_given_free_when_somebody_doubts_it(home_is_dead: bool, seed: int) -> None:
+    net = Net(4, seed)
+    actor = stale(net, home_is_dead=home_is_dead)
+    net.ask(net.living[1], m.NAME_DOUBT, "a", actor)
+    net.settle()
+    assert net.holders("a") == []
+    request = net.take(net.living[1], "a", seq=2)
+    net.settle()
+    assert net.told[request][2] == actor_id(net.client(net.living[1]), 2)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whoever_lives_keeps_its_name_when_somebody_doubts_it(seed: int) -> None:
+    net = Net(5, seed)
+    owner = net.living[0]
+    request = net.take(owner, "a")
+    for _ in range(net.rng.randrange(8)):  # maybe it is being taken
+        net.step()
+    for node in net.living:
+        net.ask(node, m.NAME_DOUBT, "a", actor_id(net.client(owner), 1))
+    net.settle()
+    assert net.told[request][2] == actor_id(net.client(owner), 1)
+    find = net.ask(net.living[1], m.NAME_FIND, "a")
+    net.settle()
+    assert net.told[find][2] == actor_id(net.client(owner), 1)
+    assert len(net.holders("a")) == COPIES

@@ -26,6 +26,7 @@ from zmesh.core.records import (
 from zmesh.core.timers import Timers
 from zmesh.wire.actor_messages import (
     ACTOR_DEAD,
+    NAME_DOUBT,
     ActorQuery,
     ActorShared,
     ActorState,
@@ -196,6 +197,10 @@ class ActorCalls:
         home = node_peer(self._references.here)
         self._effects.append(Send(home, NameAsk(ticket.seq, kind, namespace, name, actor, description)))
         return ticket
+
+    def doubt_name(self, namespace: str, name: str, actor: ObjectID) -> None:
+        """What has a name seems to be gone: its node is to see to it."""
+        self._effects.append(Send(node_peer(self._references.here), NameAsk(0, NAME_DOUBT, namespace, name, actor)))
 
     def share(self, peer: PeerID, message: ShareActor) -> None:
         """An own actor wants a handle of itself."""

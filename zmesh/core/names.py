@@ -16,6 +16,7 @@ from typing import Any
 from zmesh.core.effects import Effect, Send
 from zmesh.wire.actor_messages import (
     GROUPS,
+    NAME_DOUBT,
     NAME_DROP,
     NAME_FIND,
     NAME_TAKE,
@@ -93,6 +94,9 @@ class Names:
     def ask(self, peer: PeerID, message: NameAsk) -> None:
         """A client of this node asks, or another node whose view says that this one should know."""
         key = (message.namespace, message.name)
+        if message.kind == NAME_DOUBT:
+            self._doubt(key, message)
+            return
         line = self.line(key)
         if line[0] != self._node and message.hops < HOPS_MAX:
             self._pass_on(peer, message, line[0])
@@ -107,6 +111,19 @@ class Names:
             entry = (message.namespace, message.name, message.actor, message.description)
             self._keep(entry, line)
             self._copy(peer, message, line, [entry], [])
+
+    def _doubt(self, key: Key, message: NameAsk) -> None:
+        """A client found that what has a name is gone. Members that miss each other may pass on what has ended."""
+        home, members = message.actor[:NODE_ID_BYTES], self._members()
+        if home in members and message.hops < HOPS_MAX:
+            again = NameAsk(0, NAME_DOUBT, *key, message.actor, hops=message.hops + 1)
+            self._effects.append(Send(node_peer(home), again))
+        elif home not in members and not (home == self._node and self._lives(message.actor)):
+            self.ask(node_peer(self._node), NameAsk(0, NAME_DROP, *key, message.actor))
+
+    def _lives(self, actor: ObjectID) -> bool:
+        """Whether an actor whose home is this node has a name, or is about to."""
+        return actor in self._ours or any(asked.message.actor == actor for asked in self._asked.values())
 
     def _pass_on(self, peer: PeerID, message: NameAsk, node: NodeID) -> None:
         self._requests += 1

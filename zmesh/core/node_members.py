@@ -79,6 +79,7 @@ class MemberInputs:
             self._forget_member(node, why, now)
             self.neighbours.up(node, total, foreign=foreign)
             self.burials.node_came_back(node)
+            self.actors.names.members_changed()
 
     def _forget_member(self, node: NodeID, why: str, now: float) -> None:
         mourners = {}

@@ -1,4 +1,4 @@
-"""Segments of copies that were dropped, kept for the next copies of their size: mapped pages cost less than fresh ones."""
+"""Segments of dropped copies, kept for the next copies of their size: mapped pages cost less than fresh ones."""
 
 from collections.abc import Callable
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from zmesh.runtime.session import Session
 
 DYING_NAME_S = 10.0  # so long a name may belong to an actor or group nobody knows any more
+DOUBT_S, DOUBT_PAUSE_S = 0.5, 0.1  # after so long its node is asked, again and again
 INLINE_ARGUMENTS_MAX = 64 * 1024  # larger ones go to shared memory, as those of tasks
 
 
@@ -110,7 +111,7 @@ class ActorSession:
                 if found is not None:
                     why = "another actor has its name"
                     break
-                _wait_for_name(called[1], until)
+                self.await_name(*called, taken[2], until)
         except BaseException:
             self._abandon(handle, why)
             raise
@@ -153,7 +154,7 @@ class ActorSession:
             found = self._claim(kept.found)
             if found is not None:
                 return (*found, False)
-            _wait_for_name(called[1], until)
+            self.await_name(*called[:2], kept.found[2], until)
 
     def _lighten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Put what is large into objects of its own, so that the arguments themselves fit into a message."""
@@ -198,6 +199,19 @@ class ActorSession:
         """Return (entry, description) of the actor with that name, with a reference counted; None if there is none."""
         taken = self.ask_name(NAME_FIND, namespace, name)
         return self._claim(taken) if taken else None
+
+    def await_name(self, namespace: str, name: str, holder: bytes, until: float) -> None:
+        """What has a name is gone, of which the name's home is about to hear: wait a moment, and then help.
+
+        Raises:
+            MeshError: it is `until`.
+        """
+        if monotonic() > until:
+            raise MeshError(f"the name {name!r} belongs to what is gone, and is not given free")
+        late = monotonic() > until - DYING_NAME_S + DOUBT_S
+        if late:
+            self._session._do(lambda: self._session.core.actors.doubt_name(namespace, name, holder))
+        time.sleep(DOUBT_PAUSE_S if late else 0.01)
 
     def names(self) -> list[tuple[str, str]]:
         """Return (namespace, name) of all actors of the mesh that have one."""
@@ -267,10 +281,3 @@ class ActorSession:
     def is_call(entry: Entry) -> bool:
         """Whether an entry is the result of an actor's method."""
         return isinstance(entry, MethodCall)
-
-
-def _wait_for_name(name: str, until: float) -> None:
-    """The home of a name is about to hear of the death of the actor that has it: wait a moment."""
-    if monotonic() > until:
-        raise MeshError(f"the name {name!r} belongs to an actor that is gone, and is not given free")
-    time.sleep(0.01)

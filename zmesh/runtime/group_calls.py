@@ -2,7 +2,6 @@
 
 import logging
 import os
-import time
 from time import monotonic
 from typing import Any
 
@@ -49,7 +48,7 @@ class GroupCalls:
                 holder = getattr(error, "holder", b"")
                 if not holder or monotonic() > until or self._group_lives(holder):
                     raise
-            time.sleep(0.01)  # the home of the name is about to hear that its group was removed
+            self.actors.await_name(GROUPS, name, holder, until)
 
     def _group_lives(self: Any, group: bytes) -> bool:
         """Whether a group is there, as its coordinator says."""

@@ -9,7 +9,7 @@ from typing import Any
 from zmesh.wire.ids import ObjectID, PeerID
 
 ACTOR_DEAD = 1 << 62  # the version of an actor that will not come back
-NAME_TAKE, NAME_FIND, NAME_DROP = 0, 1, 2
+NAME_TAKE, NAME_FIND, NAME_DROP, NAME_DOUBT = range(4)
 GROUPS = ""  # the namespace of placement groups: no actor's is empty
 
 
@@ -115,7 +115,8 @@ class ActorShared:
 class NameAsk:
     """Client to its node, and from there to the name's home: NAME_TAKE it, NAME_FIND or NAME_DROP what has it.
 
-    Answered by NameTold. `hops` counts the nodes that passed it on.
+    Answered by NameTold. NAME_DOUBT goes to the node of what has it, which has it dropped if it is gone; no answer.
+    `hops` counts the nodes that passed it on.
     """
 
     request: int

@@ -234,7 +234,7 @@ CHECKS: dict[type[Any], tuple[Check, ...]] = {
     a.KillActor: (_oid, _flag),
     a.ShareActor: (_whole, _oid),
     a.NameAsk: (
-        _whole, _only(a.NAME_TAKE, a.NAME_FIND, a.NAME_DROP), _text, _text, _bytes, _bytes, _count,
+        _whole, _only(a.NAME_TAKE, a.NAME_FIND, a.NAME_DROP, a.NAME_DOUBT), _text, _text, _bytes, _bytes, _count,
     ),
     a.NameTold: (_whole, _found),
     a.NameCopy: (_whole, _list(_name_entry), _list(_row(_text, _text, _bytes))),
