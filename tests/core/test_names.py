@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from zmesh.core.effects import Effect, Send
-from zmesh.core.names import COPIES, DEAD_MAX, Names
+from zmesh.core.names import COPIES, DEAD_MAX, LOOK_S, Names
+from zmesh.core.timers import Timers
 from zmesh.wire import actor_messages as m
 from zmesh.wire.codec import decode, encode
 from zmesh.wire.ids import NODE_ID_BYTES, NodeID, PeerID, actor_id, node_peer
@@ -25,6 +26,9 @@ class Net:
         self.told: dict[int, Any] = {}  # {request: what the client heard}
         self.dead_clients: list[PeerID] = []
         self.requests = 0
+        self.timers: dict[NodeID, Timers] = {}
+        self.lost: list[bytes] = []  # actors that lost their name
+        self.apart: dict[tuple[NodeID, NodeID], bool] = {}  # pairs that take each other for dead
         for _ in range(count):
             self.join()
 
@@ -32,11 +36,14 @@ class Net:
         node = self.rng.randbytes(NODE_ID_BYTES)
         self.living.append(node)
         self.effects[node] = []
+        self.timers[node] = Timers()
         self.names[node] = Names(
             node,
             self.effects[node],
-            members=lambda: [other for other in self.living if other != node],
+            self.timers[node],
+            members=lambda: [other for other in self.living if other != node and (other, node) not in self.apart],
             alive=lambda peer: peer not in self.dead_clients,
+            lost=lambda namespace, name, actor: self._lose(node, actor),
         )
         for other in self.living:
             self.names[other].members_changed()
@@ -49,6 +56,52 @@ class Net:
             del self.links[link]
         for other in self.living:
             self.names[other].members_changed(node)
+        self._collect()
+
+    def _lose(self, node: NodeID, actor: bytes) -> None:
+        """Its owner has it killed."""
+        self.lost.append(actor)
+        self.names[node].actor_gone(actor)
+
+    def part(self, some: list[NodeID]) -> None:
+        """These and the others take each other for dead: no word gets across."""
+        for one in some:
+            for other in [node for node in self.living if node not in some]:
+                for pair in ((one, other), (other, one)):
+                    self.apart[pair] = True
+                    self.links.pop(pair, None)
+                self.names[other].members_changed(one)
+                self.names[one].members_changed(other)
+        self._collect()
+
+    def stop(self, node: NodeID) -> None:
+        """All others take it for dead, and it does nothing meanwhile."""
+        for other in [one for one in self.living if one != node]:
+            for pair in ((node, other), (other, node)):
+                self.apart[pair] = True
+                self.links.pop(pair, None)
+            self.names[other].members_changed(node)
+        self._collect()
+
+    def meet(self, stopped: NodeID = b"") -> None:
+        """All see each other again, and look into what became of names."""
+        self.see_each_other(stopped)
+        self.settle()
+        for node in self.rng.sample(self.living, len(self.living)):
+            self.timers[node].tick(LOOK_S)
+            self._collect()
+        self.settle()
+
+    def see_each_other(self, stopped: NodeID) -> None:
+        """One that was `stopped` hears that it was taken for dead; without one each side took the other for it."""
+        pairs, self.apart = list(self.apart), {}
+        for node, other in self.rng.sample(pairs, len(pairs)):
+            if node == stopped:
+                self.names[node].members_changed(other)
+                self.names[node].taken_for_dead(0.0)
+            else:
+                self.names[node].look_into(0.0)
+            self.names[node].members_changed()
         self._collect()
 
     def client(self, node: NodeID) -> PeerID:
@@ -70,7 +123,7 @@ class Net:
                 target = effect.to[:NODE_ID_BYTES]
                 if effect.to != node_peer(target):
                     self.told[effect.message.request] = effect.message.found
-                elif target in self.living:
+                elif target in self.living and (node, target) not in self.apart:
                     self.links.setdefault((node, target), deque()).append(encode(effect.message))
             self.effects[node].clear()
             self.names[node].check()
@@ -421,3 +474,75 @@ def test_whoever_lives_keeps_its_name_when_somebody_doubts_it(seed: int) -> None
     net.settle()
     assert net.told[find][2] == actor_id(net.client(owner), 1)
     assert len(net.holders("a")) == COPIES
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_an_actor_keeps_its_name_while_others_take_its_node_for_dead(seed: int) -> None:
+    net = Net(5, seed)
+    node = net.living[2]
+    request = net.take(node, "a")
+    net.settle()
+    net.stop(node)
+    find = net.ask(net.living[0], m.NAME_FIND, "a")
+    net.settle()
+    assert net.told[find] == []
+    net.meet(stopped=node)
+    finds = [net.ask(one, m.NAME_FIND, "a") for one in net.living]
+    net.settle()
+    assert all(net.told[find][2] == net.told[request][2] for find in finds)
+    assert net.lost == []
+    assert len(net.holders("a")) == COPIES
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_an_actor_loses_its_name_to_one_that_got_it_while_its_node_was_taken_for_dead(seed: int) -> None:
+    net = Net(5, seed)
+    node = net.living[2]
+    first = net.take(node, "a")
+    net.settle()
+    net.stop(node)
+    second = net.take(net.living[0], "a")
+    net.settle()
+    assert net.told[second][2] != net.told[first][2]
+    net.meet(stopped=node)
+    finds = [net.ask(one, m.NAME_FIND, "a") for one in net.living]
+    net.settle()
+    assert all(net.told[find][2] == net.told[second][2] for find in finds)
+    assert net.lost == [net.told[first][2]]
+    assert len(net.holders("a")) == COPIES
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_when_two_sides_meet_again_each_name_belongs_to_one(seed: int) -> None:
+    net = Net(6, seed)
+    sides = net.living[:3], net.living[3:]
+    net.part(sides[0])
+    takes = [net.take(side[net.rng.randrange(3)], f"a{i}", seq=i) for i in range(8) for side in sides]
+    net.settle()
+    actors = [bytes(net.told[take][2]) for take in takes]
+    net.meet()
+    finds = [net.ask(net.rng.choice(net.living), m.NAME_FIND, f"a{i}") for i in range(8)]
+    net.settle()
+    winners = [bytes(net.told[find][2]) for find in finds]
+    assert sorted(net.lost + winners) == sorted(actors)
+    assert all(len(net.holders(f"a{i}")) == COPIES for i in range(8))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_an_actor_that_ends_while_its_name_is_looked_into_gives_it_free(seed: int) -> None:
+    net = Net(4, seed)
+    node = net.living[2]
+    net.take(node, "a")
+    net.settle()
+    net.stop(node)
+    net.see_each_other(stopped=node)
+    net.timers[node].tick(LOOK_S)
+    net._collect()
+    for _ in range(net.rng.randrange(12)):
+        net.step()
+    assert net.holders("a") or net.links, "it is, or will be, where it belongs"
+    net.names[node].actor_gone(actor_id(net.client(node), 1))
+    net._collect()
+    net.settle()
+    assert net.holders("a") == []
+    assert net.lost == []

@@ -7,6 +7,7 @@ from zmesh.core.actor_places import ActorPlaces
 from zmesh.core.effects import Effect, Send
 from zmesh.core.matchmaking import Matchmaking
 from zmesh.core.names import Names
+from zmesh.core.timers import Timers
 from zmesh.core.workers import SERVING
 from zmesh.wire.actor_messages import (
     ActorQuery,
@@ -34,22 +35,25 @@ class ActorHome:
         alive: whether a client lives, here or elsewhere.
         members: the other living members.
         held: whether anybody holds an object that this node counts.
+        nameless: called with (namespace, name, actor or group) of one of ours that lost its name to another.
     """
 
     def __init__(
         self,
         node: NodeID,
         effects: list[Effect],
+        timers: Timers,
         matchmaking: Matchmaking,
         *,
         alive: Callable[[PeerID], bool],
         members: Callable[[], list[NodeID]],
         held: Callable[[ObjectID], bool],
+        nameless: Callable[[str, str, ObjectID], None],
     ) -> None:
         self._effects = effects
         self._matchmaking = matchmaking
         self._alive = alive
-        self.names = Names(node, effects, members=members, alive=alive)
+        self.names = Names(node, effects, timers, members=members, alive=alive, lost=nameless)
         self.places = ActorPlaces(effects, gone=self.names.actor_gone, held=held)
 
     def words(self) -> dict[type[Any], Callable[[PeerID, Any, float], None]]:

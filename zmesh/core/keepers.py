@@ -111,6 +111,9 @@ class Keepers:
             self._ended(peer, now)
             self._effects.append(StopKeeper(peer))
 
+    def __contains__(self, peer: PeerID) -> bool:
+        return peer in self._keepers
+
     def describe(self) -> list[dict[str, Any]]:
         """Return what the status tells of detached actors."""
         told = []

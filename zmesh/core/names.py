@@ -9,11 +9,13 @@ Source: rendezvous hashing, Thaler and Ravishankar, IEEE/ACM ToN 1998: of n node
 the names.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from zmesh.core.effects import Effect, Send
+from zmesh.core.timers import Timers
 from zmesh.wire.actor_messages import (
     GROUPS,
     NAME_DOUBT,
@@ -29,6 +31,7 @@ from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
 
 COPIES = 3  # nodes that keep a name, its home among them
 DEAD_MAX = 1024  # dead actors, and dead nodes, whose names may still be handed over by somebody who has not heard
+LOOK_S = 0.5  # after two members met again that took each other for dead, or one the other
 HOPS_MAX = 3  # nodes whose views differ pass a question on so often, before the one who has it answers
 _MASK = (1 << 64) - 1
 
@@ -54,18 +57,25 @@ class Names:
         node: its ID.
         members: the other living members.
         alive: whether a client of this node lives.
+        lost: called with (namespace, name, actor) of an actor of this node whose name another got, while members took
+            this node for dead.
     """
 
     def __init__(
         self,
         node: NodeID,
         effects: list[Effect],
+        timers: Timers,
         *,
         members: Callable[[], list[NodeID]],
         alive: Callable[[PeerID], bool],
+        lost: Callable[[str, str, ObjectID], None],
     ) -> None:
         self._node = node
         self._effects = effects
+        self._timers = timers
+        self._lost = lost
+        self._timer = 0
         self._members = members
         self._alive = alive
         self._entries: dict[Key, Entry] = {}
@@ -73,7 +83,7 @@ class Names:
         self._asked: dict[int, Asked] = {}
         self._dead: dict[ObjectID | NodeID, bool] = {}  # {dead actor, or node with all of its: True}, the oldest first
         self._requests = 0
-        self._ours: dict[ObjectID, Key] = {}  # {actor whose home is this node: its name}
+        self._ours: dict[ObjectID, Entry] = {}  # of actors whose home is this node
         self._takers: dict[int, Callable[[Entry], None]] = {}  # {request of this node's own: what hears the answer}
 
     def line(self, key: Key) -> list[NodeID]:
@@ -86,10 +96,18 @@ class Names:
 
     def take(self, namespace: str, name: str, owner: bytes, description: bytes, then: Callable[[Entry], None]) -> None:
         """Take a name for something of this node's own; `then` gets the entry that has it, once that is sure."""
+
+        def told(entry: Entry) -> None:
+            if entry[2] == owner:
+                self._ours[owner] = entry
+            then(entry)
+
+        self._take((namespace, name, owner, description), told)
+
+    def _take(self, entry: Entry, told: Callable[[Entry], None]) -> None:
         self._requests += 1
-        self._takers[self._requests] = then
-        message = NameAsk(self._requests, NAME_TAKE, namespace, name, owner, description)
-        self.ask(node_peer(self._node), message)
+        self._takers[self._requests] = told
+        self.ask(node_peer(self._node), NameAsk(self._requests, NAME_TAKE, *entry))
 
     def ask(self, peer: PeerID, message: NameAsk) -> None:
         """A client of this node asks, or another node whose view says that this one should know."""
@@ -119,7 +137,7 @@ class Names:
             again = NameAsk(0, NAME_DOUBT, *key, message.actor, hops=message.hops + 1)
             self._effects.append(Send(node_peer(home), again))
         elif home not in members and not (home == self._node and self._lives(message.actor)):
-            self.ask(node_peer(self._node), NameAsk(0, NAME_DROP, *key, message.actor))
+            self._drop((*key, message.actor, b""))
 
     def _lives(self, actor: ObjectID) -> bool:
         """Whether an actor whose home is this node has a name, or is about to."""
@@ -147,13 +165,13 @@ class Names:
         if takes and entry is None and not self._is_dead(message.actor):
             self.ask(peer, message)  # another had it first, and died while copies were made
             return
-        if takes and entry is not None and peer == node_peer(self._node):
-            if entry[2] == message.actor:
-                self._ours[message.actor] = (message.namespace, message.name)
-            self._takers.pop(message.request)(entry)
+        if takes and peer == node_peer(self._node):
+            told = self._takers.pop(message.request)
+            if entry is not None:  # else what it is for has ended
+                told(entry)
             return
         if takes and entry is not None and peer[:NODE_ID_BYTES] == self._node and entry[2] == message.actor:
-            self._ours[message.actor] = (message.namespace, message.name)
+            self._ours[message.actor] = entry
             if not self._alive(peer):
                 self.actor_gone(message.actor)
                 return
@@ -237,9 +255,12 @@ class Names:
 
     def actor_gone(self, actor: ObjectID) -> None:
         """An actor whose home is this node is dead: its name is free."""
-        key = self._ours.pop(actor, None)
-        if key is not None:
-            self.ask(node_peer(self._node), NameAsk(0, NAME_DROP, *key, actor))
+        entry = self._ours.pop(actor, None)
+        if entry is not None:
+            self._drop(entry)
+
+    def _drop(self, entry: Entry) -> None:
+        self.ask(node_peer(self._node), NameAsk(0, NAME_DROP, *entry[:3]))
 
     def members_changed(self, gone: NodeID = b"") -> None:
         """A member came, or `gone` is dead, with the actors whose home it was."""
@@ -263,6 +284,36 @@ class Names:
                 self.ask(asked.asker, asked.message)
             elif gone in asked.missing:
                 self._confirmed(request, asked, gone)
+
+    # Members that took each other for dead. Meanwhile each may have given away names of the other's actors.
+
+    def taken_for_dead(self, now: float) -> None:
+        """A member took this node for dead: until that is looked into, others may have the names of ours."""
+        for entry in self._ours.values():
+            if self._entries.get(entry[:2]) == entry:
+                self._let_go(entry[:2])
+        self.look_into(now)
+
+    def look_into(self, now: float) -> None:
+        """Look soon, when whoever came back has been handed what he is to keep, whether our names are still ours."""
+        if not self._timer:
+            self._timer = self._timers.set(now + LOOK_S, self._look)
+
+    def _look(self, now: float) -> None:
+        del now
+        self._timer = 0
+        for entry in list(self._ours.values()):
+            if self.line(entry[:2])[0] != self._node or self._entries.get(entry[:2]) != entry:
+                self._take(entry, functools.partial(self._looked, entry))
+
+    def _looked(self, entry: Entry, found: Entry) -> None:
+        """An actor of ours has its name still, or again, or another has it."""
+        ended = entry[2] not in self._ours
+        if found[2] != entry[2] and not ended:
+            del self._ours[entry[2]]
+            self._lost(*entry[:3])
+        elif found[2] == entry[2] and ended:
+            self._drop(entry)
 
     def listed(self) -> list[tuple[str, str]]:
         """Return the names of actors this node is the home of."""

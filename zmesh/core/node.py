@@ -36,9 +36,10 @@ from zmesh.core.strangers import Strangers
 from zmesh.core.tallies import Tallies
 from zmesh.core.timers import Timers
 from zmesh.core.workers import IDLE, STARTING, STOPPING
+from zmesh.wire.actor_messages import GROUPS, KillActor
 from zmesh.wire.counting_messages import Held, Recount, Uncounted, WhoHolds
 from zmesh.wire.death_messages import Dying, Vouch
-from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
+from zmesh.wire.ids import NODE_ID_BYTES, PEER_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
 from zmesh.wire.marks import MARK_PLENTY, NODE, SPREAD
 from zmesh.wire.messages import (
     PROTOCOL_MAJOR,
@@ -186,8 +187,8 @@ class NodeCore(DeathInputs, MemberInputs):
     def _make_actors(self) -> ActorHome:
         others = self.neighbours.totals
         return ActorHome(
-            self.node, self._effects, self.matchmaking, alive=self._alive, members=lambda: list(others),
-            held=lambda oid: oid in self.directory,
+            self.node, self._effects, self._timers, self.matchmaking, alive=self._alive, members=lambda: list(others),
+            held=lambda oid: oid in self.directory, nameless=self._nameless,
         )  # fmt: skip
 
     def _make_groups(self, rng: random.Random) -> Groups:
@@ -301,6 +302,15 @@ class NodeCore(DeathInputs, MemberInputs):
 
     def _config_of(self, job: PeerID) -> dict[str, Any]:
         return self._clients[job].config if job in self._clients else self._configs.get(job, {})
+
+    def _nameless(self, namespace: str, name: str, what: ObjectID) -> None:
+        """One of ours has lost its name while members took us for dead; what is detached can never be found again."""
+        if namespace == GROUPS:
+            self._timers.set(0.0, lambda now: self.groups.placement.nameless(what, now))
+        elif what[:PEER_ID_BYTES] in self.keepers:
+            self.actors.places.kill(KillActor(what, no_restart=True))
+        text = f"{name!r} is another's name now, given away while other nodes took this one for dead"
+        self._effects.append(Warn(f"{text}: {what.hex()} has none, and ends if it is detached"))
 
     def _freed(self, oid: ObjectID) -> None:
         self.actors.freed(oid)

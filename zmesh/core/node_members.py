@@ -58,6 +58,7 @@ class MemberInputs:
             if self.links.came_back(node):
                 # It may not know that we took it for dead: the first word of the new link says so.
                 self._effects.append(Send(node_peer(node), Watch([])))
+                self.actors.names.look_into(now)
             self.burials.node_came_back(node)
             self.strangers.met(node, now)
             self.actors.names.members_changed()
@@ -79,6 +80,7 @@ class MemberInputs:
             self._forget_member(node, why, now)
             self.neighbours.up(node, total, foreign=foreign)
             self.burials.node_came_back(node)
+            self.actors.names.taken_for_dead(now)
             self.actors.names.members_changed()
 
     def _forget_member(self, node: NodeID, why: str, now: float) -> None:

@@ -174,6 +174,12 @@ class Placement:
         if group is not None:
             self._end(group, "it was removed", now)
 
+    def nameless(self, group: bytes, now: float) -> None:
+        """A group has lost its name to another: a detached one nobody would find again."""
+        found = self._groups.get(group)
+        if found is not None and not found.job:
+            self._end(found, "another group got its name, while other nodes took this one for dead", now)
+
     def watch(self, peer: PeerID, m: WatchGroup) -> None:
         """Tell a client the state of a group, and of each change from now on."""
         if m.group in self._naming:
