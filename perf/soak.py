@@ -27,6 +27,7 @@ from typing import Any
 import zmesh
 from perf.soak_program import Program, measure
 from zmesh import lifecycle
+from zmesh.core.names import LOOK_S
 from zmesh.core.tables import table_sizes
 from zmesh.exceptions import MeshError
 from zmesh.runtime import rundir, session
@@ -148,9 +149,13 @@ class Node:
         assert "Traceback" not in log, log
 
     def look(self, what: str) -> Any:
-        """Return how much there is: objects, used bytes of the store, workers."""
+        """Return how much there is: objects, used bytes of the store, workers, living members."""
         status = lifecycle.status(self.name)
-        return {"objects": status["objects"], "store": status["store"]["used"], "workers": len(status["workers"])}[what]
+        if what == "store":
+            return status["store"]["used"]
+        if what == "members":
+            return sum(member["state"] == "alive" for member in status["members"])
+        return status["objects"] if what == "objects" else len(status["workers"])
 
     def grown(self, may: tuple[str, ...], others: int, dead: int) -> dict[str, tuple[int, int]]:
         """Return the tables that are larger than at its start, but for an entry for each other node."""
@@ -198,6 +203,8 @@ class Soak:
         self._kill_child()
         if self.stopped is not None:
             self.stopped.signal(signal.SIGCONT)
+            _until_quiet(lambda: [node for node in self.nodes if node.look("members") < len(self.nodes)], 60.0)
+            time.sleep(4 * LOOK_S)  # names of actors of that node may just be coming back
         done = dict(program.done + self.killed)
         program.end()
         del program

@@ -141,7 +141,7 @@ class Net:
         elif isinstance(message, m.NameTold):
             names.told(message)
         elif isinstance(message, m.NameCopy):
-            names.keep(peer, message)
+            names.keep(peer, message, 0.0)
         else:
             names.copied(source, message)
         self._collect()
@@ -310,7 +310,7 @@ def test_a_name_whose_first_owner_died_while_it_was_taken_goes_to_the_next() -> 
         if net.names[first].line(("ns", "a"))[:3] != [first, second, third]:
             continue
         older = ("ns", "a", actor_id(net.client(fourth), 1), b"told")
-        net.names[second].keep(node_peer(third), m.NameCopy(0, [older]))
+        net.names[second].keep(node_peer(third), m.NameCopy(0, [older]), 0.0)
         request = net.take(first, "a")
         net.links.pop((first, third))  # so the second answer is still to come
         net.settle()
@@ -387,12 +387,12 @@ def test_a_name_that_is_handed_over_after_it_was_dropped_is_not_kept() -> None:
     net = Net(2)
     node, home = net.living
     actor = actor_id(net.client(node), 1)
-    net.names[home].keep(node_peer(node), m.NameCopy(0, [], [("ns", "a", actor)]))
-    net.names[home].keep(node_peer(node), m.NameCopy(0, [("ns", "a", actor, b"")]))
+    net.names[home].keep(node_peer(node), m.NameCopy(0, [], [("ns", "a", actor)]), 0.0)
+    net.names[home].keep(node_peer(node), m.NameCopy(0, [("ns", "a", actor, b"")]), 0.0)
     assert net.names[home]._entries == {}
     for seq in range(2, DEAD_MAX + 3):  # that many deaths later it is not remembered
-        net.names[home].keep(node_peer(node), m.NameCopy(0, [], [("ns", "b", actor_id(net.client(node), seq))]))
-    net.names[home].keep(node_peer(node), m.NameCopy(0, [("ns", "a", actor, b"")]))
+        net.names[home].keep(node_peer(node), m.NameCopy(0, [], [("ns", "b", actor_id(net.client(node), seq))]), 0.0)
+    net.names[home].keep(node_peer(node), m.NameCopy(0, [("ns", "a", actor, b"")]), 0.0)
     assert len(net.names[home]._entries) == 1
 
 
@@ -437,7 +437,7 @@ def stale(net: Net, *, home_is_dead: bool) -> bytes:
     net.settle()
     old, new = net.living[-2:]
     # As a node does that was stopped while all this happened.
-    net.names[new].keep(node_peer(old), m.NameCopy(0, [("ns", "a", actor, b"told")]))
+    net.names[new].keep(node_peer(old), m.NameCopy(0, [("ns", "a", actor, b"told")]), 0.0)
     net._collect()
     net.settle()
     find = net.ask(net.living[1], m.NAME_FIND, "a")
@@ -546,3 +546,17 @@ def test_an_actor_that_ends_while_its_name_is_looked_into_gives_it_free(seed: in
     net.settle()
     assert net.holders("a") == []
     assert net.lost == []
+
+
+def test_a_copy_on_a_node_that_is_not_in_line_goes_soon() -> None:
+    net = Net(6)
+    net.take(net.living[0], "a")
+    net.settle()
+    holder, *_ = net.holders("a")
+    other = next(node for node in net.living if node not in net.holders("a"))
+    entry = net.names[holder]._entries["ns", "a"]
+    net.names[other].keep(node_peer(holder), m.NameCopy(0, [entry]), 0.0)
+    assert other in net.holders("a"), "it may be right, and this node wrong"
+    net.timers[other].tick(LOOK_S)
+    assert other not in net.holders("a")
+    assert len(net.holders("a")) == COPIES

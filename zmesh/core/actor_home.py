@@ -67,7 +67,7 @@ class ActorHome:
             KillActor: lambda peer, m, now: places.kill(m),
             NameAsk: lambda peer, m, now: names.ask(peer, m),
             NameTold: lambda peer, m, now: names.told(m),
-            NameCopy: lambda peer, m, now: names.keep(peer, m),
+            NameCopy: names.keep,
             NameCopied: lambda peer, m, now: names.copied(peer[:NODE_ID_BYTES], m),
         }
 

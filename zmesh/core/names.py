@@ -213,7 +213,7 @@ class Names:
 
     # Copies.
 
-    def keep(self, peer: PeerID, message: NameCopy) -> None:
+    def keep(self, peer: PeerID, message: NameCopy, now: float) -> None:
         """Keep what another node hands over, unless an actor has that name here already."""
         for namespace, name, actor in message.gone:
             self._forget((namespace, name), actor)
@@ -223,7 +223,10 @@ class Names:
             if held is not None and held[2] != entry[2]:
                 found.append(held)
             elif not self._is_dead(entry[2]):
-                self._keep(tuple(entry), self.line((entry[0], entry[1])))
+                line = self.line((entry[0], entry[1]))
+                self._keep(tuple(entry), line)
+                if self._node not in line:  # whoever sent it sees other members than we do, for now
+                    self.look_into(now)
         if message.request:
             self._effects.append(Send(peer, NameCopied(message.request, found)))
 
@@ -295,13 +298,15 @@ class Names:
         self.look_into(now)
 
     def look_into(self, now: float) -> None:
-        """Look soon, when whoever came back has been handed what he is to keep, whether our names are still ours."""
+        """Look soon, when all see the same members, whether our names are still ours, and whether we keep others'."""
         if not self._timer:
             self._timer = self._timers.set(now + LOOK_S, self._look)
 
     def _look(self, now: float) -> None:
         del now
         self._timer = 0
+        for key in [key for key in self._entries if self._node not in self.line(key)]:
+            self._let_go(key)
         for entry in list(self._ours.values()):
             if self.line(entry[:2])[0] != self._node or self._entries.get(entry[:2]) != entry:
                 self._take(entry, functools.partial(self._looked, entry))

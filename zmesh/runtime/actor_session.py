@@ -198,7 +198,13 @@ class ActorSession:
     def find(self, namespace: str, name: str) -> tuple[Entry, Any] | None:
         """Return (entry, description) of the actor with that name, with a reference counted; None if there is none."""
         taken = self.ask_name(NAME_FIND, namespace, name)
-        return self._claim(taken) if taken else None
+        found = self._claim(taken) if taken else None
+        if taken and found is None:
+            self._doubt(namespace, name, taken[2])
+        return found
+
+    def _doubt(self, namespace: str, name: str, holder: bytes) -> None:
+        self._session._do(lambda: self._session.core.actors.doubt_name(namespace, name, holder))
 
     def await_name(self, namespace: str, name: str, holder: bytes, until: float) -> None:
         """What has a name is gone, of which the name's home is about to hear: wait a moment, and then help.
@@ -210,7 +216,7 @@ class ActorSession:
             raise MeshError(f"the name {name!r} belongs to what is gone, and is not given free")
         late = monotonic() > until - DYING_NAME_S + DOUBT_S
         if late:
-            self._session._do(lambda: self._session.core.actors.doubt_name(namespace, name, holder))
+            self._doubt(namespace, name, holder)
         time.sleep(DOUBT_PAUSE_S if late else 0.01)
 
     def names(self) -> list[tuple[str, str]]:
