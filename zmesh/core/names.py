@@ -9,7 +9,6 @@ Source: rendezvous hashing, Thaler and Ravishankar, IEEE/ACM ToN 1998: of n node
 the names.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -309,7 +308,10 @@ class Names:
             self._let_go(key)
         for entry in list(self._ours.values()):
             if self.line(entry[:2])[0] != self._node or self._entries.get(entry[:2]) != entry:
-                self._take(entry, functools.partial(self._looked, entry))
+                self._take_again(entry)
+
+    def _take_again(self, entry: Entry) -> None:
+        self._take(entry, lambda found: self._looked(entry, found))
 
     def _looked(self, entry: Entry, found: Entry) -> None:
         """An actor of ours has its name still, or again, or another has it."""

@@ -23,8 +23,9 @@ from zmesh.wire.messages import ERROR
 if TYPE_CHECKING:
     from zmesh.runtime.session import Session
 
-DYING_NAME_S = 10.0  # so long a name may belong to an actor or group nobody knows any more
-DOUBT_S, DOUBT_PAUSE_S = 0.5, 0.1  # after so long its node is asked, again and again
+# So often a name may belong to an actor or group that is gone, for some 10 s in all; after the first 0.5 s its node is
+# asked about it.
+NAME_TRIES, DOUBT_TRIES = 150, 50
 INLINE_ARGUMENTS_MAX = 64 * 1024  # larger ones go to shared memory, as those of tasks
 
 
@@ -101,7 +102,7 @@ class ActorSession:
         why = "its name could not be taken"
         try:
             session._promote([handle])
-            until = monotonic() + DYING_NAME_S
+            tries = 0
             while True:
                 taken = self.ask_name(NAME_TAKE, *called, oid, blob)
                 if taken[2] == oid:
@@ -111,7 +112,8 @@ class ActorSession:
                 if found is not None:
                     why = "another actor has its name"
                     break
-                self.await_name(*called, taken[2], until)
+                self.await_name(*called, taken[2], tries)
+                tries += 1
         except BaseException:
             self._abandon(handle, why)
             raise
@@ -142,7 +144,7 @@ class ActorSession:
         deps = [session.object_id(entry) for entry in inputs.deps]
         told: list[Any] = [spec.name, spec.shape, spec.fallbacks, spec.options, spec.digest, spec.blob]
         told += [spec.max_retries, spec.priority]
-        until = monotonic() + DYING_NAME_S
+        tries = 0
         while True:
             with session.reactor.lock:
                 order = KeepActor(0, session.job, told, payload, deps, held, *called, ordered, here)
@@ -154,7 +156,8 @@ class ActorSession:
             found = self._claim(kept.found)
             if found is not None:
                 return (*found, False)
-            self.await_name(*called[:2], kept.found[2], until)
+            self.await_name(*called[:2], kept.found[2], tries)
+            tries += 1
 
     def _lighten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Put what is large into objects of its own, so that the arguments themselves fit into a message."""
@@ -206,18 +209,20 @@ class ActorSession:
     def _doubt(self, namespace: str, name: str, holder: bytes) -> None:
         self._session._do(lambda: self._session.core.actors.doubt_name(namespace, name, holder))
 
-    def await_name(self, namespace: str, name: str, holder: bytes, until: float) -> None:
+    def await_name(self, namespace: str, name: str, holder: bytes, tries: int) -> None:
         """What has a name is gone, of which the name's home is about to hear: wait a moment, and then help.
 
+        Args:
+            tries: how often that was so before.
+
         Raises:
-            MeshError: it is `until`.
+            MeshError: it was too often.
         """
-        if monotonic() > until:
+        if tries >= NAME_TRIES:
             raise MeshError(f"the name {name!r} belongs to what is gone, and is not given free")
-        late = monotonic() > until - DYING_NAME_S + DOUBT_S
-        if late:
+        if tries >= DOUBT_TRIES:
             self._doubt(namespace, name, holder)
-        time.sleep(DOUBT_PAUSE_S if late else 0.01)
+        time.sleep(0.1 if tries >= DOUBT_TRIES else 0.01)
 
     def names(self) -> list[tuple[str, str]]:
         """Return (namespace, name) of all actors of the mesh that have one."""

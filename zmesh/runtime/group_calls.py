@@ -9,7 +9,6 @@ from zmesh.core.records import GROUP_ID_BYTES, Entry
 from zmesh.exceptions import ConfigError
 from zmesh.object_ref import ObjectRef
 from zmesh.runtime import serialization
-from zmesh.runtime.actor_session import DYING_NAME_S
 from zmesh.wire.actor_messages import GROUPS, NAME_FIND
 from zmesh.wire.ids import NODE_ID_BYTES
 from zmesh.wire.messages import PENDING, UNIT
@@ -36,7 +35,7 @@ class GroupCalls:
         job = b"" if detached else self.job
         if detached:
             self.warn_if_private()
-        until = monotonic() + DYING_NAME_S
+        tries = 0
         while True:
             with self.reactor.lock:
                 group: bytes = self.core.node[:NODE_ID_BYTES] + os.urandom(GROUP_ID_BYTES - NODE_ID_BYTES)
@@ -46,9 +45,10 @@ class GroupCalls:
                 return group
             except ConfigError as error:
                 holder = getattr(error, "holder", b"")
-                if not holder or monotonic() > until or self._group_lives(holder):
+                if not holder or self._group_lives(holder):
                     raise
-            self.actors.await_name(GROUPS, name, holder, until)
+            self.actors.await_name(GROUPS, name, holder, tries)
+            tries += 1
 
     def _group_lives(self: Any, group: bytes) -> bool:
         """Whether a group is there, as its coordinator says."""
