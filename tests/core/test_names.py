@@ -50,12 +50,14 @@ class Net:
         self._collect()
         return node
 
-    def die(self, node: NodeID) -> None:
-        self.living.remove(node)
-        for link in [link for link in self.links if node in link]:
+    def die(self, *nodes: NodeID) -> None:
+        self.living = [node for node in self.living if node not in nodes]
+        for link in [link for link in self.links if link[0] in nodes or link[1] in nodes]:
             del self.links[link]
         for other in self.living:
-            self.names[other].members_changed(node)
+            for node in nodes:
+                self.names[other].members_changed(node)
+            self.names[other].look_into(0.0)
         self._collect()
 
     def _lose(self, node: NodeID, actor: bytes) -> None:
@@ -559,4 +561,20 @@ def test_a_copy_on_a_node_that_is_not_in_line_goes_soon() -> None:
     assert other in net.holders("a"), "it may be right, and this node wrong"
     net.timers[other].tick(LOOK_S)
     assert other not in net.holders("a")
+    assert len(net.holders("a")) == COPIES
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_name_comes_back_when_all_who_kept_it_have_died_at_once(seed: int) -> None:
+    net = Net(7, seed)
+    request = net.take(net.living[0], "a")
+    net.settle()
+    net.die(*[node for node in net.holders("a") if node != net.living[0]])
+    for node in net.living:
+        net.timers[node].tick(LOOK_S)
+        net._collect()
+    net.settle()
+    find = net.ask(net.living[1], m.NAME_FIND, "a")
+    net.settle()
+    assert net.told[find] == net.told[request]
     assert len(net.holders("a")) == COPIES

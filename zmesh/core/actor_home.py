@@ -101,10 +101,11 @@ class ActorHome:
         self.places.client_gone(peer)
         return called
 
-    def node_gone(self, node: NodeID) -> None:
+    def node_gone(self, node: NodeID, now: float) -> None:
         """A member is gone."""
         self.places.node_gone(node)
         self.names.members_changed(node)
+        self.names.look_into(now)
 
     def check(self) -> None:
         """Verify the tables; for tests and the simulator."""

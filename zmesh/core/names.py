@@ -30,7 +30,7 @@ from zmesh.wire.ids import NODE_ID_BYTES, NodeID, ObjectID, PeerID, node_peer
 
 COPIES = 3  # nodes that keep a name, its home among them
 DEAD_MAX = 1024  # dead actors, and dead nodes, whose names may still be handed over by somebody who has not heard
-LOOK_S = 0.5  # after two members met again that took each other for dead, or one the other
+LOOK_S = 0.5  # after a death, or after members met again that took each other for dead
 HOPS_MAX = 3  # nodes whose views differ pass a question on so often, before the one who has it answers
 _MASK = (1 << 64) - 1
 
@@ -287,7 +287,7 @@ class Names:
             elif gone in asked.missing:
                 self._confirmed(request, asked, gone)
 
-    # Members that took each other for dead. Meanwhile each may have given away names of the other's actors.
+    # Names may be lost with all who kept them. Members that took each other for dead may have given away the other's.
 
     def taken_for_dead(self, now: float) -> None:
         """A member took this node for dead: until that is looked into, others may have the names of ours."""

@@ -96,7 +96,7 @@ class MemberInputs:
             self.directory.holder_died(node_peer(node))
         self.burials.node_died(node, mourners, holders)
         self.evacuation.node_gone(node)
-        self.actors.node_gone(node)
+        self.actors.node_gone(node, now)
         self.replicas.node_gone(node)
         self.holder.home_gone(node)
         self.orphans.node_gone(node, now)
