@@ -414,6 +414,11 @@ class ActorCalls:
         self._tell(actor)
         self._fill(actor, SENT_MAX)
 
+    def dying(self, peer: PeerID, how: str) -> None:
+        """The worker of an actor has died: `how` ends a sentence about it."""
+        if peer in self.serving:
+            self.serving[peer].how = how
+
     def _interrupt(self, actor: Actor, now: float) -> None:
         """The actor will be made anew: what it had may have run."""
         sent, actor.sent = list(actor.sent.values()), {}
@@ -568,7 +573,7 @@ def _unavailable(actor: Actor) -> str:
     return (
         f"actor {actor.name} ({actor.oid.hex()}) went while it had this call, and is being made again; the call may or "
         "may not have run. Calls with max_task_retries= are sent again"
-    )
+    ) + (f". Its worker {actor.how}" if actor.how else "")
 
 
 def _died(actor: Actor, text: str, attributes: dict[str, Any]) -> tuple[int, Any]:

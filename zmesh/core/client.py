@@ -449,6 +449,7 @@ class ClientCore(ActorInputs, LineageInputs):
         thief = self.victim.thieves.get(message.worker)
         if thief is not None:
             self.victim.close(thief)
+        self.actors.dying(message.worker, message.detail or self._describe_status(message.status)[2])
         self.timers.set(now + DRAIN_S, lambda then: self._bury(message, then))
 
     def _bury(self, message: WorkerDied, now: float) -> None:

@@ -285,6 +285,7 @@ class Actor:
         "failure",
         "gathering",
         "handle",
+        "how",
         "name",
         "oid",
         "open",
@@ -312,6 +313,7 @@ class Actor:
         self.queue: deque[MethodCall] = deque()  # to be sent, in order; resolved ones are skipped
         self.sent: dict[int, MethodCall] = {}  # {seq: call} sent to `peer` and not answered, in order
         self.specs: dict[int, bool] = {}  # {spec index: True} that `peer` has
+        self.how = ""  # `peer` has died, or the one before
         self.burst = 0  # calls made since burst_s, a moment ago
         self.burst_s = 0.0
         self.gathering = False  # a timer is about to send what is queued
