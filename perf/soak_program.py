@@ -129,7 +129,7 @@ class Program:
 
     def run(self, puts: int) -> None:
         """Go on until so many values were put."""
-        acts = [self.put] * 12 + [self.nest, self.open, self.pass_one, self.pass_nested, self.take, self.keep]
+        acts = [self.put] * 40 + [self.nest, self.open, self.pass_one, self.pass_nested, self.take, self.keep]
         acts += [self.stream, self.call_async, self.call_named, self.wait, self.cancel, self.reserve]
         while self.done["puts"] < puts:
             act = self.rng.choice(acts)
