@@ -67,7 +67,7 @@ OF_MEMBERS = (
     *("core.links._links", "core.neighbours.totals", "core.neighbours._watched", "core.neighbours._watchers"),
     "core.groups.placement._heard",
 )
-OF_DEAD = ("core.links._links", "core.links._closed")
+OF_DEAD = ("core.links._links", "core.links._closed", "core.links._early")
 # Of a program: functions, also those for groups, and what is cached, live as long as it does.
 OF_PROGRAMS = (
     "core.specs",
@@ -200,7 +200,7 @@ class Soak:
         for part in range(1, max(1, self.beside) + 1):
             program.run(min(self.puts, part * portion))
             self._kill_one()
-        self._kill_child()
+        self.kill_child()
         if self.stopped is not None:
             self.stopped.signal(signal.SIGCONT)
             _until_quiet(lambda: [node for node in self.nodes if node.look("members") < len(self.nodes)], 60.0)
@@ -263,7 +263,7 @@ class Soak:
 
     def _kill_one(self) -> None:
         """Kill the program beside, and kill or stop a node that is not ours; what was stopped goes on."""
-        self._kill_child()
+        self.kill_child()
         self.killed["killed programs"] += 1
         if self.stopped is not None:
             self.stopped.signal(signal.SIGCONT)
@@ -279,12 +279,14 @@ class Soak:
                 self.killed["stopped nodes"] += 1
         self._start()
 
-    def _kill_child(self) -> None:
-        if self.child is None:
+    def kill_child(self) -> None:
+        """End the program beside, and keep what it said if it had ended by itself."""
+        child, self.child = self.child, None
+        if child is None:
             return
-        ended = self.child.poll() is not None
-        self.child.kill()
-        _, said = self.child.communicate()
+        ended = child.poll() is not None
+        child.kill()
+        _, said = child.communicate()
         if ended and "NodeDiedError" not in said:
             self.failed.append(said)
 
@@ -306,13 +308,13 @@ def soak(
     """
     settings: dict[str, Any] = {"num_cpus": num_cpus, "store_bytes": store_bytes}
     made = [Node(f"soak{os.getpid()}", settings)]
+    run = Soak(made, puts, beside, seed, closures=closures)
     try:
-        for i in range(1, nodes):
-            made.append(
-                Node(f"soak{os.getpid()}-{i}", settings | {"join": [made[0].address]})
-            )  # what was started is stopped
-        return Soak(made, puts, beside, seed, closures=closures).run()
+        while len(made) < nodes:
+            made.append(Node(f"soak{os.getpid()}-{len(made)}", settings | {"join": [made[0].address]}))
+        return run.run()
     finally:
+        run.kill_child()
         zmesh.shutdown()
         for node in made:
             node.stop()

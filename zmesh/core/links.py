@@ -80,7 +80,7 @@ class Links:
         self._known = known
         self._links: dict[NodeID, Link] = {}
         self._closed: dict[NodeID, bool] = {}  # {node: True} of links that ended, the first to end first
-        self._early: dict[NodeID, bool] = {}  # {node not known yet: True} of which something was not taken
+        self._early: dict[NodeID, bool] = {}  # {node not known yet: True} of which something was not taken; old first
         self._epoch = 0  # of a first link: above that of all that were forgotten, as one of these may come back
 
     def _link(self, node: NodeID) -> Link:
@@ -229,8 +229,9 @@ class Links:
     def _current(self, node: NodeID, epoch: int) -> Link | None:
         """Return the link a word of that epoch belongs to; None if it is of a link that ended, or of a stranger."""
         if not self._known(node):
-            if len(self._early) < CLOSED_MAX:
-                self._early[node] = True
+            self._early[node] = True
+            if len(self._early) > CLOSED_MAX:
+                del self._early[next(iter(self._early))]
             return None
         link = self._link(node)
         if epoch > link.epoch:
