@@ -323,6 +323,21 @@ def test_a_client_that_goes_while_it_waits_for_room_leaves_nothing(node: Node, a
     assert node.server.segments_of(b"carol") == []
 
 
+def test_a_producer_may_die_when_it_was_asked_to_unmap_what_is_to_be_spilled(tmp_path: Path) -> None:
+    disk, asked = SpillDisk(str(tmp_path)), []
+    server = SegmentServer(
+        str(tmp_path / "s"), CAPACITY, disk=disk, disk_bytes_max=1 << 30, unmap=lambda *ask: asked.append(ask)
+    )
+    for segment in range(1, 5):
+        server.make(CAPACITY // 4, ALICE, lambda segment, why: None, segment=segment, mapped=True)
+        server.fill(segment)
+    assert {peer for peer, _ in asked} == {ALICE}, "the store is full: some have to go"
+    server.drop_unused_of(ALICE, [])
+    wait_until(lambda: server.disk_done() or server.used_bytes == server.ledger.disk_bytes == 0)
+    server.ledger.check()
+    server.close()
+
+
 def test_the_quota_of_the_disk_is_named(tmp_path: Path) -> None:
     node = Node(tmp_path / "segments", SpillDisk(str(tmp_path)), disk_bytes_max=MIB // 2)
     alice = node.stores[ALICE] = Store(node.path, ALICE)

@@ -185,6 +185,7 @@ class SegmentServer:
     def drop(self, segments: Collection[int]) -> None:
         """Close the node's descriptors; the pages go with the last mapping. Unknown segments are no error."""
         for segment in segments:
+            self._carry_out()  # what was ordered so far may be about this one
             found = self._segments.pop(segment, None)
             if found is not None:
                 theirs = self._produced[found.producer]
