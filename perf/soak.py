@@ -200,9 +200,7 @@ class Soak:
         for part in range(1, max(1, self.beside) + 1):
             program.run(min(self.puts, part * portion))
             self._kill_one()
-        self.kill_child()
-        if self.stopped is not None:
-            self.stopped.signal(signal.SIGCONT)
+        if self.end():
             _until_quiet(lambda: [node for node in self.nodes if node.look("members") < len(self.nodes)], 60.0)
             time.sleep(4 * LOOK_S)  # names of actors of that node may just be coming back
         done = dict(program.done + self.killed)
@@ -263,11 +261,8 @@ class Soak:
 
     def _kill_one(self) -> None:
         """Kill the program beside, and kill or stop a node that is not ours; what was stopped goes on."""
-        self.kill_child()
+        self.end()
         self.killed["killed programs"] += 1
-        if self.stopped is not None:
-            self.stopped.signal(signal.SIGCONT)
-            self.stopped = None
         if len(self.nodes) > 1:
             node = self.rng.choice(self.nodes[1:])
             if self.rng.random() < 0.5:
@@ -279,16 +274,19 @@ class Soak:
                 self.killed["stopped nodes"] += 1
         self._start()
 
-    def kill_child(self) -> None:
-        """End the program beside, and keep what it said if it had ended by itself."""
+    def end(self) -> bool:
+        """End the program beside, and have a node that was stopped go on; returns whether there was one."""
         child, self.child = self.child, None
-        if child is None:
-            return
-        ended = child.poll() is not None
-        child.kill()
-        _, said = child.communicate()
-        if ended and "NodeDiedError" not in said:
-            self.failed.append(said)
+        if child is not None:
+            ended = child.poll() is not None
+            child.kill()
+            _, said = child.communicate()
+            if ended and "NodeDiedError" not in said:
+                self.failed.append(said)
+        node, self.stopped = self.stopped, None
+        if node is not None:
+            node.signal(signal.SIGCONT)
+        return node is not None
 
 
 def soak(
@@ -314,7 +312,7 @@ def soak(
             made.append(Node(f"soak{os.getpid()}-{len(made)}", settings | {"join": [made[0].address]}))
         return run.run()
     finally:
-        run.kill_child()
+        run.end()
         zmesh.shutdown()
         for node in made:
             node.stop()
@@ -325,7 +323,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--puts", type=int, default=100_000)
     parser.add_argument("--beside", type=int, default=10, help="how many other programs are killed meanwhile")
-    parser.add_argument("--nodes", type=int, default=1, help="one is killed whenever a program is, but for the first")
+    parser.add_argument("--nodes", type=int, default=1, help="all but the first are killed or stopped in turn")
     parser.add_argument("--store-mb", type=int, default=256, help="of each node; what does not fit is spilled")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--beside-of", help=argparse.SUPPRESS)

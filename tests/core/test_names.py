@@ -65,24 +65,16 @@ class Net:
         self.lost.append(actor)
         self.names[node].actor_gone(actor)
 
-    def part(self, some: list[NodeID]) -> None:
-        """These and the others take each other for dead: no word gets across."""
+    def part(self, some: list[NodeID], *, stopped: bool = False) -> None:
+        """These and the others take each other for dead: no word gets across. Who is `stopped` notices nothing."""
         for one in some:
             for other in [node for node in self.living if node not in some]:
                 for pair in ((one, other), (other, one)):
                     self.apart[pair] = True
                     self.links.pop(pair, None)
                 self.names[other].members_changed(one)
-                self.names[one].members_changed(other)
-        self._collect()
-
-    def stop(self, node: NodeID) -> None:
-        """All others take it for dead, and it does nothing meanwhile."""
-        for other in [one for one in self.living if one != node]:
-            for pair in ((node, other), (other, node)):
-                self.apart[pair] = True
-                self.links.pop(pair, None)
-            self.names[other].members_changed(node)
+                if not stopped:
+                    self.names[one].members_changed(other)
         self._collect()
 
     def meet(self, stopped: NodeID = b"") -> None:
@@ -100,9 +92,8 @@ class Net:
         for node, other in self.rng.sample(pairs, len(pairs)):
             if node == stopped:
                 self.names[node].members_changed(other)
-                self.names[node].taken_for_dead(0.0)
-            else:
-                self.names[node].look_into(0.0)
+                self.names[node].taken_for_dead()
+            self.names[node].look_into(0.0)
             self.names[node].members_changed()
         self._collect()
 
@@ -478,20 +469,26 @@ def test_whoever_lives_keeps_its_name_when_somebody_doubts_it(seed: int) -> None
     assert len(net.holders("a")) == COPIES
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_an_actor_keeps_its_name_while_others_take_its_node_for_dead(seed: int) -> None:
-    net = Net(5, seed)
+def stopped(net: Net) -> tuple[NodeID, bytes]:
+    """Stop a node with an actor called "a" for so long that the others take it for dead; returns both."""
     node = net.living[2]
     request = net.take(node, "a")
     net.settle()
-    net.stop(node)
+    net.part([node], stopped=True)
+    return node, net.told[request][2]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_an_actor_keeps_its_name_while_others_take_its_node_for_dead(seed: int) -> None:
+    net = Net(5, seed)
+    node, actor = stopped(net)
     find = net.ask(net.living[0], m.NAME_FIND, "a")
     net.settle()
     assert net.told[find] == []
     net.meet(stopped=node)
     finds = [net.ask(one, m.NAME_FIND, "a") for one in net.living]
     net.settle()
-    assert all(net.told[find][2] == net.told[request][2] for find in finds)
+    assert all(net.told[find][2] == actor for find in finds)
     assert net.lost == []
     assert len(net.holders("a")) == COPIES
 
@@ -499,18 +496,15 @@ def test_an_actor_keeps_its_name_while_others_take_its_node_for_dead(seed: int) 
 @pytest.mark.parametrize("seed", range(40))
 def test_an_actor_loses_its_name_to_one_that_got_it_while_its_node_was_taken_for_dead(seed: int) -> None:
     net = Net(5, seed)
-    node = net.living[2]
-    first = net.take(node, "a")
-    net.settle()
-    net.stop(node)
+    node, actor = stopped(net)
     second = net.take(net.living[0], "a")
     net.settle()
-    assert net.told[second][2] != net.told[first][2]
+    assert net.told[second][2] != actor
     net.meet(stopped=node)
     finds = [net.ask(one, m.NAME_FIND, "a") for one in net.living]
     net.settle()
     assert all(net.told[find][2] == net.told[second][2] for find in finds)
-    assert net.lost == [net.told[first][2]]
+    assert net.lost == [actor]
     assert len(net.holders("a")) == COPIES
 
 
@@ -533,17 +527,14 @@ def test_when_two_sides_meet_again_each_name_belongs_to_one(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_an_actor_that_ends_while_its_name_is_looked_into_gives_it_free(seed: int) -> None:
     net = Net(4, seed)
-    node = net.living[2]
-    net.take(node, "a")
-    net.settle()
-    net.stop(node)
+    node, actor = stopped(net)
     net.see_each_other(stopped=node)
     net.timers[node].tick(LOOK_S)
     net._collect()
     for _ in range(net.rng.randrange(12)):
         net.step()
     assert net.holders("a") or net.links, "it is, or will be, where it belongs"
-    net.names[node].actor_gone(actor_id(net.client(node), 1))
+    net.names[node].actor_gone(actor)
     net._collect()
     net.settle()
     assert net.holders("a") == []

@@ -289,12 +289,11 @@ class Names:
 
     # Names may be lost with all who kept them. Members that took each other for dead may have given away the other's.
 
-    def taken_for_dead(self, now: float) -> None:
-        """A member took this node for dead: until that is looked into, others may have the names of ours."""
+    def taken_for_dead(self) -> None:
+        """A member took this node for dead: until `look_into` has looked, others may have the names of ours."""
         for entry in self._ours.values():
             if self._entries.get(entry[:2]) == entry:
                 self._let_go(entry[:2])
-        self.look_into(now)
 
     def look_into(self, now: float) -> None:
         """Look soon, when all see the same members, whether our names are still ours, and whether we keep others'."""

@@ -80,7 +80,7 @@ class MemberInputs:
             self._forget_member(node, why, now)
             self.neighbours.up(node, total, foreign=foreign)
             self.burials.node_came_back(node)
-            self.actors.names.taken_for_dead(now)
+            self.actors.names.taken_for_dead()
             self.actors.names.members_changed()
 
     def _forget_member(self, node: NodeID, why: str, now: float) -> None:

@@ -13,7 +13,6 @@ class Watch:
     def __init__(self) -> None:
         self._poll = select.epoll()  # of thousands of descriptors few have something: each worker has four
         self._readers: dict[int, Read] = {}
-        self._sets: dict[Read, list[int]] = {}  # of `replace`
 
     def __contains__(self, fd: int) -> bool:
         return fd in self._readers
@@ -34,11 +33,9 @@ class Watch:
 
         For sockets of ZeroMQ, which closes them itself: a number it gave up may long be a descriptor of somebody else.
         """
-        for fd in self._sets.get(read, ()):
-            if self._readers.get(fd) == read:
-                self.remove(fd)
-        self._sets[read] = list(dict.fromkeys(fds))
-        for fd in self._sets[read]:
+        for fd in [fd for fd, reader in self._readers.items() if reader == read]:
+            self.remove(fd)
+        for fd in dict.fromkeys(fds):
             self.add(fd, read)
 
     def read(self, fd: int) -> None:
